@@ -1,0 +1,1 @@
+//! Port Nimara: the marina CRM of the live demo.

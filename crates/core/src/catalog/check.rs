@@ -1,0 +1,202 @@
+//! What is legal in a catalog but probably wrong.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::{Catalog, Join, Pattern};
+use crate::FieldError;
+use crate::expr::Expr;
+use crate::room::RoomTemplate;
+use crate::schema::Schema;
+use crate::suggest::suggest;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Very likely a mistake.
+    Warning,
+    /// Worth knowing.
+    Note,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Warning => "warning",
+            Self::Note => "note",
+        })
+    }
+}
+
+/// Something about a catalog that its author should know. Shown as `warning: queue "x": no job waits in it`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it is about and what it means.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.severity, self.message)
+    }
+}
+
+/// Everything worth knowing about `catalog`: warnings first, then by name.
+pub fn lint(catalog: &Catalog) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    rooms(catalog, &mut findings);
+    events(catalog, &mut findings);
+    work(catalog, &mut findings);
+    schedules(catalog, &mut findings);
+    rules(catalog, &mut findings);
+    roles(catalog, &mut findings);
+    not_enforced(catalog, &mut findings);
+    findings.sort();
+    findings
+}
+
+fn warn(findings: &mut Vec<Finding>, message: String) {
+    findings.push(Finding { severity: Severity::Warning, message });
+}
+
+fn note(findings: &mut Vec<Finding>, message: String) {
+    findings.push(Finding { severity: Severity::Note, message });
+}
+
+fn rooms(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let used: Vec<&RoomTemplate> = catalog
+        .events
+        .values()
+        .flat_map(|event| event.rooms.iter().chain(event.views.iter().map(|view| &view.room)))
+        .collect();
+    for room in catalog.rooms.iter().filter(|room| room.join != Join::Request) {
+        if !used.iter().any(|template| room.template.same_shape(template) || room.template.matches(template.source())) {
+            warn(findings, format!("room {:?}: no event is delivered to it", room.template.source()));
+        }
+    }
+}
+
+fn events(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    for (name, event) in &catalog.events {
+        let heard = event.reply
+            || !event.rooms.is_empty()
+            || !event.views.is_empty()
+            || catalog.rules.iter().any(|rule| rule.on.matches(name));
+        if !heard {
+            warn(findings, format!("event {name:?}: declared but never heard, it has neither rooms nor a rule"));
+        }
+    }
+    for (name, message) in &catalog.messages {
+        let acts =
+            message.join.is_some() || message.leave.is_some() || message.reply.is_some() || !message.publish.is_empty();
+        if !acts {
+            warn(findings, format!("message {name:?}: does nothing, it has none of join, leave, reply and publish"));
+        }
+    }
+}
+
+fn work(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    for name in catalog.queues.keys() {
+        if !catalog.jobs.values().any(|job| job.queue == *name) {
+            warn(findings, format!("queue {name:?}: no job waits in it"));
+        }
+    }
+    let by_rule = catalog.rules.iter().filter_map(|rule| rule.enqueue.as_ref()).map(|enqueue| &*enqueue.job);
+    let by_schedule = catalog.schedules.values().map(|schedule| &*schedule.job);
+    let enqueued: BTreeSet<&str> = by_rule.chain(by_schedule).collect();
+    for name in catalog.jobs.keys().filter(|name| !enqueued.contains(&***name)) {
+        note(findings, format!("job {name:?}: no rule and no schedule enqueues it, so the app has to"));
+    }
+}
+
+fn schedules(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    for (name, schedule) in &catalog.schedules {
+        // What a user's own schedule passes to the job is known when that user sets it.
+        let schema = catalog.job(&schedule.job).and_then(|job| job.data.as_ref());
+        if let (Some(schema), true) = (schema, schedule.timing.is_some()) {
+            let mut errors = Vec::new();
+            schema.validate(&schedule.data.to_value(), "data", &mut errors);
+            for FieldError { path, message } in errors {
+                let job = &schedule.job;
+                warn(findings, format!("schedule {name:?}: {path}: {message}, but the job {job:?} needs it"));
+            }
+        }
+    }
+}
+
+/// A rule's templates against the shapes of the event they read and of the job they fill.
+fn rules(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    for (index, rule) in catalog.rules.iter().enumerate() {
+        let Pattern::Exact(on) = &rule.on else {
+            continue;
+        };
+        let label = format!("rule {index} on {on:?}");
+        let read = catalog.event(on).and_then(|event| event.data.as_ref());
+        let enqueued = rule.enqueue.iter().map(|enqueue| &enqueue.data);
+        let published = rule.publish.iter().flat_map(|publish| publish.params.values().chain([&publish.data]));
+        let paths: BTreeSet<&str> = enqueued.chain(published).flat_map(|template| template.paths()).collect();
+        for (path, schema) in paths.into_iter().filter_map(|path| Some((path, read?))) {
+            let field = path.strip_prefix("data.").map(|path| path.split('.').next().unwrap_or_default());
+            if let Some(field) = field
+                && !schema.fields().any(|known| known == field)
+            {
+                let hint =
+                    suggest(field, schema.fields()).map_or(String::new(), |hint| format!("; did you mean {hint:?}?"));
+                warn(findings, format!("{label}: {{{{ {path} }}}} is not in the event's data{hint}"));
+            }
+        }
+        if let Some(enqueue) = &rule.enqueue
+            && let Some(schema) = catalog.job(&enqueue.job).and_then(|job| job.data.as_ref())
+            && let Some(given) = enqueue.data.keys()
+        {
+            let given: BTreeSet<&str> = given.collect();
+            for missing in schema.required_fields().filter(|field| !given.contains(field)) {
+                warn(findings, format!("{label}: the job {:?} needs data.{missing}", enqueue.job));
+            }
+            let maybe_absent = |path: &str| {
+                let field = path.strip_prefix("data.").and_then(|name| read?.field(name));
+                let asked = rule.when.as_ref().is_some_and(|when| when.source().contains(path));
+                field.is_some_and(Schema::is_optional) && !asked
+            };
+            for (field, path) in schema.required_fields().filter_map(|field| Some((field, enqueue.data.hole(field)?))) {
+                if maybe_absent(path) {
+                    warn(
+                        findings,
+                        format!("{label}: {path} is optional, but the job {:?} needs data.{field}", enqueue.job),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn roles(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    let rooms = catalog.rooms.iter().filter_map(|room| room.when.as_ref());
+    let events = catalog.events.values().filter_map(|event| event.visible.as_ref());
+    let messages = catalog.messages.values().flat_map(|message| &message.publish);
+    let publications = messages.filter_map(|publish| publish.when.as_ref());
+    let rules = catalog.rules.iter().filter_map(|rule| rule.when.as_ref());
+    let used: BTreeSet<&str> =
+        rooms.chain(events).chain(publications).chain(rules).flat_map(Expr::roles_mentioned).collect();
+    for role in catalog.auth.roles.iter().filter(|role| !used.contains(role.as_str())) {
+        note(findings, format!("role {role:?}: declared but no expression asks for it"));
+    }
+}
+
+/// What this build reads and keeps but does not act on.
+fn not_enforced(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    for (name, queue) in &catalog.queues {
+        for (key, value) in [("perTenant", queue.per_tenant), ("perKey", queue.per_key)] {
+            if value.is_some() {
+                note(findings, format!("queue {name:?}: {key} is not enforced by this build"));
+            }
+        }
+    }
+    for (name, event) in &catalog.events {
+        if event.conflate.is_some() {
+            note(findings, format!("event {name:?}: conflate is not applied by this build, every value is sent"));
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! The catalog: what an app declares. Rooms, events, queues, jobs, schedules, rules; the single source for validation.
+//!
+//! A catalog is read in three steps, each of which can only be reached through the one before: **parse** (TOML with the place of
+//! every key), **resolve** (templates, expressions, durations and references become typed values), **check** (what is
+//! legal but probably wrong). What comes out cannot name an event, queue, room or role that does not exist.
+
+mod check;
+mod load;
+mod raw;
+mod realtime;
+mod work;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use check::{Finding, Severity, lint};
+pub use load::{LoadError, Problem, load, parse};
+
+use crate::expr::Expr;
+use crate::limit::Rate;
+use crate::retry::Backoff;
+use crate::room::RoomTemplate;
+use crate::schedule::{Missed, Overlap, Timing};
+use crate::schema::Schema;
+use crate::suggest::suggest;
+use crate::template::Template;
+
+/// One app as its catalog declares it. Immutable and shared; every name in it resolves.
+#[derive(Debug)]
+pub struct Catalog {
+    /// Name, tenant and zone.
+    pub app: App,
+    /// How end users prove who they are.
+    pub auth: Auth,
+    /// Namespaces, wire profile and history.
+    pub realtime: Realtime,
+    /// Rooms in the order of declaration.
+    pub rooms: Vec<Room>,
+    /// Event types by name.
+    pub events: HashMap<Arc<str>, Arc<EventType>>,
+    /// What clients may send beyond the built-in messages, by name.
+    pub messages: HashMap<Arc<str>, Message>,
+    /// Queues by name.
+    pub queues: BTreeMap<Arc<str>, Queue>,
+    /// Job types by name.
+    pub jobs: BTreeMap<Arc<str>, JobType>,
+    /// App-wide schedules by name.
+    pub schedules: BTreeMap<Arc<str>, ScheduleSpec>,
+    /// Declared event -> job, event.
+    pub rules: Vec<Rule>,
+    /// Declared caches by name.
+    pub caches: BTreeMap<Arc<str>, Cache>,
+}
+
+impl Catalog {
+    /// The event type called `name`.
+    pub fn event(&self, name: &str) -> Option<&Arc<EventType>> {
+        self.events.get(name)
+    }
+
+    /// The event type that `name` was probably meant to be.
+    pub fn suggest_event(&self, name: &str) -> Option<&str> {
+        suggest(name, self.events.keys().map(|known| &**known))
+    }
+
+    /// The job type called `name`.
+    pub fn job(&self, name: &str) -> Option<&JobType> {
+        self.jobs.get(name)
+    }
+
+    /// The job type that `name` was probably meant to be.
+    pub fn suggest_job(&self, name: &str) -> Option<&str> {
+        suggest(name, self.jobs.keys().map(|known| &**known))
+    }
+}
+
+/// `[app]`
+#[derive(Debug)]
+pub struct App {
+    /// The name of the app, also its folder.
+    pub name: Arc<str>,
+    /// What this app calls its tenant in room templates and claims: `portId`.
+    pub tenant: Arc<str>,
+    /// IANA zone of schedules that name none.
+    pub timezone: String,
+    /// One line for people.
+    pub description: String,
+}
+
+/// Where a credential may come from, in the order of the catalog. The first one present decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// `auth.token`: the `token` of the Socket.IO auth object.
+    AuthToken,
+    /// `authorization`: the bearer token of the HTTP header.
+    Authorization,
+    /// `query.NAME`: a query parameter.
+    Query(String),
+    /// `cookie:NAME`: a cookie.
+    Cookie(String),
+    /// `header:NAME`: another header.
+    Header(String),
+}
+
+/// `[auth]`
+#[derive(Debug)]
+pub struct Auth {
+    /// Where credentials are looked for.
+    pub sources: Vec<CredentialSource>,
+    /// Every role that an expression may mention; empty means any.
+    pub roles: Vec<String>,
+    /// `[auth.jwt]`, when users come with a JWT.
+    pub jwt: Option<Jwt>,
+    /// `[auth.session]`: the URL at which the app itself checks a session token or cookie.
+    pub introspect: Option<String>,
+}
+
+/// `[auth.jwt]`. Secrets come from the configuration, never from the catalog.
+#[derive(Debug)]
+pub struct Jwt {
+    /// Accepted algorithms, such as `HS256`.
+    pub algorithms: Vec<String>,
+    /// Required `iss`.
+    pub issuer: Option<String>,
+    /// Required `aud`.
+    pub audience: Option<String>,
+    /// Clock difference that is forgiven on `exp` and `nbf`. Default 30 s.
+    pub leeway: Duration,
+    /// The claim that holds the user's id. Default `sub`.
+    pub user_claim: String,
+    /// The claim that holds the tenant. Default: the app's name for it.
+    pub tenant_claim: String,
+    /// The claim that holds the list of roles. Default `roles`.
+    pub roles_claim: String,
+}
+
+/// How an event looks on the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// `emit(type, data)`
+    Named,
+    /// `emit("event", {id, type, time, data, …})`
+    Envelope,
+}
+
+/// `[realtime]`
+#[derive(Debug)]
+pub struct Realtime {
+    /// Socket.IO namespaces that this app answers on.
+    pub namespaces: Vec<String>,
+    /// Wire profile.
+    pub profile: Profile,
+    /// How many events of a tenant `history` and recovery can reach back to. Default 1,000.
+    pub history_count: u32,
+    /// How old an event may be for `history` and recovery. Default 24 h.
+    pub history_age: Duration,
+    /// Inbound messages per connection. Default 50/s.
+    pub message_rate: Rate,
+    /// New connections per user. Default 10/s.
+    pub connect_rate: Rate,
+}
+
+/// How a socket gets into a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// On connect, when the user's claims fill the template.
+    Auto,
+    /// When the client asks for it.
+    Request,
+    /// Without a login, read only.
+    Public,
+}
+
+/// `[rooms]`
+#[derive(Debug)]
+pub struct Room {
+    /// `berth:{berthId}`
+    pub template: RoomTemplate,
+    /// How a socket gets in.
+    pub join: Join,
+    /// Whether the room spans all tenants (`scope = "app"`).
+    pub crosses_tenants: bool,
+    /// Who may be in it: CEL over `user` and `params`.
+    pub when: Option<Expr>,
+    /// One line for people.
+    pub description: String,
+}
+
+/// `[events.NAME]`
+#[derive(Debug)]
+pub struct EventType {
+    /// The name exactly as it goes over the wire.
+    pub name: Arc<str>,
+    /// The rooms it is delivered to. Each has the shape of a declared room.
+    pub rooms: Vec<RoomTemplate>,
+    /// The shape of its data; absent when anything goes.
+    pub data: Option<Schema>,
+    /// Not logged, may be dropped.
+    pub ephemeral: bool,
+    /// Goes only to the socket that asked; cannot be published.
+    pub reply: bool,
+    /// Who may see it: CEL over `user` and `data`, also applied to history and recovery.
+    pub visible: Option<Expr>,
+    /// The aggregate stream it belongs to: `lead-{leadId}`.
+    pub stream: Option<RoomTemplate>,
+    /// Only the last event of this key matters to a slow client.
+    pub conflate: Option<RoomTemplate>,
+    /// Redacted copies for other rooms.
+    pub views: Vec<View>,
+    /// One line for people.
+    pub description: String,
+}
+
+/// A redacted copy of an event for another room.
+#[derive(Debug)]
+pub struct View {
+    /// The room that gets the copy.
+    pub room: RoomTemplate,
+    /// The only top-level fields of the data that are in it.
+    pub fields: Vec<String>,
+}
+
+/// `[messages.NAME]`: what a client may send.
+#[derive(Debug)]
+pub struct Message {
+    /// Types of positional arguments.
+    pub args: Vec<Schema>,
+    /// The shape of the single object argument, when the message takes one.
+    pub data: Option<Schema>,
+    /// The room to join, with `{0}` for positional arguments and `{field}` for fields.
+    pub join: Option<RoomTemplate>,
+    /// The room to leave.
+    pub leave: Option<RoomTemplate>,
+    /// An event sent back to this socket only: its name and data.
+    pub reply: Option<(Arc<str>, Template)>,
+    /// Events to publish; templates see `data`, `args` and `user`.
+    pub publish: Vec<Publication>,
+    /// One line for people.
+    pub description: String,
+}
+
+/// An event that a rule or a message publishes.
+#[derive(Debug)]
+pub struct Publication {
+    /// The event's type.
+    pub event: Arc<str>,
+    /// Its data.
+    pub data: Template,
+    /// Parameters for room templates.
+    pub params: BTreeMap<String, Template>,
+    /// Only if this holds.
+    pub when: Option<Expr>,
+}
+
+/// How long finished jobs are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The last so many.
+    Count(u32),
+    /// Those younger than this.
+    Age(Duration),
+}
+
+/// `[queues.NAME]`
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// The name.
+    pub name: Arc<str>,
+    /// Jobs at once in one process. Default 10.
+    pub concurrency: u32,
+    /// Jobs at once over all processes; absent means no limit.
+    pub global: Option<u32>,
+    /// Jobs at once of one tenant.
+    pub per_tenant: Option<u32>,
+    /// Jobs at once of one key.
+    pub per_key: Option<u32>,
+    /// Starts per time over all processes.
+    pub rate: Option<Rate>,
+    /// Runs of a job before it is dead. Default 3.
+    pub attempts: u16,
+    /// The waiting time before each retry. Default exponential from 1 s, factor 2, up to 5 min.
+    pub backoff: Backoff,
+    /// The longest run of a job. Default 60 s.
+    pub timeout: Duration,
+    /// Completed jobs kept. Default the last 1,000.
+    pub keep_completed: Keep,
+    /// Failed and dead jobs kept. Default 30 days.
+    pub keep_failed: Keep,
+    /// Priority of jobs that name none, 1 to 5. Default 3.
+    pub priority: u8,
+    /// One line for people.
+    pub description: String,
+}
+
+/// `[jobs.NAME]`: absent values are the queue's.
+#[derive(Clone, Debug)]
+pub struct JobType {
+    /// The name.
+    pub name: Arc<str>,
+    /// The queue it waits in.
+    pub queue: Arc<str>,
+    /// Priority 1 (first) to 5.
+    pub priority: u8,
+    /// Runs before it is dead.
+    pub attempts: u16,
+    /// The waiting time before each retry.
+    pub backoff: Backoff,
+    /// The longest run.
+    pub timeout: Duration,
+    /// Waits this long after it was enqueued.
+    pub delay: Option<Duration>,
+    /// The built-in worker that runs it; absent means a worker of the app.
+    pub run: Option<Arc<str>>,
+    /// The shape of its data; absent when anything goes.
+    pub data: Option<Schema>,
+    /// One line for people.
+    pub description: String,
+}
+
+/// `[schedules.NAME]`
+#[derive(Debug)]
+pub struct ScheduleSpec {
+    /// The name.
+    pub name: Arc<str>,
+    /// The job type that each slot enqueues.
+    pub job: Arc<str>,
+    /// When; absent when each user sets it (`per = "user"`).
+    pub timing: Option<Timing>,
+    /// What happens to slots that passed while nothing ran.
+    pub missed: Missed,
+    /// What happens when the job of the slot before is still unfinished.
+    pub overlap: Overlap,
+    /// The data of the job.
+    pub data: crate::Json,
+    /// One line for people.
+    pub description: String,
+}
+
+/// `[[rules]]`
+#[derive(Debug)]
+pub struct Rule {
+    /// An event type, or a pattern such as `ticket.*`.
+    pub on: Pattern,
+    /// Only if this holds: CEL over `data`, `params` and `tenant`.
+    pub when: Option<Expr>,
+    /// The job it enqueues.
+    pub enqueue: Option<RuleJob>,
+    /// The event it publishes.
+    pub publish: Option<Publication>,
+    /// One line for people.
+    pub description: String,
+}
+
+/// The job that a rule enqueues.
+#[derive(Debug)]
+pub struct RuleJob {
+    /// The job type.
+    pub job: Arc<str>,
+    /// Its data, rendered over `data`, `params`, `tenant` and `event` (`id`, `type`, `userId`).
+    pub data: Template,
+    /// Waits this long.
+    pub delay: Option<Duration>,
+    /// Overrides the job type's priority.
+    pub priority: Option<u8>,
+}
+
+/// `[caches.NAME]`
+#[derive(Debug)]
+pub struct Cache {
+    /// How long an entry is fresh.
+    pub ttl: Duration,
+    /// How long a stale entry may still be served while it is filled again.
+    pub stale: Option<Duration>,
+    /// The key within the tenant.
+    pub key: Option<String>,
+    /// One line for people.
+    pub description: String,
+}
+
+/// An event type, or a prefix of types that ends in `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Exactly this type.
+    Exact(Arc<str>),
+    /// Every type that begins with this text (`ticket.*` has `ticket.`, `*` has the empty text).
+    Prefix(Arc<str>),
+}
+
+impl Pattern {
+    /// Reads a type or a pattern; a `*` may only stand at the end.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.strip_suffix('*') {
+            Some(prefix) if !prefix.contains('*') => Some(Self::Prefix(prefix.into())),
+            None if !text.is_empty() && !text.contains('*') => Some(Self::Exact(text.into())),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Whether `event` is meant.
+    pub fn matches(&self, event: &str) -> bool {
+        match self {
+            Self::Exact(name) => &**name == event,
+            Self::Prefix(prefix) => event.starts_with(&**prefix),
+        }
+    }
+}

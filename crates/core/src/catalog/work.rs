@@ -1,0 +1,298 @@
+//! Resolving what runs in the background: queues, jobs, schedules, rules and caches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::load::named_entries;
+use super::raw::{Item, Node, Table};
+use super::realtime::{Events, Roots, condition, publication, schema, template};
+use super::{App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec};
+use crate::retry::{Backoff, Jitter};
+use crate::schedule::{Missed, Overlap, Timing};
+use crate::time::parse_duration;
+
+/// The workers that come with Tidewire.
+const BUILT_IN_WORKERS: [&str; 8] = ["email", "webhook", "notify", "http", "import", "export", "report", "backup"];
+
+/// The most jobs at once that a number in a catalog may ask for.
+const MOST_AT_ONCE: i64 = 100_000;
+/// The most runs of a job.
+const MOST_ATTEMPTS: i64 = 1_000;
+
+const PRIORITIES: std::ops::RangeInclusive<i64> = 1..=5;
+
+pub(super) type Queues = BTreeMap<Arc<str>, Queue>;
+pub(super) type Jobs = BTreeMap<Arc<str>, JobType>;
+
+/// A queue with every default.
+fn default_queue(name: &str) -> Queue {
+    Queue {
+        name: name.into(),
+        concurrency: 10,
+        global: None,
+        per_tenant: None,
+        per_key: None,
+        rate: None,
+        attempts: 3,
+        backoff: Backoff::default(),
+        timeout: Duration::from_secs(60),
+        keep_completed: Keep::Count(1_000),
+        keep_failed: Keep::Age(Duration::from_secs(30 * 86_400)),
+        priority: 3,
+        description: String::new(),
+    }
+}
+
+pub(super) fn queues(top: &Table<'_>) -> Queues {
+    let mut queues = Queues::new();
+    for (name, table) in named_entries(top, "queues") {
+        let default = default_queue(name);
+        let kept = table.table("keep");
+        let keep = |key, default| kept.as_ref().and_then(|table| keep(table, key)).unwrap_or(default);
+        let queue = Queue {
+            concurrency: table.integer("concurrency", 1..=MOST_AT_ONCE).unwrap_or(default.concurrency),
+            global: table.integer("global", 1..=MOST_AT_ONCE),
+            per_tenant: table.integer("perTenant", 1..=MOST_AT_ONCE),
+            per_key: table.integer("perKey", 1..=MOST_AT_ONCE),
+            rate: table.parsed("rate", str::parse),
+            attempts: table.integer("attempts", 1..=MOST_ATTEMPTS).unwrap_or(default.attempts),
+            backoff: backoff(&table).unwrap_or(default.backoff),
+            timeout: table.positive_duration("timeout").unwrap_or(default.timeout),
+            keep_completed: keep("completed", default.keep_completed),
+            keep_failed: keep("failed", default.keep_failed),
+            priority: table.integer("priority", PRIORITIES).unwrap_or(default.priority),
+            description: table.description(),
+            name: default.name,
+        };
+        kept.into_iter().for_each(Table::finish);
+        table.finish();
+        queues.insert(queue.name.clone(), queue);
+    }
+    queues
+}
+
+/// A count of jobs or an age.
+fn keep(table: &Table<'_>, key: &'static str) -> Option<Keep> {
+    match table.item(key)?.value {
+        Node::Text(_) => table.duration(key).map(Keep::Age),
+        Node::Integer(_) => table.integer(key, 0..=i64::from(u32::MAX)).map(Keep::Count),
+        _ => {
+            table.wrong(key, "expected a count such as 100 or an age such as \"24h\"");
+            None
+        }
+    }
+}
+
+/// `backoff = { kind, base, factor?, cap?, jitter? }` or `delays = ["1s", …]`.
+fn backoff(table: &Table<'_>) -> Option<Backoff> {
+    let delays = table.texts("delays").map(|texts| {
+        let mut delays = Vec::new();
+        for (place, text) in texts {
+            match parse_duration(text) {
+                Ok(delay) => delays.push(delay),
+                Err(error) => table.report.note(place, &format!("{}.delays", table.key), error.detail()),
+            }
+        }
+        Backoff::Delays { delays }
+    });
+    let formula = table.table("backoff").and_then(backoff_formula);
+    if delays.is_some() && formula.is_some() {
+        table.wrong("delays", "expected either backoff or delays");
+    }
+    let (key, backoff) = match delays {
+        Some(delays) => ("delays", delays),
+        None => ("backoff", formula?),
+    };
+    backoff.validate().map_err(|error| table.wrong(key, error.detail())).ok()?;
+    Some(backoff)
+}
+
+fn backoff_formula(table: Table<'_>) -> Option<Backoff> {
+    let exponential = table.one_of("kind", &[("exponential", true), ("fixed", false)]);
+    table.require("kind");
+    table.require("base");
+    let base = table.duration("base");
+    let jitter = jitter(&table).unwrap_or_default();
+    let backoff = if exponential == Some(false) {
+        base.map(|base| Backoff::Fixed { base, jitter })
+    } else {
+        let factor = table.number("factor").unwrap_or(2.0);
+        let cap = table.positive_duration("cap").unwrap_or(Duration::from_secs(300));
+        base.map(|base| Backoff::Exponential { base, factor, cap, jitter })
+    };
+    table.finish();
+    exponential.and(backoff)
+}
+
+/// A share of the delay that is taken off, or a duration that is added.
+fn jitter(table: &Table<'_>) -> Option<Jitter> {
+    match table.item("jitter")?.value {
+        Node::Text(_) => table.duration("jitter").map(Jitter::Added),
+        _ => table.number("jitter").map(Jitter::Share),
+    }
+}
+
+pub(super) fn jobs(top: &Table<'_>, queues: &Queues) -> Jobs {
+    let mut jobs = Jobs::new();
+    for (name, table) in named_entries(top, "jobs") {
+        let queue_name = table.required_text("queue").unwrap_or_default();
+        let queue = match queues.get(queue_name) {
+            Some(queue) => queue.clone(),
+            None => {
+                if !queue_name.is_empty() {
+                    table.unknown("queue", "queue", queue_name, queues.keys().map(|name| &**name));
+                }
+                default_queue(queue_name)
+            }
+        };
+        let run = table.text("run");
+        if let Some(run) = run
+            && !BUILT_IN_WORKERS.contains(&run)
+        {
+            table.unknown("run", "built-in worker", run, BUILT_IN_WORKERS.into_iter());
+        }
+        let job = JobType {
+            name: name.into(),
+            queue: queue.name,
+            priority: table.integer("priority", PRIORITIES).unwrap_or(queue.priority),
+            attempts: table.integer("attempts", 1..=MOST_ATTEMPTS).unwrap_or(queue.attempts),
+            backoff: backoff(&table).unwrap_or(queue.backoff),
+            timeout: table.positive_duration("timeout").unwrap_or(queue.timeout),
+            delay: table.duration("delay"),
+            run: run.map(Into::into),
+            data: schema(&table, "data"),
+            description: table.description(),
+        };
+        table.finish();
+        jobs.insert(job.name.clone(), job);
+    }
+    jobs
+}
+
+/// The declared job that `key` names.
+fn job_named(table: &Table<'_>, key: &'static str, jobs: &Jobs) -> Option<Arc<str>> {
+    let name = table.required_text(key)?;
+    let job = jobs.get(name).map(|job| job.name.clone());
+    if job.is_none() {
+        table.unknown(key, "job", name, jobs.keys().map(|name| &**name));
+    }
+    job
+}
+
+pub(super) fn schedules(top: &Table<'_>, app: &App, jobs: &Jobs) -> BTreeMap<Arc<str>, ScheduleSpec> {
+    let mut schedules = BTreeMap::new();
+    for (name, table) in named_entries(top, "schedules") {
+        let job = job_named(&table, "job", jobs);
+        let timing = timing(&table, app);
+        let missed = [("skip", Missed::Skip), ("last", Missed::Last), ("all", Missed::All)];
+        let overlap = [("allow", Overlap::Allow), ("skip", Overlap::Skip), ("queue", Overlap::Queue)];
+        let (missed, overlap) = (table.one_of("missed", &missed), table.one_of("overlap", &overlap));
+        let data = match table.item("data") {
+            Some(Item { value: Node::Table(fields), .. }) => {
+                fields.iter().map(|(key, item)| (key.clone(), item.value.to_json())).collect()
+            }
+            Some(_) => {
+                table.wrong("data", "expected a table");
+                serde_json::Map::new()
+            }
+            None => serde_json::Map::new(),
+        };
+        let description = table.description();
+        table.finish();
+        if let Some(job) = job {
+            let schedule = ScheduleSpec {
+                name: name.into(),
+                job,
+                timing,
+                missed: missed.unwrap_or_default(),
+                overlap: overlap.unwrap_or_default(),
+                data: serde_json::Value::Object(data).into(),
+                description,
+            };
+            schedules.insert(schedule.name.clone(), schedule);
+        }
+    }
+    schedules
+}
+
+/// Exactly one of `cron`, `every` and `per = "user"`.
+fn timing(table: &Table<'_>, app: &App) -> Option<Timing> {
+    let zone = table.text("timezone");
+    let cron = table.parsed("cron", |expr| Timing::cron(expr, zone.unwrap_or(&app.timezone)));
+    let every = table.parsed("every", |text| Timing::every(parse_duration(text)?));
+    let _per_user = table.one_of("per", &[("user", ())]);
+    let given: Vec<&str> =
+        table.all().iter().map(|(key, _)| key.as_str()).filter(|key| ["cron", "every", "per"].contains(key)).collect();
+    match given.as_slice() {
+        [_] => {}
+        [] => table.report.note(table.place, &table.key, "expected one of cron, every or per = \"user\""),
+        [_, second, ..] => table.wrong(second, "expected only one of cron, every and per"),
+    }
+    if zone.is_some() && !given.contains(&"cron") {
+        table.wrong("timezone", "only a cron has a time zone");
+    }
+    cron.or(every)
+}
+
+pub(super) fn rules(top: &Table<'_>, auth: &Auth, events: &Events, jobs: &Jobs) -> Vec<Rule> {
+    let roots = Roots { templates: &["data", "params", "tenant", "event"], conditions: &["data", "params", "tenant"] };
+    let mut rules = Vec::new();
+    for table in top.tables("rules") {
+        let on = pattern(&table, events);
+        let when = condition(&table, "when", roots.conditions, auth);
+        let enqueue = table.table("enqueue").and_then(|table| rule_job(table, &roots, jobs));
+        let publish = table.table("publish").and_then(|table| publication(table, &roots, auth, events));
+        if !table.all().iter().any(|(key, _)| key == "enqueue" || key == "publish") {
+            table.report.note(table.place, &table.key, "does nothing; expected enqueue or publish");
+        }
+        let description = table.description();
+        table.finish();
+        rules.extend(on.map(|on| Rule { on, when, enqueue, publish, description }));
+    }
+    rules
+}
+
+/// The events of a rule: at least one declared one, and none that is only a reply.
+fn pattern(table: &Table<'_>, events: &Events) -> Option<Pattern> {
+    let text = table.required_text("on")?;
+    let Some(pattern) = Pattern::parse(text) else {
+        table.wrong("on", format!("expected an event or a pattern with one * at its end, got {text:?}"));
+        return None;
+    };
+    match (&pattern, events.get(text)) {
+        (Pattern::Exact(_), Some(event)) if event.reply => {
+            table.wrong("on", format!("{text:?} is a reply to the socket that asked and is never published"));
+        }
+        (Pattern::Exact(_), None) => table.unknown("on", "event", text, events.keys().map(|name| &**name)),
+        (Pattern::Prefix(_), _) if !events.values().any(|event| pattern.matches(&event.name) && !event.reply) => {
+            table.wrong("on", format!("{text:?} is no event that can be published"));
+        }
+        (Pattern::Exact(_) | Pattern::Prefix(_), _) => {}
+    }
+    Some(pattern)
+}
+
+fn rule_job(table: Table<'_>, roots: &Roots<'_>, jobs: &Jobs) -> Option<RuleJob> {
+    let job = job_named(&table, "job", jobs);
+    let data = template(&table, "data", roots.templates);
+    let (delay, priority) = (table.duration("delay"), table.integer("priority", PRIORITIES));
+    table.finish();
+    Some(RuleJob { job: job?, data: data?, delay, priority })
+}
+
+pub(super) fn caches(top: &Table<'_>) -> BTreeMap<Arc<str>, Cache> {
+    let mut caches = BTreeMap::new();
+    for (name, table) in named_entries(top, "caches") {
+        table.require("ttl");
+        let cache = Cache {
+            ttl: table.positive_duration("ttl").unwrap_or(Duration::from_secs(60)),
+            stale: table.duration("stale"),
+            key: table.text("key").map(str::to_owned),
+            description: table.description(),
+        };
+        table.finish();
+        caches.insert(name.into(), cache);
+    }
+    caches
+}

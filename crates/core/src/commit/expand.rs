@@ -1,0 +1,473 @@
+//! From a request to a commit: check, resolve, apply rules and handlers.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{
+    Append, Commit, Enqueue, Idempotency, MAX_DATA_BYTES, MAX_DEPTH, MAX_OPS, NewEvent, NewJob, ParamValue, Request,
+};
+use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleJob};
+use crate::event::Ephemeral;
+use crate::id::Ids;
+use crate::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp};
+
+/// Where a request comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// How many causes lie between the outside and this request; 0 from outside, the job's depth for a job's effects.
+    pub depth: u8,
+    /// The job whose effects these are: the cause of what names no other.
+    pub cause: Option<Box<str>>,
+    /// What effects belong to when they name nothing else.
+    pub correlation_id: Option<Box<str>>,
+}
+
+/// A durable handler of events: one job per event.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The events it hears.
+    pub on: Pattern,
+    /// The job type that runs it.
+    pub job: JobType,
+}
+
+/// Turns requests into commits by a catalog. One per app, shared by everything that publishes.
+pub struct Expander {
+    catalog: Arc<Catalog>,
+    subscriptions: Vec<Subscription>,
+    ids: Arc<dyn Ids>,
+}
+
+/// What a request came to.
+#[derive(Clone, Debug)]
+pub struct Expansion {
+    /// What is written.
+    pub commit: Commit,
+    /// What is only delivered, after the commit.
+    pub ephemeral: Vec<Ephemeral>,
+}
+
+impl Expander {
+    /// An expander for `catalog` with the app's durable handlers.
+    pub fn new(catalog: Arc<Catalog>, subscriptions: Vec<Subscription>, ids: Arc<dyn Ids>) -> Self {
+        Self { catalog, subscriptions, ids }
+    }
+
+    /// The catalog it expands by.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Checks and expands a request. Everything that is wrong with it is in one error, nothing is written.
+    ///
+    /// Codes: `event.unknown_type`, `event.invalid_data`, `event.missing_param`, `event.not_publishable`, `job.unknown_type`,
+    /// `job.unknown_queue`, `job.invalid_data`, `job.invalid_option`, `data.too_large`, `commit.too_large`, `commit.too_deep`,
+    /// `dedup.invalid`.
+    pub fn expand(&self, tenant: &TenantId, request: Request, origin: &Origin, now: Timestamp) -> Result<Expansion> {
+        let mut run = Run {
+            expander: self,
+            tenant,
+            now,
+            events: Vec::with_capacity(request.events.len()),
+            jobs: Vec::with_capacity(request.jobs.len()),
+            ephemeral: Vec::new(),
+            caused: Vec::new(),
+        };
+        let (event_count, job_count) = (request.events.len(), request.jobs.len());
+        for (index, event) in request.events.into_iter().enumerate() {
+            let at = Place { list: "events", index, alone: event_count == 1 && job_count == 0 };
+            run.event(event, at, origin, None)?;
+        }
+        let asked_events = run.events.len();
+        for (index, job) in request.jobs.into_iter().enumerate() {
+            let at = Place { list: "jobs", index, alone: job_count == 1 && event_count == 0 };
+            run.job(job, at, origin, None)?;
+        }
+        let asked_jobs = run.jobs.len();
+        run.follow()?;
+        let Run { events, jobs, ephemeral, .. } = run;
+        let dedup = request.dedup.map(|dedup| check_key("dedup.invalid", dedup.key).map(|key| (key, dedup.ttl.0)));
+        let commit = Commit {
+            tenant: tenant.clone(),
+            events,
+            jobs,
+            asked_events,
+            asked_jobs,
+            dedup: dedup.transpose()?,
+            idempotency: None,
+        };
+        Ok(Expansion { commit, ephemeral })
+    }
+
+    /// The job of a type declared in the catalog, for schedules and tests.
+    pub fn job(&self, kind: &str, data: Json, id: Option<Id>) -> Result<Enqueue> {
+        let request = NewJob { id, ..NewJob::new(kind, data) };
+        self.enqueue(request, Place::ALONE, &Origin::default(), Timestamp::default())
+    }
+
+    fn enqueue(&self, job: NewJob, at: Place, origin: &Origin, now: Timestamp) -> Result<Enqueue> {
+        let declared = self.job_type(&job.kind, at)?;
+        check_size(&job.data, at)?;
+        if let Some(schema) = &declared.data {
+            let mut errors = Vec::new();
+            schema.validate(&job.data.to_value(), &at.field("data"), &mut errors);
+            if !errors.is_empty() {
+                return Err(Error::invalid("job.invalid_data", "").with_fields(errors));
+            }
+        }
+        let queue = match &job.queue {
+            None => declared.queue.clone(),
+            Some(name) => match self.catalog.queues.get_key_value(name.as_str()) {
+                Some((known, _)) => known.clone(),
+                None => return Err(unknown("job.unknown_queue", "queue", name, self.catalog.queues.keys(), at)),
+            },
+        };
+        let option = |what: String| Error::invalid("job.invalid_option", format!("{}: {what}", at.path()));
+        if job.delay.is_some() && job.run_at.is_some() {
+            return Err(option("give either delay or runAt, not both".to_owned()));
+        }
+        if job.attempts == Some(0) {
+            return Err(option("attempts: expected at least 1, got 0".to_owned()));
+        }
+        if let Some(backoff) = &job.backoff {
+            backoff.validate().map_err(|error| option(format!("backoff: {}", error.detail())))?;
+        }
+        if job.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
+            return Err(option("timeout: expected more than 0".to_owned()));
+        }
+        let delay = job.delay.map(|delay| delay.0).or(declared.delay).filter(|delay| !delay.is_zero());
+        Ok(Enqueue {
+            given_id: job.id.is_some(),
+            id: job.id.unwrap_or_else(|| self.ids.next()),
+            kind: declared.name.clone(),
+            queue,
+            priority: job.priority.map_or(declared.priority, |priority| priority.0),
+            data: job.data,
+            run_at: job.run_at.or_else(|| delay.map(|delay| now + delay)),
+            attempts: job.attempts.unwrap_or(declared.attempts),
+            backoff: job.backoff.unwrap_or_else(|| declared.backoff.clone()),
+            timeout: job.timeout.map_or(declared.timeout, |timeout| timeout.0),
+            user_id: job.user_id.map(Into::into),
+            correlation_id: job.correlation_id.map(Into::into).or_else(|| origin.correlation_id.clone()),
+            causation_id: job.causation_id.map(Into::into).or_else(|| origin.cause.clone()),
+            depth: origin.depth,
+            root: None,
+        })
+    }
+
+    fn job_type(&self, kind: &str, at: Place) -> Result<&JobType> {
+        let handler = || self.subscriptions.iter().map(|subscription| &subscription.job).find(|job| &*job.name == kind);
+        self.catalog
+            .jobs
+            .get(kind)
+            .or_else(handler)
+            .ok_or_else(|| unknown("job.unknown_type", "type", kind, self.catalog.jobs.keys(), at))
+    }
+}
+
+impl Idempotency {
+    /// A key of 1 to 256 bytes and the digest of the request it stands for. Code `idempotency.invalid_key`.
+    pub fn new(key: String, digest: Vec<u8>) -> Result<Self> {
+        Ok(Self { key: check_key("idempotency.invalid_key", key)?, digest })
+    }
+}
+
+fn check_key(code: &'static str, key: String) -> Result<String> {
+    if key.is_empty() || key.len() > 256 {
+        return Err(Error::invalid(code, format!("key: expected 1 to 256 bytes, got {}", key.len())));
+    }
+    Ok(key)
+}
+
+/// Where in the request something stands, so that errors can point at it.
+#[derive(Clone, Copy)]
+struct Place {
+    list: &'static str,
+    index: usize,
+    alone: bool,
+}
+
+impl Place {
+    const ALONE: Self = Self { list: "", index: 0, alone: true };
+
+    /// `events[3]`, or the bare list when the request is a single object.
+    fn path(self) -> String {
+        if self.alone { self.list.trim_end_matches('s').to_owned() } else { format!("{}[{}]", self.list, self.index) }
+    }
+
+    /// `events[3].data`, or `data` when the request is a single object.
+    fn field(self, name: &str) -> Cow<'_, str> {
+        if self.alone {
+            Cow::Owned(name.to_owned())
+        } else {
+            Cow::Owned(format!("{}[{}].{name}", self.list, self.index))
+        }
+    }
+}
+
+/// One thing that a logged event or a rule caused and that is still to be expanded.
+struct Cause {
+    request: Consequence,
+    origin: Origin,
+    root: Option<usize>,
+}
+
+enum Consequence {
+    Event(NewEvent),
+    Job(NewJob),
+}
+
+struct Run<'a> {
+    expander: &'a Expander,
+    tenant: &'a TenantId,
+    now: Timestamp,
+    events: Vec<Append>,
+    jobs: Vec<Enqueue>,
+    ephemeral: Vec<Ephemeral>,
+    caused: Vec<Cause>,
+}
+
+impl Run<'_> {
+    fn room_left(&self) -> Result<()> {
+        if self.events.len() + self.jobs.len() + self.ephemeral.len() >= MAX_OPS {
+            let detail = format!("a commit holds at most {MAX_OPS} events and jobs, what rules add included");
+            return Err(Error::new(Kind::TooLarge, "commit.too_large", detail));
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: NewEvent, at: Place, origin: &Origin, root: Option<usize>) -> Result<()> {
+        self.room_left()?;
+        let catalog = &self.expander.catalog;
+        let Some(declared) = catalog.events.get(event.kind.as_str()) else {
+            return Err(unknown("event.unknown_type", "type", &event.kind, catalog.events.keys(), at));
+        };
+        if declared.reply {
+            return Err(Error::invalid(
+                "event.not_publishable",
+                format!("{}: {:?} is only sent in reply to a client's message", at.path(), event.kind),
+            ));
+        }
+        check_size(&event.data, at)?;
+        let data = event.data.to_value();
+        if let Some(schema) = &declared.data {
+            let mut errors = Vec::new();
+            schema.validate(&data, &at.field("data"), &mut errors);
+            if !errors.is_empty() {
+                return Err(Error::invalid("event.invalid_data", "").with_fields(errors));
+            }
+        }
+        let rooms = self.rooms(declared, &event, &data, at)?;
+        let id = event.id.clone().unwrap_or_else(|| self.expander.ids.next());
+        let own_root = if declared.ephemeral { None } else { root.or(Some(self.events.len())) };
+        let correlation_id = event.correlation_id.as_deref().map(Into::into).or_else(|| origin.correlation_id.clone());
+        let effects = Origin { depth: origin.depth, cause: Some(id.to_string().into()), correlation_id };
+        self.consequences(declared, &event, &data, &effects, own_root)?;
+        if declared.ephemeral {
+            self.ephemeral.push(Ephemeral {
+                tenant: self.tenant.clone(),
+                id,
+                kind: declared.name.clone(),
+                time: self.now,
+                data: event.data,
+                rooms,
+                user_id: event.user_id.map(Into::into),
+            });
+            return Ok(());
+        }
+        let stream = match (&event.stream, &declared.stream) {
+            (Some(stream), _) => Some(stream.as_str().into()),
+            (None, Some(template)) => Some(
+                template
+                    .render(|name| self.lookup(name, &event, &data))
+                    .map_err(|missing| missing_param(&declared.name, &missing.name, template.source(), at))?
+                    .into(),
+            ),
+            (None, None) => None,
+        };
+        if event.expected_version.is_some() && stream.is_none() {
+            let detail = format!("{}: expectedVersion needs a stream", at.path());
+            return Err(Error::invalid("event.invalid_data", detail));
+        }
+        self.events.push(Append {
+            given_id: event.id.is_some(),
+            id,
+            kind: declared.name.clone(),
+            data: event.data,
+            rooms,
+            user_id: event.user_id.map(Into::into),
+            correlation_id: effects.correlation_id,
+            causation_id: event.causation_id.map(Into::into).or_else(|| origin.cause.clone()),
+            stream,
+            expected_version: event.expected_version,
+            root,
+        });
+        Ok(())
+    }
+
+    fn rooms(&self, declared: &EventType, event: &NewEvent, data: &Value, at: Place) -> Result<Arc<[Box<str>]>> {
+        let views = declared.views.iter().map(|view| &view.room);
+        let mut rooms: Vec<Box<str>> = Vec::with_capacity(declared.rooms.len() + declared.views.len());
+        for template in declared.rooms.iter().chain(views) {
+            let room = template
+                .render(|name| self.lookup(name, event, data))
+                .map_err(|missing| missing_param(&declared.name, &missing.name, template.source(), at))?
+                .into_boxed_str();
+            if !rooms.contains(&room) {
+                rooms.push(room);
+            }
+        }
+        Ok(rooms.into())
+    }
+
+    /// A room parameter: the tenant, then what the publisher gave, then the data, then the event's user.
+    fn lookup<'a>(&'a self, name: &str, event: &'a NewEvent, data: &'a Value) -> Option<Cow<'a, str>> {
+        if name == &*self.expander.catalog.app.tenant {
+            return Some(Cow::Borrowed(self.tenant.as_str()));
+        }
+        if let Some(param) = event.params.get(name) {
+            return Some(match param {
+                ParamValue::Text(text) => Cow::Borrowed(text),
+                ParamValue::Number(number) => Cow::Owned(number.to_string()),
+            });
+        }
+        match data.get(name) {
+            Some(Value::String(text)) => Some(Cow::Borrowed(text)),
+            Some(Value::Number(number)) => Some(Cow::Owned(number.to_string())),
+            _ if name == "userId" => event.user_id.as_deref().map(Cow::Borrowed),
+            _ => None,
+        }
+    }
+
+    /// Queues what rules and durable handlers make of an event; `origin` is that of its effects, but for the depth.
+    fn consequences(
+        &mut self,
+        declared: &EventType,
+        event: &NewEvent,
+        data: &Value,
+        origin: &Origin,
+        root: Option<usize>,
+    ) -> Result<()> {
+        let expander = self.expander;
+        let mut rules = expander.catalog.rules.iter().filter(|rule| rule.on.matches(&declared.name)).peekable();
+        let mut handlers = expander.subscriptions.iter().filter(|sub| sub.on.matches(&declared.name)).peekable();
+        if rules.peek().is_none() && handlers.peek().is_none() {
+            return Ok(());
+        }
+        let origin = Origin { depth: origin.depth.saturating_add(1), ..origin.clone() };
+        if origin.depth > MAX_DEPTH {
+            return Err(Error::invalid(
+                "commit.too_deep",
+                format!("{:?} would be cause number {} in a row; a chain is cut at {MAX_DEPTH}", event.kind, origin.depth),
+            ));
+        }
+        let params: BTreeMap<&str, String> =
+            event.params.iter().map(|(name, value)| (name.as_str(), value.to_string())).collect();
+        let about = json!({
+            "id": origin.cause, "type": declared.name, "time": self.now, "userId": event.user_id, "data": data,
+        });
+        let scope = json!({ "data": data, "params": params, "tenant": self.tenant, "event": about });
+        for rule in rules {
+            if !holds(rule.when.as_ref(), &scope) {
+                continue;
+            }
+            let requests = [
+                rule.enqueue.as_ref().map(|job| Consequence::Job(rule_job(job, &scope))),
+                rule.publish.as_ref().and_then(|event| publication(event, &scope)).map(Consequence::Event),
+            ];
+            let requests = requests.into_iter().flatten();
+            self.caused.extend(requests.map(|request| Cause { request, origin: origin.clone(), root }));
+        }
+        for handler in handlers {
+            let request = Consequence::Job(NewJob::new(&*handler.job.name, scope["event"].clone()));
+            self.caused.push(Cause { request, origin: origin.clone(), root });
+        }
+        Ok(())
+    }
+
+    fn job(&mut self, job: NewJob, at: Place, origin: &Origin, root: Option<usize>) -> Result<()> {
+        self.room_left()?;
+        let job = self.expander.enqueue(job, at, origin, self.now)?;
+        self.jobs.push(Enqueue { root, ..job });
+        Ok(())
+    }
+
+    /// Expands what was caused until nothing is left; depth and size bound it.
+    fn follow(&mut self) -> Result<()> {
+        let at = Place { list: "rules", index: 0, alone: true };
+        while !self.caused.is_empty() {
+            for Cause { request, origin, root } in std::mem::take(&mut self.caused) {
+                match request {
+                    Consequence::Event(event) => self.event(event, at, &origin, root)?,
+                    Consequence::Job(job) => self.job(job, at, &origin, root)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn holds(when: Option<&crate::expr::Expr>, scope: &Value) -> bool {
+    when.is_none_or(|when| {
+        let names = ["data", "params", "tenant"];
+        when.eval(&names.map(|name| (name, &scope[name]))).unwrap_or(false)
+    })
+}
+
+fn rule_job(job: &RuleJob, scope: &Value) -> NewJob {
+    NewJob {
+        delay: job.delay.map(super::Delay),
+        priority: job.priority.map(super::Priority),
+        ..NewJob::new(&*job.job, job.data.render(scope))
+    }
+}
+
+/// The event that a rule or a client's message publishes, unless its condition says no.
+pub fn publication(publication: &Publication, scope: &Value) -> Option<NewEvent> {
+    if !holds(publication.when.as_ref(), scope) {
+        return None;
+    }
+    let mut event = NewEvent::new(&*publication.event, publication.data.render(scope));
+    for (name, template) in &publication.params {
+        let value = match template.render(scope) {
+            Value::String(text) => ParamValue::Text(text),
+            Value::Number(number) if number.is_i64() => ParamValue::Number(number.as_i64().unwrap_or_default()),
+            _ => continue,
+        };
+        event.params.insert(name.clone(), value);
+    }
+    Some(event)
+}
+
+fn check_size(data: &Json, at: Place) -> Result<()> {
+    let size = data.get().len();
+    if size > MAX_DATA_BYTES {
+        let detail = format!("{}: expected at most {MAX_DATA_BYTES} bytes, got {size}", at.field("data"));
+        return Err(Error::new(Kind::TooLarge, "data.too_large", detail));
+    }
+    Ok(())
+}
+
+fn unknown<'a>(
+    code: &'static str,
+    field: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a Arc<str>>,
+    at: Place,
+) -> Error {
+    let shown: String = name.chars().take(80).collect();
+    let mut message = format!("{shown:?} is not declared in the catalog");
+    if let Some(close) = crate::suggest::suggest(name, known.map(|known| &**known)) {
+        message.push_str(&format!("; did you mean {close:?}?"));
+    }
+    Error::invalid(code, "").with_fields(vec![FieldError { path: at.field(field).into_owned(), message }])
+}
+
+fn missing_param(event: &str, name: &str, template: &str, at: Place) -> Error {
+    let message = format!("{event:?} goes to {template:?}; give {name:?} in params or data as text of 1 to 200 bytes");
+    let path = at.field(&format!("params.{name}")).into_owned();
+    Error::invalid("event.missing_param", "").with_fields(vec![FieldError { path, message }])
+}

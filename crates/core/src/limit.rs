@@ -1,0 +1,84 @@
+//! Rates, by the generic cell rate algorithm (ITU-T I.371): one pure function for jobs, sockets and HTTP.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::time::{Timestamp, format_duration, parse_duration};
+use crate::{Error, Result};
+
+/// So many per so long, such as `10/s` or `100/5m`. The whole amount may come at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many, at least 1.
+    pub amount: u32,
+    /// Per how long.
+    pub per: Duration,
+}
+
+impl FromStr for Rate {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || {
+            Error::invalid("rate.invalid", format!("expected a rate such as \"10/s\" or \"100/5m\", got {text:?}"))
+        };
+        let (amount, per) = text.split_once('/').ok_or_else(wrong)?;
+        let amount = amount.trim().parse().ok().filter(|amount| *amount > 0).ok_or_else(wrong)?;
+        let per = per.trim();
+        let per = if per.starts_with(|c: char| c.is_ascii_digit()) { per.to_owned() } else { format!("1{per}") };
+        let per = parse_duration(&per).ok().filter(|per| !per.is_zero()).ok_or_else(wrong)?;
+        Ok(Self { amount, per })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.amount, format_duration(self.per))
+    }
+}
+
+/// The state of one limited key: the theoretical arrival time of the next cell. All zero means never used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RateState(Timestamp);
+
+impl Rate {
+    /// Takes one from `state` at `now`, or says when one will be there. A refusal takes nothing.
+    pub fn take(self, state: &mut RateState, now: Timestamp) -> Result<(), Timestamp> {
+        let spacing = self.per / self.amount;
+        let arrival = state.0.max(now);
+        let earliest = arrival + spacing - self.per;
+        if earliest > now {
+            return Err(earliest);
+        }
+        state.0 = arrival + spacing;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_then_the_rate() {
+        let rate: Rate = "10/s".parse().expect("rate");
+        let mut state = RateState::default();
+        let start = Timestamp::from_millis(1_000_000);
+        assert_eq!((0..20).filter(|_| rate.take(&mut state, start).is_ok()).count(), 10);
+        let next = rate.take(&mut state, start).expect_err("full");
+        assert_eq!(next.since(start), Duration::from_millis(100));
+        assert!(rate.take(&mut state, next).is_ok());
+        assert!(rate.take(&mut state, next).is_err());
+        assert_eq!((0..20).filter(|_| rate.take(&mut state, start + Duration::from_secs(60)).is_ok()).count(), 10);
+    }
+
+    #[test]
+    fn rates_read_as_written() {
+        for (text, shown) in [("10/s", "10/1s"), ("100/5m", "100/5m"), ("1/250ms", "1/250ms")] {
+            assert_eq!(text.parse::<Rate>().expect(text).to_string(), shown);
+        }
+        for bad in ["", "10", "0/s", "x/s", "10/0s", "10/fortnight"] {
+            assert_eq!(bad.parse::<Rate>().expect_err(bad).code(), "rate.invalid");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The contracts of a store. An engine implements all of them and passes the conformance suite of `tidewire-store`.
+//!
+//! Writes are durable when they are answered, in the sense of the engine's [`Durability`]. Every call takes the tenant, but for those that
+//! serve all tenants at once by their nature: dispatch, and listings for an administrator.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::catalog::Keep;
+use crate::commit::{Commit, Committed, Enqueue};
+use crate::event::{Epoch, Event, Position};
+use crate::job::{FailedAttempt, Job, State, Verdict};
+use crate::limit::Rate;
+use crate::schedule::Overlap;
+use crate::{Id, Result, TenantId, Timestamp};
+
+/// The answer of a store, some time later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// Everything that the rest of Tidewire needs of a store.
+pub trait Store: Commits + Log + Jobs + Schedules + Sessions {
+    /// What an answered write survives.
+    fn durability(&self) -> Durability;
+    /// Stops taking calls, finishes those taken, and closes. Later calls answer `unavailable`.
+    fn close(&self) -> Answer<'_, ()>;
+}
+
+/// What an answered write survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The end of power: synced to the disk before the answer.
+    Synced,
+    /// The end of the process: handed to the operating system before the answer.
+    Written,
+    /// Nothing: kept in memory.
+    Memory,
+}
+
+impl Durability {
+    /// The word that configuration, dashboards and benches show.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Synced => "synced (fsync before the answer)",
+            Self::Written => "written (not synced)",
+            Self::Memory => "memory (not durable)",
+        }
+    }
+}
+
+/// The atomic unit.
+pub trait Commits: Send + Sync {
+    /// Writes all of `commit` or none of it.
+    ///
+    /// Codes: `event.version_conflict`, `idempotency.key_reused`. An event or job whose caller-given id exists is not written
+    /// again, nor what rules made of it; the answer shows the one that is there.
+    fn commit(&self, commit: Commit) -> Answer<'_, Committed>;
+}
+
+/// What to read from a tenant's log, ascending by position.
+#[derive(Clone, Debug, Default)]
+pub struct LogQuery {
+    /// Only after this position.
+    pub after: Position,
+    /// Only up to this position.
+    pub up_to: Option<Position>,
+    /// At most this many, bounded by [`LogQuery::MAX`].
+    pub limit: u32,
+    /// Only this type.
+    pub kind: Option<String>,
+    /// Only this stream.
+    pub stream: Option<String>,
+    /// Only what concerns this user.
+    pub user: Option<String>,
+    /// Only from this time on.
+    pub from: Option<Timestamp>,
+    /// Only before this time.
+    pub to: Option<Timestamp>,
+}
+
+impl LogQuery {
+    /// The most events that one read returns.
+    pub const MAX: u32 = 1_000;
+}
+
+/// Is told of every commit, on the writer's own thread, after the commit is durable. Must not block.
+pub trait Follower: Send + Sync {
+    /// These events were committed; of each tenant they are in order and without gaps.
+    fn committed(&self, events: &[Arc<Event>]);
+}
+
+/// The per-tenant logs.
+pub trait Log: Send + Sync {
+    /// The incarnation of this store's logs.
+    fn epoch(&self) -> &Epoch;
+    /// The secret of this store's incarnation, from which the gateway signs its recovery tokens. Never shown.
+    fn secret(&self) -> &[u8; 32];
+    /// The last position of a tenant, 0 when it has none.
+    fn head(&self, tenant: &TenantId) -> Answer<'_, Position>;
+    /// Events that match `query`.
+    fn read(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>>;
+    /// One event by its id.
+    fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>>;
+    /// Tells `follower` of every commit from now on, until the store is closed.
+    fn follow(&self, follower: Arc<dyn Follower>);
+}
+
+/// What a worker asks for.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Only this tenant's jobs; absent for workers that serve all tenants.
+    pub tenant: Option<TenantId>,
+    /// Only these queues; empty means all.
+    pub queues: Vec<Arc<str>>,
+    /// Only these types; empty means all.
+    pub kinds: Vec<Arc<str>>,
+    /// At most this many, at least 1.
+    pub max: u32,
+    /// How long the lease holds without renewal.
+    pub lease: Duration,
+    /// How long to wait for a first job.
+    pub wait: Duration,
+    /// Who asks, for the history of attempts.
+    pub worker: Arc<str>,
+    /// Whether the worker ends with this process: then a restart gives its jobs back without waiting for the lease.
+    pub local: bool,
+}
+
+/// A job in the hands of one worker.
+#[derive(Clone, Debug)]
+pub struct Leased {
+    /// The job, its `attempt` counting this run.
+    pub job: Job,
+    /// The token that settles and renews it. It is void as soon as the lease is lost.
+    pub lease: Box<str>,
+    /// When the lease ends unless it is renewed.
+    pub expires: Timestamp,
+}
+
+/// The end of a run: a verdict, and what the handler staged to commit with it.
+#[derive(Debug)]
+pub struct Settle {
+    /// The tenant that the worker is bound to, absent for workers of all tenants.
+    pub tenant: Option<TenantId>,
+    /// The job.
+    pub id: Id,
+    /// The token of the lease.
+    pub lease: Box<str>,
+    /// What the run came to.
+    pub verdict: Verdict,
+    /// Committed with the verdict, or not at all.
+    pub effects: Option<Commit>,
+}
+
+/// What became of a settled job.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// The state it is in now.
+    pub state: State,
+    /// What its effects wrote.
+    pub effects: Committed,
+}
+
+/// What a renewal tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewed {
+    /// When the lease ends now.
+    pub expires: Timestamp,
+    /// Whether somebody asked to cancel the job.
+    pub cancelled: bool,
+}
+
+/// What an operator does to a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Runs a dead letter (or a cancelled job) again, with all its attempts.
+    Redrive,
+    /// Takes it back; a running one is told at its next renewal.
+    Cancel,
+    /// Makes a scheduled job due now.
+    Promote,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Clone, Debug, Default)]
+pub struct JobQuery {
+    /// Only this tenant's; absent for an administrator.
+    pub tenant: Option<TenantId>,
+    /// Only this queue.
+    pub queue: Option<String>,
+    /// Only this type.
+    pub kind: Option<String>,
+    /// Only these states; empty means all.
+    pub states: Vec<State>,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+    /// At most this many, bounded by [`JobQuery::MAX`].
+    pub limit: u32,
+}
+
+impl JobQuery {
+    /// The most jobs on one page.
+    pub const MAX: u32 = 500;
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next one begins, absent on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// How many jobs a queue has in each state.
+pub type Counts = BTreeMap<Arc<str>, BTreeMap<State, u64>>;
+
+/// What the engine enforces for a queue. Everything else about a queue is the runtime's.
+#[derive(Clone, Debug)]
+pub struct QueueLimits {
+    /// Jobs at once over all processes.
+    pub global: Option<u32>,
+    /// Starts per time over all processes.
+    pub rate: Option<Rate>,
+    /// Completed jobs kept.
+    pub keep_completed: Keep,
+    /// Dead letters kept.
+    pub keep_failed: Keep,
+}
+
+/// Jobs: dispatch, leases and control.
+pub trait Jobs: Send + Sync {
+    /// Sets what the engine enforces for each queue, from now on.
+    fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()>;
+    /// Leases due jobs: by priority, fair over tenants inside a priority, first in first out inside a tenant. Waits up to
+    /// `claim.wait` for the first. Dropping the call gives back what it had been given.
+    fn claim(&self, claim: Claim) -> Answer<'_, Vec<Leased>>;
+    /// Ends a run. Code `job.lease_lost` when the lease is no longer held; then nothing of it is written.
+    fn settle(&self, settle: Settle) -> Answer<'_, Settled>;
+    /// Extends a lease. Code `job.lease_lost` when it is no longer held.
+    fn renew(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, extend: Duration) -> Answer<'_, Renewed>;
+    /// One job with the runs that failed.
+    fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
+    /// A page of jobs.
+    fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
+    /// Changes one job. Codes `job.not_found`, `job.wrong_state`.
+    fn control(&self, tenant: &TenantId, id: &Id, control: Control) -> Answer<'_, Job>;
+    /// How many jobs each queue has, of one tenant or of all.
+    fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
+}
+
+/// One due slot of a schedule and what it enqueues.
+#[derive(Debug)]
+pub struct Fire {
+    /// Whose schedule.
+    pub tenant: TenantId,
+    /// Its name.
+    pub key: Arc<str>,
+    /// The due time; a slot fires once, ever.
+    pub slot: Timestamp,
+    /// What happens when the job of the slot before is unfinished.
+    pub overlap: Overlap,
+    /// The job; absent when the slot is only passed over.
+    pub job: Option<Enqueue>,
+}
+
+/// What became of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fired {
+    /// The job was enqueued.
+    Enqueued(Id),
+    /// The job of the slot before is unfinished and the schedule skips such slots.
+    Overlapped,
+    /// The job of the slot before is unfinished and the schedule waits for it; ask again when it may be done.
+    Waiting,
+    /// This slot, or a later one, had fired before.
+    Stale,
+    /// The slot was passed over as asked.
+    Skipped,
+}
+
+/// Where schedules have got to.
+pub trait Schedules: Send + Sync {
+    /// The last slot of each schedule that fired or was passed over.
+    fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>>;
+    /// Fires a slot, at most once ever: the slot and its job are one commit.
+    fn fire(&self, fire: Fire) -> Answer<'_, Fired>;
+}
+
+/// What a socket's session has joined and asked for, so that it survives a restart. The content is the gateway's.
+pub trait Sessions: Send + Sync {
+    /// Keeps `state` under `sid` until `expires`. Not durable at the answer: it rides in the next commit.
+    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp);
+    /// What was kept, unless it has expired.
+    fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>>;
+    /// Forgets it.
+    fn delete_session(&self, tenant: &TenantId, sid: &str);
+}

@@ -1,0 +1,190 @@
+//! One event on its way to many sockets: encoded once per namespace and view, judged once per user.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tidewire_core::catalog::{Catalog, EventType};
+use tidewire_core::event::{Ephemeral, Event, Offset, Position};
+use tidewire_core::{Id, Json, TenantId, Timestamp};
+
+use crate::encode;
+use crate::gateway::Shared;
+use crate::outbox::Class;
+
+/// Where an event type goes, worked out once from the catalog.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) declared: Arc<EventType>,
+    /// One per room template of the event and its views, in this order.
+    targets: Vec<Target>,
+}
+
+/// What the members of a room get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// The room spans tenants: delivered to who is there, never replayed.
+    pub(crate) app: bool,
+    /// The redacted copy, by its index; `None` is the whole event.
+    pub(crate) view: Option<u16>,
+}
+
+impl Route {
+    /// The routes of all event types.
+    pub(crate) fn all(catalog: &Catalog) -> HashMap<Arc<str>, Self> {
+        let app = |shape: &tidewire_core::room::RoomTemplate| {
+            let declared = catalog.rooms.iter().find(|room| room.template.same_shape(shape));
+            declared.is_some_and(|room| room.crosses_tenants)
+        };
+        let route = |declared: &Arc<EventType>| {
+            let whole = declared.rooms.iter().map(|room| Target { app: app(room), view: None });
+            let views = declared.views.iter().zip(0..);
+            let views = views.map(|(view, index)| Target { app: app(&view.room), view: Some(index) });
+            Self { targets: whole.chain(views).collect(), declared: declared.clone() }
+        };
+        catalog.events.iter().map(|(name, declared)| (name.clone(), route(declared))).collect()
+    }
+
+    /// What the rooms of one event get. The whole event comes before its views, so that a socket in both gets the whole.
+    ///
+    /// An event's rooms stand in the order of the templates, each once. When two templates gave the same room, the rooms are matched by
+    /// their shape instead, and in doubt a room gets the redacted copy.
+    pub(crate) fn rooms<'a>(&self, rooms: &'a [Box<str>]) -> Vec<(&'a str, Target)> {
+        if rooms.len() == self.targets.len() {
+            return rooms.iter().zip(&self.targets).map(|(room, target)| (&**room, *target)).collect();
+        }
+        let templates = || self.declared.rooms.iter().chain(self.declared.views.iter().map(|view| &view.room));
+        let target = |room: &str| templates().zip(&self.targets).filter(|(shape, _)| shape.matches(room)).last();
+        let mut found: Vec<_> =
+            rooms.iter().filter_map(|room| target(room).map(|(_, target)| (&**room, *target))).collect();
+        found.sort_by_key(|(_, target)| target.view);
+        found
+    }
+}
+
+/// The parts of an event that a socket is shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Body<'a> {
+    pub(crate) id: &'a Id,
+    pub(crate) kind: &'a str,
+    pub(crate) time: Timestamp,
+    pub(crate) data: &'a Json,
+    pub(crate) user_id: Option<&'a str>,
+    pub(crate) correlation_id: Option<&'a str>,
+    pub(crate) position: Option<Position>,
+    pub(crate) version: Option<u64>,
+}
+
+impl<'a> Body<'a> {
+    pub(crate) fn logged(event: &'a Event) -> Self {
+        Self {
+            id: &event.id,
+            kind: &event.kind,
+            time: event.time,
+            data: &event.data,
+            user_id: event.user_id.as_deref(),
+            correlation_id: event.correlation_id.as_deref(),
+            position: Some(event.position),
+            version: event.version,
+        }
+    }
+
+    pub(crate) fn ephemeral(event: &'a Ephemeral) -> Self {
+        Self {
+            id: &event.id,
+            kind: &event.kind,
+            time: event.time,
+            data: &event.data,
+            user_id: event.user_id.as_deref(),
+            correlation_id: None,
+            position: None,
+            version: None,
+        }
+    }
+}
+
+/// One event being fanned out or replayed.
+pub(crate) struct Cast<'a> {
+    shared: &'a Shared,
+    tenant: &'a TenantId,
+    pub(crate) body: Body<'a>,
+    pub(crate) route: &'a Route,
+    /// Sockets remember the last one they saw, so that an event for two rooms of a socket arrives once. 0 in a replay.
+    pub(crate) ticket: u64,
+    at: Position,
+    data: Option<Value>,
+    /// By the address of the claims, which live as long as the sockets that are looked at.
+    judged: HashMap<usize, bool>,
+    frames: Vec<(Key, Bytes)>,
+    pub(crate) deliveries: u64,
+    pub(crate) delivery_bytes: u64,
+}
+
+/// What a frame depends on.
+#[derive(Clone, PartialEq, Eq)]
+struct Key {
+    namespace: u8,
+    view: Option<u16>,
+    /// The position in the tenant's log that the client is to remember.
+    at: Position,
+}
+
+impl<'a> Cast<'a> {
+    /// `at` is the position that goes out as the offset: the event's own, or for ephemeral ones that of the last event before it.
+    pub(crate) fn new(
+        shared: &'a Shared,
+        tenant: &'a TenantId,
+        route: &'a Route,
+        body: Body<'a>,
+        at: Position,
+        ticket: u64,
+    ) -> Self {
+        Self {
+            shared,
+            tenant,
+            body,
+            route,
+            ticket,
+            at,
+            data: None,
+            judged: HashMap::new(),
+            frames: Vec::new(),
+            deliveries: 0,
+            delivery_bytes: 0,
+        }
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        if self.body.position.is_some() { Class::Logged } else { Class::Ephemeral }
+    }
+
+    /// Whether a user with these claims may see the event.
+    pub(crate) fn is_visible(&mut self, claims: &Arc<Value>) -> bool {
+        let Some(visible) = &self.route.declared.visible else { return true };
+        let data = self.data.get_or_insert_with(|| self.body.data.to_value());
+        let judge = || visible.eval(&[("user", claims), ("data", data)]).unwrap_or(false);
+        *self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge)
+    }
+
+    /// The frame for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.
+    pub(crate) fn frame(&mut self, namespace: u8, view: Option<u16>, tenant: &TenantId, own: Position) -> Bytes {
+        let at = if tenant == self.tenant { self.at } else { own };
+        let key = Key { namespace, view, at };
+        if let Some((_, frame)) = self.frames.iter().find(|(known, _)| *known == key) {
+            return frame.clone();
+        }
+        let realtime = &self.shared.catalog.realtime;
+        let offset = Offset { epoch: self.shared.store.epoch().clone(), position: at }.to_string();
+        let fields = view.map(|view| self.route.declared.views[usize::from(view)].fields.as_slice());
+        let namespace = &realtime.namespaces[usize::from(namespace)];
+        let frame = encode::event(namespace, realtime.profile, self.body, fields, &offset);
+        self.frames.push((key, frame.clone()));
+        frame
+    }
+
+    pub(crate) fn count(&mut self, bytes: usize) {
+        self.deliveries += 1;
+        self.delivery_bytes += bytes as u64;
+    }
+}

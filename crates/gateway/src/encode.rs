@@ -1,0 +1,115 @@
+//! From events to finished frames.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tidewire_core::catalog::Profile;
+use tidewire_core::event::Position;
+use tidewire_core::{Id, Json, Timestamp};
+use tidewire_wire::{socket, websocket};
+
+use crate::cast::Body;
+
+/// An event as the envelope profile and `history` show it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Envelope<'a> {
+    id: &'a Id,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    time: Timestamp,
+    data: &'a Json,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<Position>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u64>,
+}
+
+/// The envelope of an event; a redacted one says neither whom it concerns nor what it belongs to.
+pub(crate) fn envelope<'a>(body: Body<'a>, data: &'a Json, redacted: bool) -> Envelope<'a> {
+    Envelope {
+        id: body.id,
+        kind: body.kind,
+        time: body.time,
+        data,
+        user_id: body.user_id.filter(|_| !redacted),
+        correlation_id: body.correlation_id.filter(|_| !redacted),
+        position: body.position,
+        version: body.version.filter(|_| !redacted),
+    }
+}
+
+/// The data with nothing but these top-level fields. Data that is no object has no fields.
+pub(crate) fn redact(data: &Json, fields: &[String]) -> Json {
+    let Ok(object) = serde_json::from_str::<BTreeMap<String, &RawValue>>(data.get()) else { return Json::empty_object() };
+    let kept: BTreeMap<&str, &RawValue> =
+        fields.iter().filter_map(|field| object.get(field).map(|value| (field.as_str(), *value))).collect();
+    Json::from_serialize(&kept).unwrap_or_else(|_| Json::empty_object())
+}
+
+/// The frame of an event, whole or with only `fields` of its data.
+pub(crate) fn event(
+    namespace: &str,
+    profile: Profile,
+    body: Body<'_>,
+    fields: Option<&[String]>,
+    offset: &str,
+) -> Bytes {
+    let redacted = fields.map(|fields| redact(body.data, fields));
+    let data = redacted.as_ref().unwrap_or(body.data);
+    let text = match profile {
+        Profile::Named => socket::event(namespace, body.kind, &[data.get()], Some(offset)),
+        Profile::Envelope => {
+            let envelope = json(&envelope(body, data, fields.is_some()));
+            socket::event(namespace, "event", &[&envelope], Some(offset))
+        }
+    };
+    websocket::text(text.as_bytes())
+}
+
+/// The JSON text of what always has one.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_has_only_its_fields() {
+        let data = Json::parse(r#"{"a":1,"b":{"x":2},"c":"geheim"}"#.to_owned()).expect("json");
+        assert_eq!(redact(&data, &["b".to_owned(), "z".to_owned()]).get(), r#"{"b":{"x":2}}"#);
+        assert_eq!(redact(&Json::parse("[1]".to_owned()).expect("json"), &["a".to_owned()]).get(), "{}");
+    }
+
+    #[test]
+    fn an_event_is_one_finished_frame_in_each_profile() {
+        let (id, data) = (Id::parse("e1").expect("id"), Json::parse(r#"{"a":1}"#.to_owned()).expect("json"));
+        let time = Timestamp::from_millis(0);
+        let position = Some(Position(7));
+        let body = Body {
+            id: &id,
+            kind: "x:y",
+            time,
+            data: &data,
+            user_id: Some("u"),
+            correlation_id: None,
+            position,
+            version: None,
+        };
+        let named = event("/", Profile::Named, body, None, "e.7");
+        assert_eq!(websocket::payload(&named), br#"42["x:y",{"a":1},"e.7"]"#);
+        let envelope = event("/ws", Profile::Envelope, body, None, "e.7");
+        let expected = r#"42/ws,["event",{"id":"e1","type":"x:y","time":"1970-01-01T00:00:00Z","data":{"a":1},"userId":"u","position":7},"e.7"]"#;
+        assert_eq!(websocket::payload(&envelope), expected.as_bytes());
+        let redacted = event("/", Profile::Envelope, body, Some(&[]), "e.7");
+        assert!(!String::from_utf8_lossy(&redacted).contains("userId"));
+    }
+}

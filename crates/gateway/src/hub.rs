@@ -1,0 +1,248 @@
+//! Who is in which room: tenants, their rooms, their sockets.
+//!
+//! A room belongs to a tenant; only rooms with `scope = "app"` stand in a table of their own. Fan-out reads a table while joins and
+//! leaves write it. Locks are taken in this order and never the other way: a table of rooms, the state of a socket, its outbox.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tidewire_core::event::Position;
+use tidewire_core::limit::{Rate, RateState};
+use tidewire_core::store::Store;
+use tidewire_core::{Result, TenantId, Timestamp};
+use tokio::sync::OnceCell;
+
+use crate::socket::Socket;
+
+/// All tenants of this process that have sockets.
+#[derive(Default)]
+pub(crate) struct Hub {
+    tenants: RwLock<HashMap<TenantId, Arc<Tenant>>>,
+    /// The rooms that span tenants.
+    pub(crate) app: RwLock<Rooms>,
+}
+
+impl Hub {
+    /// The tenant, known from now on: the follower passes on its events.
+    pub(crate) fn enter(&self, id: &TenantId) -> Arc<Tenant> {
+        if let Some(tenant) = self.find(id) {
+            return tenant;
+        }
+        self.tenants.write().entry(id.clone()).or_insert_with(|| Arc::new(Tenant::new(id.clone()))).clone()
+    }
+
+    pub(crate) fn find(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        self.tenants.read().get(id).cloned()
+    }
+
+    pub(crate) fn knows(&self, id: &TenantId) -> bool {
+        self.tenants.read().contains_key(id)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Tenant>> {
+        self.tenants.read().values().cloned().collect()
+    }
+
+    /// Forgets tenants that nobody uses, and what is remembered of users who are not there. Called now and then.
+    pub(crate) fn tidy(&self, connects: Rate, now: Timestamp) {
+        let mut tenants = self.tenants.write();
+        tenants.retain(|_, tenant| {
+            let mut directory = tenant.directory.lock();
+            directory.users.retain(|_, user| user.sockets > 0 || connects.take(&mut user.rate.clone(), now).is_err());
+            // Nobody can get at a tenant whose only owner is this map while the map is locked.
+            Arc::strong_count(tenant) > 1 || !directory.sockets.is_empty() || !directory.users.is_empty()
+        });
+        tenants.shrink_to_fit();
+    }
+}
+
+/// One tenant's rooms and sockets, and how far its log has been relayed.
+pub(crate) struct Tenant {
+    pub(crate) id: TenantId,
+    /// The last event whose fan-out has begun.
+    begun: AtomicU64,
+    /// The last event whose fan-out is complete.
+    delivered: AtomicU64,
+    ready: AtomicBool,
+    opening: OnceCell<()>,
+    pub(crate) rooms: RwLock<Rooms>,
+    pub(crate) directory: Mutex<Directory>,
+}
+
+impl Tenant {
+    fn new(id: TenantId) -> Self {
+        Self {
+            id,
+            begun: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            opening: OnceCell::new(),
+            rooms: RwLock::default(),
+            directory: Mutex::default(),
+        }
+    }
+
+    /// Finds out where the tenant's log is, once. Only then may sockets join.
+    ///
+    /// The tenant is known to the follower before the log's head is asked for, so every event is in one or the other.
+    pub(crate) async fn open(&self, store: &dyn Store) -> Result<()> {
+        self.opening
+            .get_or_try_init(|| async {
+                let head = store.head(&self.id).await?;
+                // Under the lock, because the relay looks at `ready` and moves the position under it.
+                let rooms = self.rooms.write();
+                self.raise(head);
+                self.ready.store(true, Ordering::SeqCst);
+                drop(rooms);
+                Ok(())
+            })
+            .await
+            .copied()
+    }
+
+    /// Whether the position is known. Before, the relay only notes how far it is.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    /// Moves the position without delivering anything: nobody is there yet.
+    pub(crate) fn raise(&self, position: Position) {
+        self.begun.fetch_max(position.0, Ordering::SeqCst);
+        self.delivered.fetch_max(position.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn begin(&self, position: Position) {
+        self.begun.store(position.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn finish(&self, position: Position) {
+        self.delivered.store(position.0, Ordering::SeqCst);
+    }
+
+    /// The last event that every live socket which may see it has been given.
+    pub(crate) fn delivered(&self) -> Position {
+        Position(self.delivered.load(Ordering::SeqCst))
+    }
+
+    /// The last event that some live socket may have been given. A socket that begins to hold live events back reads this afterwards:
+    /// what comes later than this was held, what does not is in the log.
+    pub(crate) fn begun(&self) -> Position {
+        Position(self.begun.load(Ordering::SeqCst))
+    }
+}
+
+/// A tenant's sockets and users.
+#[derive(Default)]
+pub(crate) struct Directory {
+    pub(crate) sockets: HashMap<Arc<str>, Arc<Socket>>,
+    users: HashMap<Arc<str>, User>,
+}
+
+#[derive(Default)]
+struct User {
+    sockets: u32,
+    rate: RateState,
+}
+
+/// Why a user may not have one more socket.
+pub(crate) enum Crowded {
+    Sockets,
+    Rate { until: Timestamp },
+}
+
+impl Directory {
+    /// Counts one more socket of `user`, within the limits.
+    pub(crate) fn admit(&mut self, user: &Arc<str>, most: u32, rate: Rate, now: Timestamp) -> Result<(), Crowded> {
+        let user = self.users.entry(user.clone()).or_default();
+        if user.sockets >= most {
+            return Err(Crowded::Sockets);
+        }
+        rate.take(&mut user.rate, now).map_err(|until| Crowded::Rate { until })?;
+        user.sockets += 1;
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, user: &Arc<str>) {
+        if let Some(user) = self.users.get_mut(user) {
+            user.sockets = user.sockets.saturating_sub(1);
+        }
+    }
+}
+
+/// A table of rooms. A room is there as long as it has a member.
+#[derive(Default)]
+pub(crate) struct Rooms(HashMap<Arc<str>, Room>);
+
+/// The members of a room, in no order. Larger rooms keep an index, so that leaving costs the same in all of them.
+#[derive(Default)]
+struct Room {
+    members: Vec<Arc<Socket>>,
+    index: Option<HashMap<u64, u32>>,
+}
+
+/// Rooms up to this size are searched through.
+const INDEXED_FROM: usize = 64;
+
+impl Rooms {
+    pub(crate) fn members(&self, room: &str) -> &[Arc<Socket>] {
+        self.0.get(room).map_or(&[], |room| &room.members)
+    }
+
+    /// Puts a socket into a room it is not in. Answers the room's name as the table keeps it.
+    pub(crate) fn join(&mut self, room: &str, socket: &Arc<Socket>) -> Arc<str> {
+        let name = self.0.get_key_value(room).map_or_else(|| room.into(), |(name, _)| name.clone());
+        self.0.entry(name.clone()).or_default().insert(socket.clone());
+        name
+    }
+
+    pub(crate) fn leave(&mut self, room: &str, socket: &Socket) {
+        let Some(found) = self.0.get_mut(room) else { return };
+        found.remove(socket.key);
+        if found.members.is_empty() {
+            self.0.remove(room);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Every room and its number of members.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.0.iter().map(|(name, room)| (&**name, room.members.len()))
+    }
+}
+
+impl Room {
+    fn insert(&mut self, socket: Arc<Socket>) {
+        let at = self.members.len() as u32;
+        match &mut self.index {
+            Some(index) => {
+                index.insert(socket.key, at);
+            }
+            None if self.members.len() >= INDEXED_FROM => {
+                let known = self.members.iter().zip(0..).map(|(member, at)| (member.key, at));
+                self.index = Some(known.chain([(socket.key, at)]).collect());
+            }
+            None => {}
+        }
+        self.members.push(socket);
+    }
+
+    fn remove(&mut self, key: u64) {
+        let at = match &mut self.index {
+            Some(index) => index.remove(&key).map(|at| at as usize),
+            None => self.members.iter().position(|member| member.key == key),
+        };
+        let Some(at) = at else { return };
+        self.members.swap_remove(at);
+        if let (Some(index), Some(moved)) = (&mut self.index, self.members.get(at)) {
+            index.insert(moved.key, at as u32);
+        }
+        if self.members.len() * 4 < self.members.capacity() {
+            self.members.shrink_to(self.members.len() * 2);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What can be set about a gateway. Every bound on what a client can use up is here.
+
+use std::time::Duration;
+
+/// Settings of a [`Gateway`](crate::Gateway). The defaults are those of the reference server where it has one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The path that clients open, with its slashes. Requests elsewhere are answered 404. Default `/socket.io/`.
+    pub path: String,
+    /// The time between a pong and the next ping. Default 25 s.
+    pub ping_interval: Duration,
+    /// How long a pong may take. Default 20 s.
+    pub ping_timeout: Duration,
+    /// The largest inbound message or polling body in bytes. Default 1,000,000.
+    pub max_message: usize,
+    /// The most bytes that wait for one client; then its live events are read from the log when it has caught up. Twice as many
+    /// bytes of answers close it. Default 1 MiB.
+    pub max_backlog: usize,
+    /// How long a client may stay behind without taking anything before its transport is closed. Default 30 s.
+    pub max_stall: Duration,
+    /// How long a client may stay without joining a namespace. Default 45 s.
+    pub connect_timeout: Duration,
+    /// How long a WebSocket may probe before it takes over from polling. Default 10 s.
+    pub upgrade_timeout: Duration,
+    /// Connections of this process; more are answered 503. Default 200,000.
+    pub max_connections: usize,
+    /// Sockets of one user of a tenant in this process. Default 100.
+    pub max_per_user: u32,
+    /// Rooms of one socket, those joined by itself included. Default 1,000.
+    pub max_rooms_per_socket: usize,
+    /// Type patterns that one socket may be subscribed to. Default 100.
+    pub max_subscriptions: usize,
+    /// Events on their way from the store to the sockets; what comes on top is read from the log later. Default 65,536.
+    pub max_relay_events: usize,
+    /// The bytes of data of those events. Default 64 MiB.
+    pub max_relay_bytes: usize,
+    /// Origins of other sites whose pages may connect, such as `https://app.example.com`. The server's own origin and clients that send
+    /// none are always let in. `"*"` lets every page in, but without its cookies.
+    pub allowed_origins: Vec<String>,
+    /// Whether clients get a `pid` by which they come back without losing anything. Off only for the protocol's own test suite,
+    /// which wants none. Default true.
+    pub recovery: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            path: "/socket.io/".to_owned(),
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            max_message: 1_000_000,
+            max_backlog: 1024 * 1024,
+            max_stall: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(45),
+            upgrade_timeout: Duration::from_secs(10),
+            max_connections: 200_000,
+            max_per_user: 100,
+            max_rooms_per_socket: 1_000,
+            max_subscriptions: 100,
+            max_relay_events: 65_536,
+            max_relay_bytes: 64 * 1024 * 1024,
+            allowed_origins: Vec::new(),
+            recovery: true,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! What waits to be written to one client, bounded in bytes.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::session::Closing;
+use crate::stats::Counter;
+
+/// What may happen to a frame that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// An answer or a packet of the protocol: never dropped, the transport is closed instead.
+    Control,
+    /// A copy of a logged event: the socket is parked and reads it from the log later.
+    Logged,
+    /// A copy of an event that may be dropped.
+    Ephemeral,
+}
+
+/// A whole WebSocket frame, shared by everyone who gets it. Polling uses its payload.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    pub(crate) bytes: Bytes,
+    pub(crate) class: Class,
+}
+
+impl Frame {
+    pub(crate) fn control(bytes: Bytes) -> Self {
+        Self { bytes, class: Class::Control }
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Queued,
+    /// It did not fit. Of a logged event nothing is lost yet: the caller parks the socket.
+    Full,
+    /// The transport is closed or closing.
+    Ended,
+}
+
+/// The queue between whoever has something for a client and the one task that writes to it.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox(Mutex<Queue>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Frame>,
+    /// Bytes in `frames` and in the hands of the writer.
+    bytes: usize,
+    /// The writer, when it waits.
+    waker: Option<Waker>,
+    /// A waiting poll is to be ended with a noop.
+    nudged: bool,
+    ended: Option<Closing>,
+}
+
+/// What a poll is answered with.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Frames(Vec<Bytes>),
+    Noop,
+    Ended(Closing),
+}
+
+/// A queue longer than this gives its memory back when it is empty.
+const KEPT_FRAMES: usize = 4;
+
+impl Outbox {
+    /// Queues a frame within `limit` bytes. One frame always fits into an empty queue, so that nothing is too large to be sent at all.
+    /// What had to be dropped for it is added to `dropped`.
+    pub(crate) fn push(&self, frame: Frame, limit: usize, dropped: &Counter) -> Pushed {
+        let mut queue = self.0.lock();
+        if queue.ended.is_some() {
+            return Pushed::Ended;
+        }
+        let len = frame.bytes.len();
+        let limit = if frame.class == Class::Control { limit.saturating_mul(2) } else { limit };
+        if queue.bytes > 0 && queue.bytes + len > limit {
+            if frame.class == Class::Ephemeral {
+                dropped.up();
+                return Pushed::Full;
+            }
+            dropped.add(queue.drop_ephemeral());
+            if queue.bytes > 0 && queue.bytes + len > limit {
+                return Pushed::Full;
+            }
+        }
+        queue.bytes += len;
+        queue.frames.push_back(frame);
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Pushed::Queued
+    }
+
+    /// Ends the queue: nothing more is taken in, and the writer is told. The first reason stays.
+    pub(crate) fn end(&self, closing: Closing) {
+        let mut queue = self.0.lock();
+        queue.ended.get_or_insert(closing);
+        if closing.drops_backlog() {
+            queue.frames = VecDeque::new();
+        }
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends a poll that waits, or the next one.
+    pub(crate) fn nudge(&self) {
+        let mut queue = self.0.lock();
+        queue.nudged = true;
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The WebSocket writer's side: swaps the waiting frames into the empty `into`. `Ready(Some)` when the queue has ended, after its
+    /// frames were taken; `Ready(None)` when there are frames; otherwise the writer will be woken.
+    pub(crate) fn poll_swap(&self, cx: &mut Context<'_>, into: &mut VecDeque<Frame>) -> Poll<Option<Closing>> {
+        debug_assert!(into.is_empty(), "the writer has written everything before it asks for more");
+        let mut queue = self.0.lock();
+        std::mem::swap(&mut queue.frames, into);
+        if queue.frames.capacity() > KEPT_FRAMES {
+            queue.frames = VecDeque::new();
+        }
+        if !into.is_empty() {
+            return Poll::Ready(None);
+        }
+        if let Some(closing) = queue.ended {
+            return Poll::Ready(Some(closing));
+        }
+        if into.capacity() > KEPT_FRAMES {
+            *into = VecDeque::new();
+        }
+        if queue.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            queue.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// The writer has written so many bytes of what it took.
+    pub(crate) fn written(&self, bytes: usize) {
+        let mut queue = self.0.lock();
+        queue.bytes = queue.bytes.saturating_sub(bytes);
+    }
+
+    /// The polling side: everything that waits, up to `limit` bytes but at least one frame.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, limit: usize) -> Poll<Taken> {
+        let mut queue = self.0.lock();
+        if !queue.frames.is_empty() {
+            queue.nudged = false;
+            return Poll::Ready(Taken::Frames(queue.take(limit)));
+        }
+        if let Some(closing) = queue.ended {
+            return Poll::Ready(Taken::Ended(closing));
+        }
+        if std::mem::take(&mut queue.nudged) {
+            return Poll::Ready(Taken::Noop);
+        }
+        queue.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// How many bytes wait, those in the writer's hands included.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.lock().bytes
+    }
+}
+
+impl Queue {
+    fn drop_ephemeral(&mut self) -> u64 {
+        let (mut freed, before) = (0, self.frames.len());
+        self.frames.retain(|frame| {
+            let keep = frame.class != Class::Ephemeral;
+            freed += if keep { 0 } else { frame.bytes.len() };
+            keep
+        });
+        self.bytes -= freed;
+        (before - self.frames.len()) as u64
+    }
+
+    fn take(&mut self, limit: usize) -> Vec<Bytes> {
+        let mut taken = Vec::with_capacity(self.frames.len());
+        let mut bytes = 0;
+        while let Some(frame) = self.frames.front() {
+            if bytes > 0 && bytes + frame.bytes.len() > limit {
+                break;
+            }
+            bytes += frame.bytes.len();
+            taken.extend(self.frames.pop_front().map(|frame| frame.bytes));
+        }
+        self.bytes -= bytes;
+        if self.frames.is_empty() && self.frames.capacity() > KEPT_FRAMES {
+            self.frames = VecDeque::new();
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(class: Class, len: usize) -> Frame {
+        Frame { bytes: Bytes::from(vec![0; len]), class }
+    }
+
+    fn push(outbox: &Outbox, frame: Frame, limit: usize) -> Pushed {
+        outbox.push(frame, limit, &Counter::default())
+    }
+
+    #[test]
+    fn a_full_queue_drops_what_may_be_dropped_before_it_refuses() {
+        let outbox = Outbox::default();
+        assert_eq!(push(&outbox, frame(Class::Logged, 60), 100), Pushed::Queued);
+        assert_eq!(push(&outbox, frame(Class::Ephemeral, 30), 100), Pushed::Queued);
+        assert_eq!(push(&outbox, frame(Class::Ephemeral, 30), 100), Pushed::Full);
+        assert_eq!(push(&outbox, frame(Class::Logged, 40), 100), Pushed::Queued, "the ephemeral one made room");
+        assert_eq!(outbox.bytes(), 100);
+        assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Full);
+        assert_eq!(push(&outbox, frame(Class::Control, 100), 100), Pushed::Queued);
+        assert_eq!(push(&outbox, frame(Class::Control, 1), 100), Pushed::Full);
+    }
+
+    #[test]
+    fn one_frame_always_fits_and_bytes_count_until_written() {
+        let outbox = Outbox::default();
+        assert_eq!(push(&outbox, frame(Class::Logged, 500), 100), Pushed::Queued);
+        let mut writing = VecDeque::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(outbox.poll_swap(&mut cx, &mut writing), Poll::Ready(None)));
+        assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Full, "still in the writer's hands");
+        outbox.written(500);
+        assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Queued);
+    }
+
+    #[test]
+    fn an_answer_to_a_poll_is_bounded_but_never_empty() {
+        let outbox = Outbox::default();
+        for len in [80, 30, 30] {
+            push(&outbox, frame(Class::Logged, len), 1000);
+        }
+        let mut cx = Context::from_waker(Waker::noop());
+        for expected in [1, 2] {
+            let Poll::Ready(Taken::Frames(frames)) = outbox.poll_take(&mut cx, 70) else { panic!("frames") };
+            assert_eq!(frames.len(), expected);
+        }
+        assert!(outbox.poll_take(&mut cx, 70).is_pending());
+        outbox.nudge();
+        assert!(matches!(outbox.poll_take(&mut cx, 70), Poll::Ready(Taken::Noop)));
+    }
+}

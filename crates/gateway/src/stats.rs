@@ -1,0 +1,121 @@
+//! What the gateway counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// A snapshot of the counters. What is not said to be current counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Transports that are open now.
+    pub connections: u64,
+    /// Sockets (a transport in a namespace) that are joined now.
+    pub sockets: u64,
+    /// Rooms that have a member now.
+    pub rooms: u64,
+    /// Tenants that have, or lately had, a socket.
+    pub tenants: u64,
+    /// Sockets that are behind now and wait to catch up from the log.
+    pub behind: u64,
+    /// Transports that were opened.
+    pub opened: u64,
+    /// Transports that moved from polling to WebSocket.
+    pub upgraded: u64,
+    /// Connections refused because a limit was reached or the process is draining.
+    pub refused: u64,
+    /// Sockets whose credential was refused.
+    pub unauthenticated: u64,
+    /// Messages that clients sent.
+    pub messages_in: u64,
+    /// Messages refused by the rate.
+    pub messages_limited: u64,
+    /// Events from the log and ephemeral ones that were fanned out.
+    pub events: u64,
+    /// Copies of events that were queued for a socket.
+    pub deliveries: u64,
+    /// The bytes of those copies, frame headers included.
+    pub delivery_bytes: u64,
+    /// Ephemeral copies that were dropped for a slow or returning client.
+    pub dropped: u64,
+    /// Times a slow client was parked on the log.
+    pub parked: u64,
+    /// Slow clients whose transport was closed.
+    pub closed_slow: u64,
+    /// Transports closed over a malformed packet or a broken rule of the protocol.
+    pub closed_malformed: u64,
+    /// Transports closed because a pong was missing.
+    pub closed_silent: u64,
+    /// Clients that came back and got everything.
+    pub recovered: u64,
+    /// Events that were read from the log for clients that came back or were behind.
+    pub replayed: u64,
+    /// Clients that came back to another incarnation of the log.
+    pub lost_epoch: u64,
+    /// Clients that came back later than the history reaches.
+    pub lost_history: u64,
+    /// Clients that came back with a `pid` that is not theirs, or is of a session that was ended.
+    pub lost_identity: u64,
+    /// Times the queue between store and sockets was full and the log had to be read instead.
+    pub relay_lagged: u64,
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: Counter),* }
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.get(),)* ..Stats::default() }
+            }
+        }
+    };
+}
+
+counters!(
+    connections,
+    sockets,
+    behind,
+    opened,
+    upgraded,
+    refused,
+    unauthenticated,
+    messages_in,
+    messages_limited,
+    events,
+    deliveries,
+    delivery_bytes,
+    dropped,
+    parked,
+    closed_slow,
+    closed_malformed,
+    closed_silent,
+    recovered,
+    replayed,
+    lost_epoch,
+    lost_history,
+    lost_identity,
+    relay_lagged,
+);
+
+/// One number. Relaxed: nothing is decided by comparing two of them.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub(crate) fn up(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn down(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

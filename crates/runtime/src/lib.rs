@@ -1,0 +1,1 @@
+//! What moves things: workers, the scheduler, the publishing path.

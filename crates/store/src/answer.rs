@@ -1,0 +1,85 @@
+//! What callers ask of the writer, and the answers that wait for the commit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidewire_core::commit::{Commit, Committed};
+use tidewire_core::job::Job;
+use tidewire_core::store::{Answer, Claim, Control, Fire, Fired, Follower, Leased, QueueLimits, Renewed, Settle, Settled};
+use tidewire_core::{Id, Result, TenantId, Timestamp};
+use tokio::sync::oneshot;
+
+use crate::inbox::{Inbox, closed};
+use crate::lease::Token;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// A caller's own writes in the transaction of a commit; what it answers is committed with them.
+pub(crate) type Work<R> = Box<dyn FnOnce(&mut R) -> Result<Commit> + Send>;
+
+/// A call on the writer.
+pub(crate) enum Call<R> {
+    Commit(Commit, Reply<Committed>),
+    With(Work<R>, Reply<Committed>),
+    Claim(Claim, Reply<Vec<Leased>>),
+    Settle(Settle, Reply<Settled>),
+    Renew { tenant: Option<TenantId>, id: Id, lease: Box<str>, extend: Duration, reply: Reply<Renewed> },
+    Control { tenant: TenantId, id: Id, control: Control, reply: Reply<Job> },
+    Limit(BTreeMap<Arc<str>, QueueLimits>, Reply<()>),
+    /// How many jobs run, by queue.
+    Running(Option<TenantId>, Reply<BTreeMap<Arc<str>, u64>>),
+    Fire(Fire, Reply<Fired>),
+    Slots(Reply<BTreeMap<(TenantId, Arc<str>), Timestamp>>),
+    PutSession { tenant: TenantId, sid: String, state: String, until: Timestamp },
+    DeleteSession { tenant: TenantId, sid: String },
+    /// A worker was given these and is no longer there.
+    Release(Vec<Token>),
+    Follow(Arc<dyn Follower>),
+    Close(Reply<()>),
+}
+
+/// Sends a call and waits for its answer.
+pub(crate) fn ask<R: Send + 'static, T: Send + 'static>(
+    inbox: &Arc<Inbox<Call<R>>>,
+    call: impl FnOnce(Reply<T>) -> Call<R>,
+) -> Answer<'static, T> {
+    let (reply, answer) = oneshot::channel();
+    let sent = inbox.send(call(reply));
+    Box::pin(async move {
+        sent?;
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    })
+}
+
+/// An answer that waits for the commit.
+pub(crate) enum Pending {
+    Committed(Reply<Committed>, Result<Committed>),
+    Leased(Reply<Vec<Leased>>, Vec<Leased>),
+    Settled(Reply<Settled>, Result<Settled>),
+    Renewed(Reply<Renewed>, Result<Renewed>),
+    Job(Reply<Job>, Result<Job>),
+    Fired(Reply<Fired>, Result<Fired>),
+    Done(Reply<()>),
+}
+
+impl Pending {
+    /// Answers the caller. What a caller was given and no longer waits for comes back.
+    pub(crate) fn send(self) -> Option<Vec<Token>> {
+        match self {
+            Self::Committed(reply, answer) => drop(reply.send(answer)),
+            Self::Leased(reply, leased) => {
+                if let Err(Ok(unwanted)) = reply.send(Ok(leased)) {
+                    return Some(unwanted.iter().filter_map(|leased| Token::decode(&leased.lease)).collect());
+                }
+            }
+            Self::Settled(reply, answer) => drop(reply.send(answer)),
+            Self::Renewed(reply, answer) => drop(reply.send(answer)),
+            Self::Job(reply, answer) => drop(reply.send(answer)),
+            Self::Fired(reply, answer) => drop(reply.send(answer)),
+            Self::Done(reply) => drop(reply.send(Ok(()))),
+        }
+        None
+    }
+}

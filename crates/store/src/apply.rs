@@ -1,0 +1,316 @@
+//! Applying a commit: checks first, then writes that cannot be refused.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tidewire_core::commit::{Append, Appended, Caused, Commit, Committed, Enqueue, Enqueued, IDEMPOTENCY_TTL};
+use tidewire_core::event::{Event, Position};
+use tidewire_core::job::{Job, State};
+use tidewire_core::store::{Fire, Fired};
+use tidewire_core::{Error, Id, Result, TenantId};
+
+use crate::answer::Work;
+use crate::rows::{JobRow, Keys, LaneKey, NameId, Rows, Seq};
+use crate::writer::{Outcome, Writer};
+
+impl<R: Rows> Writer<R> {
+    /// Writes all of a commit or nothing.
+    pub(crate) fn commit(&mut self, commit: Commit) -> Outcome<Committed> {
+        let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
+        if let Some(answer) = self.known(tenant, &commit)? {
+            return Ok(answer);
+        }
+        if let Err(refused) = self.check_versions(tenant, &commit)? {
+            return Ok(Err(refused));
+        }
+        self.write(tenant, commit).map(Ok)
+    }
+
+    /// Runs a caller's own writes and the commit that they lead to, or neither.
+    pub(crate) fn commit_with(&mut self, work: Work<R>) -> Outcome<Committed> {
+        self.rows.savepoint()?;
+        let outcome = match work(&mut self.rows) {
+            Ok(commit) => self.commit(commit)?,
+            Err(refused) => Err(refused),
+        };
+        if outcome.is_ok() {
+            self.rows.release_savepoint()?;
+        } else {
+            self.rows.undo_savepoint()?;
+            // Names that were first used inside are gone with it.
+            self.names.clear();
+        }
+        Ok(outcome)
+    }
+
+    /// The answer that needs no write, because the key was seen before.
+    fn known(&mut self, tenant: NameId, commit: &Commit) -> Result<Option<Result<Committed>>> {
+        if let Some(idempotency) = &commit.idempotency
+            && let Some((digest, answer, until)) = self.rows.idempotent(tenant, &idempotency.key)?
+            && until > self.now
+        {
+            if digest != idempotency.digest {
+                let detail = "this Idempotency-Key was used with another request body".to_owned();
+                return Ok(Some(Err(Error::conflict("idempotency.key_reused", detail))));
+            }
+            let answer = serde_json::from_str(&answer)
+                .map_err(|error| Error::internal("a kept idempotent answer cannot be read", error));
+            return Ok(Some(answer));
+        }
+        if let Some((key, _)) = &commit.dedup
+            && self.rows.dedup_until(tenant, key)?.is_some_and(|until| until > self.now)
+        {
+            return Ok(Some(Ok(Committed { deduplicated: true, ..Committed::default() })));
+        }
+        Ok(None)
+    }
+
+    fn check_versions(&mut self, tenant: NameId, commit: &Commit) -> Outcome<()> {
+        if commit.events.iter().all(|event| event.expected_version.is_none()) {
+            return Ok(Ok(()));
+        }
+        let mut versions: HashMap<&str, u64> = HashMap::new();
+        for event in &commit.events {
+            let Some(stream) = event.stream.as_deref() else { continue };
+            if event.given_id && self.rows.event_by_id(tenant, &event.id)?.is_some() {
+                continue;
+            }
+            let version = match versions.get(stream) {
+                Some(version) => *version,
+                None => self.rows.stream_version(tenant, stream)?,
+            };
+            if let Some(expected) = event.expected_version
+                && expected != version
+            {
+                let detail = format!("stream {stream:?} is at version {version}, expected {expected}");
+                return Ok(Err(Error::conflict("event.version_conflict", detail)));
+            }
+            versions.insert(stream, version + 1);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Writes a checked commit.
+    fn write(&mut self, tenant: NameId, commit: Commit) -> Result<Committed> {
+        let mut committed = Committed::default();
+        let mut repeated: HashSet<usize> = HashSet::new();
+        for (index, event) in commit.events.into_iter().enumerate() {
+            if event.root.is_some_and(|root| repeated.contains(&root)) {
+                continue;
+            }
+            let known = if event.given_id { self.rows.event_by_id(tenant, &event.id)? } else { None };
+            let appended = match known {
+                Some(known) => {
+                    repeated.insert(index);
+                    appended(&known, true)
+                }
+                None => self.append(tenant, &commit.tenant, event)?,
+            };
+            let list = if index < commit.asked_events { &mut committed.events } else { &mut committed.caused.events };
+            list.push(appended);
+        }
+        for (index, job) in commit.jobs.into_iter().enumerate() {
+            if job.root.is_some_and(|root| repeated.contains(&root)) {
+                continue;
+            }
+            let enqueued = self.enqueue(tenant, &commit.tenant, job)?;
+            let list = if index < commit.asked_jobs { &mut committed.jobs } else { &mut committed.caused.jobs };
+            list.push(enqueued);
+        }
+        if let Some((key, ttl)) = commit.dedup {
+            self.rows.put_dedup(tenant, &key, self.now + ttl)?;
+        }
+        if let Some(idempotency) = commit.idempotency {
+            let answer = serde_json::to_string(&committed)
+                .map_err(|error| Error::internal("an idempotent answer cannot be written", error))?;
+            let until = self.now + IDEMPOTENCY_TTL;
+            self.rows.put_idempotent(tenant, &idempotency.key, &idempotency.digest, &answer, until)?;
+        }
+        Ok(committed)
+    }
+
+    fn append(&mut self, tenant: NameId, name: &TenantId, event: Append) -> Result<Appended> {
+        let head = match self.heads.get(&tenant) {
+            Some(head) => *head,
+            None => self.rows.head(tenant)?,
+        };
+        let position = head.next();
+        let version = match &event.stream {
+            Some(stream) => Some(self.rows.stream_version(tenant, stream)? + 1),
+            None => None,
+        };
+        self.last_event = self.last_event.max(self.now);
+        let event = Arc::new(Event {
+            tenant: name.clone(),
+            position,
+            id: event.id,
+            kind: event.kind,
+            time: self.last_event,
+            data: event.data,
+            rooms: event.rooms,
+            user_id: event.user_id,
+            correlation_id: event.correlation_id,
+            causation_id: event.causation_id,
+            stream: event.stream,
+            version,
+        });
+        let kind = self.names.other(&mut self.rows, &event.kind)?;
+        self.rows.add_event(tenant, kind, &event)?;
+        self.move_head(tenant, position);
+        let answer = appended(&event, false);
+        self.events.push(event);
+        Ok(answer)
+    }
+
+    fn move_head(&mut self, tenant: NameId, position: Position) {
+        self.heads.insert(tenant, position);
+        if !self.moved.contains(&tenant) {
+            self.moved.push(tenant);
+        }
+    }
+
+    /// Enqueues a job, or finds the one that has its id.
+    pub(crate) fn enqueue(&mut self, tenant: NameId, name: &TenantId, job: Enqueue) -> Result<Enqueued> {
+        if job.given_id
+            && let Some(seq) = self.find_job(tenant, &job.id)?
+            && let Some(known) = self.job_row(seq)?
+        {
+            return Ok(Enqueued { id: job.id, kind: known.job.kind, state: known.job.state, deduplicated: true });
+        }
+        let keys = Keys {
+            tenant,
+            queue: self.names.other(&mut self.rows, &job.queue)?,
+            kind: self.names.other(&mut self.rows, &job.kind)?,
+        };
+        let run_at = job.run_at.filter(|run_at| *run_at > self.now);
+        let state = if run_at.is_some() { State::Scheduled } else { State::Pending };
+        let run_at = run_at.unwrap_or(self.now);
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        if job.given_id {
+            self.fresh_ids.insert((tenant, job.id.clone()), seq);
+        }
+        match state {
+            State::Pending => {
+                let lane = LaneKey { keys, priority: job.priority };
+                self.dispatch.push(lane, (run_at.as_micros(), seq));
+            }
+            _ => self.next_due = Some(self.next_due.map_or(run_at, |next| next.min(run_at))),
+        }
+        let enqueued = Enqueued { id: job.id.clone(), kind: job.kind.clone(), state, deduplicated: false };
+        let job = Job {
+            tenant: name.clone(),
+            id: job.id,
+            kind: job.kind,
+            queue: job.queue,
+            state,
+            priority: job.priority,
+            data: job.data,
+            attempt: 0,
+            attempts: job.attempts,
+            backoff: job.backoff,
+            timeout: job.timeout,
+            created_at: self.now,
+            run_at,
+            started_at: None,
+            finished_at: None,
+            result: None,
+            error: None,
+            user_id: job.user_id,
+            correlation_id: job.correlation_id,
+            causation_id: job.causation_id,
+            depth: job.depth,
+        };
+        self.fresh.push(JobRow { seq, keys, job, holder: None });
+        Ok(enqueued)
+    }
+
+    /// A job by id, written or not.
+    pub(crate) fn find_job(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>> {
+        match self.fresh_ids.get(&(tenant, id.clone())) {
+            Some(seq) => Ok(Some(*seq)),
+            None => self.rows.job_seq(tenant, id),
+        }
+    }
+
+    /// A job of this turn that is not written yet.
+    pub(crate) fn fresh_row(&mut self, seq: Seq) -> Option<&mut JobRow> {
+        let first = self.fresh.first()?.seq;
+        self.fresh.get_mut(usize::try_from(seq - first).ok()?)
+    }
+
+    /// A job, written or not.
+    pub(crate) fn job_row(&mut self, seq: Seq) -> Result<Option<JobRow>> {
+        match self.fresh_row(seq) {
+            Some(row) => Ok(Some(row.clone())),
+            None => self.rows.job(seq),
+        }
+    }
+
+    /// Writes the jobs of this turn, in the state they have reached.
+    pub(crate) fn write_fresh(&mut self) -> Result<()> {
+        for row in self.fresh.drain(..) {
+            self.rows.add_job(&row)?;
+        }
+        self.fresh_ids.clear();
+        Ok(())
+    }
+
+    /// Fires a slot of a schedule, at most once ever.
+    pub(crate) fn fire(&mut self, fire: Fire) -> Outcome<Fired> {
+        use tidewire_core::schedule::Overlap;
+        let tenant = self.names.tenant(&mut self.rows, &fire.tenant)?;
+        let last = self.rows.slot(tenant, &fire.key)?;
+        if last.as_ref().is_some_and(|(slot, _)| *slot >= fire.slot) {
+            return Ok(Ok(Fired::Stale));
+        }
+        let last_job = last.and_then(|(_, job)| job);
+        let unfinished = match &last_job {
+            Some(id) if fire.overlap != Overlap::Allow => match self.find_job(tenant, id)? {
+                Some(seq) => self.job_row(seq)?.is_some_and(|row| !row.job.state.is_final()),
+                None => false,
+            },
+            _ => false,
+        };
+        if unfinished && fire.job.is_some() && fire.overlap == Overlap::Queue {
+            return Ok(Ok(Fired::Waiting));
+        }
+        let (fired, job) = match fire.job {
+            None => (Fired::Skipped, last_job),
+            Some(_) if unfinished => (Fired::Overlapped, last_job),
+            Some(job) => {
+                let enqueued = self.enqueue(tenant, &fire.tenant, job)?;
+                (Fired::Enqueued(enqueued.id.clone()), Some(enqueued.id))
+            }
+        };
+        self.rows.put_slot(tenant, &fire.key, fire.slot, job.as_ref())?;
+        Ok(Ok(fired))
+    }
+
+    /// Whether effects could be written: the checks of [`Writer::commit`] alone.
+    pub(crate) fn check_effects(&mut self, tenant: NameId, effects: &Commit) -> Outcome<()> {
+        self.check_versions(tenant, effects)
+    }
+
+    /// Writes effects that were checked.
+    pub(crate) fn write_effects(&mut self, tenant: NameId, effects: Option<Commit>) -> Result<Committed> {
+        match effects {
+            Some(effects) => match self.known(tenant, &effects)? {
+                Some(Ok(known)) => Ok(known),
+                Some(Err(_)) | None => self.write(tenant, effects),
+            },
+            None => Ok(Committed { caused: Caused::default(), ..Committed::default() }),
+        }
+    }
+}
+
+fn appended(event: &Event, deduplicated: bool) -> Appended {
+    Appended {
+        id: event.id.clone(),
+        kind: event.kind.clone(),
+        position: Some(event.position),
+        time: event.time,
+        version: event.version,
+        deduplicated,
+    }
+}

@@ -1,0 +1,195 @@
+//! The contracts over a writer and its readers: the same for every embedded engine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidewire_core::commit::{Commit, Committed};
+use tidewire_core::event::{Epoch, Event, Position};
+use tidewire_core::id::Ids;
+use tidewire_core::job::{FailedAttempt, Job, State};
+use tidewire_core::store::{
+    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Follower, JobQuery, Jobs, Leased, Log, LogQuery, Page,
+    QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+};
+use tidewire_core::time::Clock;
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+
+use crate::answer::{Call, ask};
+use crate::inbox::Inbox;
+use crate::rows::Rows;
+use crate::writer::{OnFatal, Writer};
+
+/// The read side of an engine.
+pub(crate) trait Reader: Send + Sync + 'static {
+    fn head(&self, tenant: &TenantId) -> Answer<'_, Position>;
+    fn log(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>>;
+    fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>>;
+    fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
+    fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
+    /// Counts of all states but `processing`.
+    fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
+    fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>>;
+    fn close(&self);
+}
+
+/// What a store is, beside its rows.
+pub(crate) struct Identity {
+    pub(crate) epoch: Epoch,
+    pub(crate) secret: [u8; 32],
+    pub(crate) durability: Durability,
+}
+
+/// An embedded store: the writer's inbox and the readers.
+pub(crate) struct Embedded<R, Rd> {
+    inbox: Arc<Inbox<Call<R>>>,
+    reader: Rd,
+    identity: Identity,
+}
+
+impl<R: Rows, Rd: Reader> Embedded<R, Rd> {
+    /// Opens the writer on `rows` and starts its thread.
+    pub(crate) fn start(
+        rows: R,
+        reader: Rd,
+        identity: Identity,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn Ids>,
+        on_fatal: OnFatal,
+    ) -> Result<Self> {
+        let inbox = Arc::new(Inbox::new());
+        let writer = Writer::open(rows, inbox.clone(), clock, ids)?;
+        // Not joined: `close` answers when the thread has dropped its rows, and a process that exits needs no more than that.
+        std::thread::Builder::new()
+            .name("tidewire-writer".to_owned())
+            .spawn(move || writer.run(on_fatal))
+            .map_err(|error| Error::internal("the writer thread cannot be started", error))?;
+        Ok(Self { inbox, reader, identity })
+    }
+
+    pub(crate) fn inbox(&self) -> &Arc<Inbox<Call<R>>> {
+        &self.inbox
+    }
+
+    fn tell(&self, call: Call<R>) {
+        // A closed or overloaded store forgets session states; their sockets then recover as new ones.
+        drop(self.inbox.send(call));
+    }
+}
+
+impl<R, Rd> Drop for Embedded<R, Rd> {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
+impl<R: Rows, Rd: Reader> Store for Embedded<R, Rd> {
+    fn durability(&self) -> Durability {
+        self.identity.durability
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        self.reader.close();
+        ask(&self.inbox, Call::Close)
+    }
+}
+
+impl<R: Rows, Rd: Reader> Commits for Embedded<R, Rd> {
+    fn commit(&self, commit: Commit) -> Answer<'_, Committed> {
+        ask(&self.inbox, |reply| Call::Commit(commit, reply))
+    }
+}
+
+impl<R: Rows, Rd: Reader> Log for Embedded<R, Rd> {
+    fn epoch(&self) -> &Epoch {
+        &self.identity.epoch
+    }
+
+    fn secret(&self) -> &[u8; 32] {
+        &self.identity.secret
+    }
+
+    fn head(&self, tenant: &TenantId) -> Answer<'_, Position> {
+        self.reader.head(tenant)
+    }
+
+    fn read(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>> {
+        self.reader.log(tenant, query)
+    }
+
+    fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>> {
+        self.reader.event(tenant, id)
+    }
+
+    fn follow(&self, follower: Arc<dyn Follower>) {
+        self.tell(Call::Follow(follower));
+    }
+}
+
+impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
+    fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()> {
+        ask(&self.inbox, |reply| Call::Limit(limits, reply))
+    }
+
+    fn claim(&self, claim: Claim) -> Answer<'_, Vec<Leased>> {
+        ask(&self.inbox, |reply| Call::Claim(claim, reply))
+    }
+
+    fn settle(&self, settle: Settle) -> Answer<'_, Settled> {
+        ask(&self.inbox, |reply| Call::Settle(settle, reply))
+    }
+
+    fn renew(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, extend: Duration) -> Answer<'_, Renewed> {
+        let (tenant, id, lease) = (tenant.cloned(), id.clone(), lease.into());
+        ask(&self.inbox, |reply| Call::Renew { tenant, id, lease, extend, reply })
+    }
+
+    fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>> {
+        self.reader.job(tenant, id)
+    }
+
+    fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>> {
+        self.reader.jobs(query)
+    }
+
+    fn control(&self, tenant: &TenantId, id: &Id, control: Control) -> Answer<'_, Job> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        ask(&self.inbox, |reply| Call::Control { tenant, id, control, reply })
+    }
+
+    fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
+        let running = ask(&self.inbox, |reply| Call::Running(tenant.cloned(), reply));
+        let counts = self.reader.counts(tenant);
+        Box::pin(async move {
+            let mut counts = counts.await?;
+            for (queue, count) in running.await? {
+                counts.entry(queue).or_default().insert(State::Processing, count);
+            }
+            Ok(counts)
+        })
+    }
+}
+
+impl<R: Rows, Rd: Reader> Schedules for Embedded<R, Rd> {
+    fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>> {
+        ask(&self.inbox, Call::Slots)
+    }
+
+    fn fire(&self, fire: Fire) -> Answer<'_, Fired> {
+        ask(&self.inbox, |reply| Call::Fire(fire, reply))
+    }
+}
+
+impl<R: Rows, Rd: Reader> Sessions for Embedded<R, Rd> {
+    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) {
+        self.tell(Call::PutSession { tenant: tenant.clone(), sid: sid.to_owned(), state, until: expires });
+    }
+
+    fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
+        self.reader.session(tenant, sid)
+    }
+
+    fn delete_session(&self, tenant: &TenantId, sid: &str) {
+        self.tell(Call::DeleteSession { tenant: tenant.clone(), sid: sid.to_owned() });
+    }
+}

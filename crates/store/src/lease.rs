@@ -1,0 +1,121 @@
+//! The leases that are held, and when the next of them ends.
+
+use std::collections::{BinaryHeap, HashMap};
+use std::cmp::Reverse;
+
+use tidewire_core::Timestamp;
+
+use crate::rows::{JobRow, Seq};
+
+/// A job in a worker's hands, as the writer remembers it so that settling needs no read.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    /// The row as it was leased; it has a holder.
+    pub(crate) row: JobRow,
+    pub(crate) nonce: u64,
+    pub(crate) until: Timestamp,
+    /// The batch whose claims record lists it.
+    pub(crate) batch: u64,
+    /// Somebody asked to cancel it.
+    pub(crate) cancelled: bool,
+}
+
+/// Every lease by its job.
+#[derive(Default)]
+pub(crate) struct Leases {
+    held: HashMap<Seq, Lease>,
+    /// Ends of leases, some of them out of date: renewed or settled since.
+    ends: BinaryHeap<Reverse<(Timestamp, Seq)>>,
+    /// How many leases of each claims record are still held.
+    batches: HashMap<u64, u32>,
+}
+
+impl Leases {
+    /// Records a lease.
+    pub(crate) fn insert(&mut self, lease: Lease) {
+        let seq = lease.row.seq;
+        if !lease.row.holder.as_ref().is_some_and(|holder| holder.local) {
+            self.ends.push(Reverse((lease.until, seq)));
+        }
+        *self.batches.entry(lease.batch).or_default() += 1;
+        self.held.insert(seq, lease);
+    }
+
+    /// The lease that a token names, if it is still held.
+    pub(crate) fn get_mut(&mut self, token: Token) -> Option<&mut Lease> {
+        self.held.get_mut(&token.seq).filter(|lease| lease.nonce == token.nonce)
+    }
+
+    /// The lease on a job.
+    pub(crate) fn of(&mut self, seq: Seq) -> Option<&mut Lease> {
+        self.held.get_mut(&seq)
+    }
+
+    /// Ends a lease. The second value is the claims record that has no leases left.
+    pub(crate) fn remove(&mut self, seq: Seq) -> Option<(Lease, Option<u64>)> {
+        let lease = self.held.remove(&seq)?;
+        let left = self.batches.get_mut(&lease.batch)?;
+        *left -= 1;
+        let emptied = *left == 0;
+        if emptied {
+            self.batches.remove(&lease.batch);
+        }
+        let batch = lease.batch;
+        Some((lease, emptied.then_some(batch)))
+    }
+
+    /// The leased jobs.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &JobRow> {
+        self.held.values().map(|lease| &lease.row)
+    }
+
+    /// Moves the end of a lease.
+    pub(crate) fn extend(&mut self, seq: Seq, until: Timestamp) {
+        if let Some(lease) = self.held.get_mut(&seq) {
+            lease.until = until;
+            if let Some(holder) = &mut lease.row.holder {
+                holder.until = until;
+            }
+            self.ends.push(Reverse((until, seq)));
+        }
+    }
+
+    /// A job whose lease has ended at `now`.
+    pub(crate) fn pop_expired(&mut self, now: Timestamp) -> Option<Seq> {
+        while let Some(Reverse((until, seq))) = self.ends.peek().copied() {
+            if until > now {
+                return None;
+            }
+            self.ends.pop();
+            if self.held.get(&seq).is_some_and(|lease| lease.until == until) {
+                return Some(seq);
+            }
+        }
+        None
+    }
+
+    /// When the next lease may end.
+    pub(crate) fn next_end(&self) -> Option<Timestamp> {
+        self.ends.peek().map(|Reverse((until, _))| *until)
+    }
+}
+
+/// A lease as its holder knows it: `SEQ-NONCE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) seq: Seq,
+    pub(crate) nonce: u64,
+}
+
+impl Token {
+    /// The text given to the worker.
+    pub(crate) fn encode(self) -> Box<str> {
+        format!("{}-{:016x}", self.seq, self.nonce).into()
+    }
+
+    /// Reads a token; anything else is simply not a lease that is held.
+    pub(crate) fn decode(text: &str) -> Option<Self> {
+        let (seq, nonce) = text.split_once('-')?;
+        Some(Self { seq: seq.parse().ok()?, nonce: u64::from_str_radix(nonce, 16).ok()? })
+    }
+}

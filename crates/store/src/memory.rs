@@ -1,0 +1,431 @@
+//! The memory engine: the same writer on maps instead of a file, for tests and simulation.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
+use tidewire_core::event::{Epoch, Event, Position};
+use tidewire_core::id::Ids;
+use tidewire_core::job::{FailedAttempt, Job, State};
+use tidewire_core::store::{Answer, Counts, Durability, JobQuery, LogQuery, Page, Store};
+use tidewire_core::time::Clock;
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+
+use crate::embedded::{Embedded, Identity, Reader};
+use crate::rows::{JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
+
+/// A store that keeps everything in memory and loses it with the process.
+pub struct Memory;
+
+impl Memory {
+    /// A new, empty store.
+    pub fn open(clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Arc<dyn Store>> {
+        let mut secret = [0; 32];
+        for chunk in secret.as_chunks_mut::<8>().0 {
+            *chunk = ids.random().to_le_bytes();
+        }
+        let identity = Identity { epoch: Epoch::from_random(ids.random()), secret, durability: Durability::Memory };
+        let tables = Arc::new(RwLock::new(Tables::default()));
+        let rows = MemoryRows { tables: tables.clone(), turn: None };
+        let reader = MemoryReader { tables, clock: clock.clone() };
+        Ok(Arc::new(Embedded::start(rows, reader, identity, clock, ids, Box::new(|_| {}))?))
+    }
+}
+
+#[derive(Default)]
+struct Tables {
+    tenants: HashMap<String, NameId>,
+    tenant_names: Vec<String>,
+    names: HashMap<String, NameId>,
+    other_names: Vec<String>,
+    heads: HashMap<NameId, Position>,
+    events: BTreeMap<(NameId, Position), Arc<Event>>,
+    event_ids: HashMap<(NameId, Id), Position>,
+    streams: HashMap<(NameId, Box<str>), u64>,
+    jobs: BTreeMap<Seq, JobRow>,
+    job_ids: HashMap<(NameId, Id), Seq>,
+    attempts: HashMap<Seq, Vec<FailedAttempt>>,
+    claims: BTreeMap<u64, Vec<Seq>>,
+    dedup: HashMap<(NameId, String), Timestamp>,
+    idempotency: HashMap<(NameId, String), (Vec<u8>, String, Timestamp)>,
+    slots: HashMap<(NameId, String), (Timestamp, Option<Id>)>,
+    sessions: HashMap<(TenantId, String), (String, Timestamp)>,
+}
+
+impl Tables {
+    fn tenant(&self, tenant: &TenantId) -> Option<NameId> {
+        self.tenants.get(tenant.as_str()).copied()
+    }
+
+    fn jobs_where(&self, wanted: impl Fn(&JobRow) -> bool) -> Vec<&JobRow> {
+        self.jobs.values().filter(|row| wanted(row)).collect()
+    }
+}
+
+/// The write side. Readers wait from the first write of a turn to its commit, so that they never see half of one.
+struct MemoryRows {
+    tables: Arc<RwLock<Tables>>,
+    turn: Option<ArcRwLockWriteGuard<RawRwLock, Tables>>,
+}
+
+impl MemoryRows {
+    fn tables(&mut self) -> &mut Tables {
+        self.turn.get_or_insert_with(|| self.tables.write_arc())
+    }
+}
+
+impl Rows for MemoryRows {
+    fn begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.turn = None;
+        Ok(())
+    }
+
+    fn rollback(&mut self) {
+        self.turn = None;
+    }
+
+    // Only engines with a language of their own let callers write beside a commit.
+    fn savepoint(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn release_savepoint(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn undo_savepoint(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn find_name(&mut self, kind: NameKind, name: &str) -> Result<Option<NameId>> {
+        let tables = self.tables();
+        let names = match kind {
+            NameKind::Tenant => &tables.tenants,
+            NameKind::Other => &tables.names,
+        };
+        Ok(names.get(name).copied())
+    }
+
+    fn name(&mut self, kind: NameKind, id: NameId) -> Result<Option<String>> {
+        let tables = self.tables();
+        let names = match kind {
+            NameKind::Tenant => &tables.tenant_names,
+            NameKind::Other => &tables.other_names,
+        };
+        Ok(names.get(id as usize).cloned())
+    }
+
+    fn add_name(&mut self, kind: NameKind, name: &str) -> Result<NameId> {
+        let tables = self.tables();
+        let (by_name, by_id) = match kind {
+            NameKind::Tenant => (&mut tables.tenants, &mut tables.tenant_names),
+            NameKind::Other => (&mut tables.names, &mut tables.other_names),
+        };
+        let id = NameId::try_from(by_id.len())
+            .map_err(|error| Error::internal("the store holds too many names", error))?;
+        by_id.push(name.to_owned());
+        by_name.insert(name.to_owned(), id);
+        Ok(id)
+    }
+
+    fn head(&mut self, tenant: NameId) -> Result<Position> {
+        Ok(self.tables().heads.get(&tenant).copied().unwrap_or_default())
+    }
+
+    fn set_head(&mut self, tenant: NameId, head: Position) -> Result<()> {
+        self.tables().heads.insert(tenant, head);
+        Ok(())
+    }
+
+    fn last_time(&mut self) -> Result<Timestamp> {
+        Ok(self.tables().events.values().map(|event| event.time).max().unwrap_or_default())
+    }
+
+    fn add_event(&mut self, tenant: NameId, _kind: NameId, event: &Arc<Event>) -> Result<()> {
+        let tables = self.tables();
+        tables.event_ids.insert((tenant, event.id.clone()), event.position);
+        if let (Some(stream), Some(version)) = (&event.stream, event.version) {
+            tables.streams.insert((tenant, stream.clone()), version);
+        }
+        tables.events.insert((tenant, event.position), event.clone());
+        Ok(())
+    }
+
+    fn event_by_id(&mut self, tenant: NameId, id: &Id) -> Result<Option<Arc<Event>>> {
+        let tables = self.tables();
+        let position = tables.event_ids.get(&(tenant, id.clone()));
+        Ok(position.and_then(|position| tables.events.get(&(tenant, *position))).cloned())
+    }
+
+    fn stream_version(&mut self, tenant: NameId, stream: &str) -> Result<u64> {
+        Ok(self.tables().streams.get(&(tenant, stream.into())).copied().unwrap_or_default())
+    }
+
+    fn last_seq(&mut self) -> Result<Seq> {
+        Ok(self.tables().jobs.keys().next_back().copied().unwrap_or_default())
+    }
+
+    fn add_job(&mut self, row: &JobRow) -> Result<()> {
+        let tables = self.tables();
+        tables.job_ids.insert((row.keys.tenant, row.job.id.clone()), row.seq);
+        tables.jobs.insert(row.seq, row.clone());
+        Ok(())
+    }
+
+    fn update_job(&mut self, row: &JobRow) -> Result<()> {
+        self.tables().jobs.insert(row.seq, row.clone());
+        Ok(())
+    }
+
+    fn delete_job(&mut self, seq: Seq) -> Result<()> {
+        let tables = self.tables();
+        tables.attempts.remove(&seq);
+        if let Some(row) = tables.jobs.remove(&seq) {
+            tables.job_ids.remove(&(row.keys.tenant, row.job.id));
+        }
+        Ok(())
+    }
+
+    fn job(&mut self, seq: Seq) -> Result<Option<JobRow>> {
+        Ok(self.tables().jobs.get(&seq).cloned())
+    }
+
+    fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>> {
+        Ok(self.tables().job_ids.get(&(tenant, id.clone())).copied())
+    }
+
+    fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()> {
+        self.tables().attempts.entry(seq).or_default().push(attempt.clone());
+        Ok(())
+    }
+
+    fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>> {
+        let in_lane = |row: &JobRow| {
+            row.job.state == State::Pending && row.keys == lane.keys && row.job.priority == lane.priority
+        };
+        let rows = self.tables().jobs_where(in_lane);
+        let mut places: Vec<Place> = rows.into_iter().map(|row| (row.job.run_at.as_micros(), row.seq)).collect();
+        places.sort_unstable();
+        places.truncate(limit);
+        Ok(places)
+    }
+
+    fn lanes(&mut self) -> Result<Vec<LaneKey>> {
+        // A memory store always opens empty.
+        Ok(Vec::new())
+    }
+
+    fn due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let rows = self.tables().jobs_where(|row| row.job.state == State::Scheduled && row.job.run_at <= now);
+        let mut due: Vec<_> = rows.into_iter().map(|row| (row.job.run_at, row.seq)).collect();
+        due.sort_unstable();
+        Ok(due.into_iter().take(limit).map(|(_, seq)| seq).collect())
+    }
+
+    fn next_due(&mut self) -> Result<Option<Timestamp>> {
+        let rows = self.tables().jobs_where(|row| row.job.state == State::Scheduled);
+        Ok(rows.into_iter().map(|row| row.job.run_at).min())
+    }
+
+    fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>> {
+        let rows = self.tables().jobs_where(|row| row.keys.queue == queue && row.job.state == State::Completed);
+        let mut done: Vec<_> = rows.into_iter().map(|row| (row.job.finished_at, row.seq)).collect();
+        done.sort_unstable();
+        Ok(done.into_iter().map(|(_, seq)| seq).collect())
+    }
+
+    fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let rows = self.tables().jobs_where(|row| {
+            row.keys.queue == queue
+                && row.job.state.is_final()
+                && (row.job.state == State::Completed) == completed
+                && row.job.finished_at.is_some_and(|at| at < before)
+        });
+        Ok(rows.into_iter().take(limit).map(|row| row.seq).collect())
+    }
+
+    fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>> {
+        let is_dead = |row: &JobRow| row.job.state.is_final() && row.job.state != State::Completed;
+        let rows = self.tables().jobs_where(|row| row.keys.queue == queue && is_dead(row));
+        let mut dead: Vec<_> = rows.into_iter().map(|row| (row.job.finished_at, row.seq)).collect();
+        dead.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(dead.into_iter().skip(keep).take(limit).map(|(_, seq)| seq).collect())
+    }
+
+    fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
+        self.tables().claims.insert(batch, seqs.to_vec());
+        Ok(())
+    }
+
+    fn delete_claims(&mut self, batch: u64) -> Result<()> {
+        self.tables().claims.remove(&batch);
+        Ok(())
+    }
+
+    fn claims(&mut self) -> Result<Vec<(u64, Vec<Seq>)>> {
+        Ok(self.tables().claims.iter().map(|(batch, seqs)| (*batch, seqs.clone())).collect())
+    }
+
+    fn dedup_until(&mut self, tenant: NameId, key: &str) -> Result<Option<Timestamp>> {
+        Ok(self.tables().dedup.get(&(tenant, key.to_owned())).copied())
+    }
+
+    fn put_dedup(&mut self, tenant: NameId, key: &str, until: Timestamp) -> Result<()> {
+        self.tables().dedup.insert((tenant, key.to_owned()), until);
+        Ok(())
+    }
+
+    fn idempotent(&mut self, tenant: NameId, key: &str) -> Result<Option<(Vec<u8>, String, Timestamp)>> {
+        Ok(self.tables().idempotency.get(&(tenant, key.to_owned())).cloned())
+    }
+
+    fn put_idempotent(&mut self, tenant: NameId, key: &str, digest: &[u8], answer: &str, until: Timestamp) -> Result<()> {
+        self.tables().idempotency.insert((tenant, key.to_owned()), (digest.to_vec(), answer.to_owned(), until));
+        Ok(())
+    }
+
+    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>> {
+        Ok(self.tables().slots.get(&(tenant, key.to_owned())).cloned())
+    }
+
+    fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()> {
+        self.tables().slots.insert((tenant, key.to_owned()), (slot, job.cloned()));
+        Ok(())
+    }
+
+    fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>> {
+        let tables = self.tables();
+        let name = |tenant: NameId| tables.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name));
+        let slots = tables.slots.iter();
+        Ok(slots.filter_map(|((tenant, key), (slot, _))| Some((name(*tenant)?, key.as_str().into(), *slot))).collect())
+    }
+
+    fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()> {
+        let tables = self.tables();
+        if let Some(name) = tables.tenant_names.get(tenant as usize) {
+            let key = (TenantId::from_stored(name), sid.to_owned());
+            tables.sessions.insert(key, (state.to_owned(), until));
+        }
+        Ok(())
+    }
+
+    fn delete_session(&mut self, tenant: NameId, sid: &str) -> Result<()> {
+        let tables = self.tables();
+        if let Some(name) = tables.tenant_names.get(tenant as usize) {
+            tables.sessions.remove(&(TenantId::from_stored(name), sid.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn purge(&mut self, now: Timestamp) -> Result<()> {
+        let tables = self.tables();
+        tables.dedup.retain(|_, until| *until > now);
+        tables.idempotency.retain(|_, (_, _, until)| *until > now);
+        tables.sessions.retain(|_, (_, until)| *until > now);
+        Ok(())
+    }
+}
+
+/// The read side.
+struct MemoryReader {
+    tables: Arc<RwLock<Tables>>,
+    clock: Arc<dyn Clock>,
+}
+
+fn ready<T: Send + 'static>(answer: Result<T>) -> Answer<'static, T> {
+    Box::pin(std::future::ready(answer))
+}
+
+impl Reader for MemoryReader {
+    fn head(&self, tenant: &TenantId) -> Answer<'_, Position> {
+        let tables = self.tables.read();
+        let head = tables.tenant(tenant).and_then(|tenant| tables.heads.get(&tenant).copied());
+        ready(Ok(head.unwrap_or_default()))
+    }
+
+    fn log(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>> {
+        let tables = self.tables.read();
+        let Some(tenant) = tables.tenant(tenant) else { return ready(Ok(Vec::new())) };
+        let up_to = query.up_to.unwrap_or(Position(u64::MAX));
+        if query.after >= up_to {
+            return ready(Ok(Vec::new()));
+        }
+        let wanted = |event: &&Arc<Event>| {
+            query.kind.as_ref().is_none_or(|kind| **kind == *event.kind)
+                && query.stream.as_ref().is_none_or(|stream| event.stream.as_deref() == Some(stream))
+                && query.user.as_ref().is_none_or(|user| event.user_id.as_deref() == Some(user))
+                && query.from.is_none_or(|from| event.time >= from)
+                && query.to.is_none_or(|to| event.time < to)
+        };
+        let range = tables.events.range((tenant, query.after.next())..=(tenant, up_to));
+        let limit = query.limit.clamp(1, LogQuery::MAX) as usize;
+        ready(Ok(range.map(|(_, event)| event).filter(wanted).take(limit).cloned().collect()))
+    }
+
+    fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>> {
+        let tables = self.tables.read();
+        let event = tables.tenant(tenant).and_then(|tenant| {
+            let position = tables.event_ids.get(&(tenant, id.clone()))?;
+            tables.events.get(&(tenant, *position)).cloned()
+        });
+        ready(Ok(event))
+    }
+
+    fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>> {
+        let tables = self.tables.read();
+        let job = tables.tenant(tenant).and_then(|tenant| {
+            let seq = tables.job_ids.get(&(tenant, id.clone()))?;
+            let attempts = tables.attempts.get(seq).cloned().unwrap_or_default();
+            Some((tables.jobs.get(seq)?.job.clone(), attempts))
+        });
+        ready(Ok(job))
+    }
+
+    fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>> {
+        let before = match query.cursor.as_deref().map(str::parse::<Seq>) {
+            None => Seq::MAX,
+            Some(Ok(before)) => before,
+            Some(Err(_)) => {
+                let detail = "cursor: expected a nextCursor of an earlier page";
+                return ready(Err(Error::invalid("cursor.invalid", detail)));
+            }
+        };
+        let wanted = |row: &&JobRow| {
+            query.tenant.as_ref().is_none_or(|tenant| *tenant == row.job.tenant)
+                && query.queue.as_ref().is_none_or(|queue| **queue == *row.job.queue)
+                && query.kind.as_ref().is_none_or(|kind| **kind == *row.job.kind)
+                && (query.states.is_empty() || query.states.contains(&row.job.state))
+        };
+        let limit = query.limit.clamp(1, JobQuery::MAX) as usize;
+        let tables = self.tables.read();
+        let found = tables.jobs.range(..before).rev().map(|(_, row)| row).filter(wanted).take(limit + 1);
+        let mut rows: Vec<&JobRow> = found.collect();
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let next_cursor = rows.last().filter(|_| has_more).map(|row| row.seq.to_string());
+        ready(Ok(Page { items: rows.into_iter().map(|row| row.job.clone()).collect(), next_cursor }))
+    }
+
+    fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
+        let mut counts = Counts::new();
+        for row in self.tables.read().jobs.values() {
+            if row.job.state != State::Processing && tenant.is_none_or(|tenant| *tenant == row.job.tenant) {
+                *counts.entry(row.job.queue.clone()).or_default().entry(row.job.state).or_default() += 1;
+            }
+        }
+        ready(Ok(counts))
+    }
+
+    fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
+        let tables = self.tables.read();
+        let kept = tables.sessions.get(&(tenant.clone(), sid.to_owned()));
+        let now = self.clock.now();
+        ready(Ok(kept.filter(|(_, until)| *until > now).map(|(state, _)| state.clone())))
+    }
+
+    fn close(&self) {}
+}

@@ -1,0 +1,127 @@
+//! What the writer needs of the place where things are kept.
+
+use std::sync::Arc;
+
+use tidewire_core::event::{Event, Position};
+use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::{Id, Result, TenantId, Timestamp};
+
+/// The number of an interned name: a tenant, or a queue or type.
+pub(crate) type NameId = u32;
+
+/// The number of a job, in order of arrival.
+pub(crate) type Seq = i64;
+
+/// A row of `jobs`.
+#[derive(Clone, Debug)]
+pub(crate) struct JobRow {
+    pub(crate) seq: Seq,
+    pub(crate) keys: Keys,
+    pub(crate) job: Job,
+    /// Who holds it, while it is processing.
+    pub(crate) holder: Option<Holder>,
+}
+
+/// The interned names of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Keys {
+    pub(crate) tenant: NameId,
+    pub(crate) queue: NameId,
+    pub(crate) kind: NameId,
+}
+
+/// Who holds a lease.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    /// Fences the lease: a settle must name it.
+    pub(crate) nonce: u64,
+    /// When the lease ends; local leases end with the process.
+    pub(crate) until: Timestamp,
+    pub(crate) local: bool,
+    pub(crate) worker: Arc<str>,
+}
+
+/// The place of a pending job in its lane: due time, then arrival.
+pub(crate) type Place = (i64, Seq);
+
+/// Where the pending jobs of one queue, type, priority and tenant wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LaneKey {
+    pub(crate) keys: Keys,
+    pub(crate) priority: u8,
+}
+
+/// Kinds of interned names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum NameKind {
+    Tenant,
+    Other,
+}
+
+/// The write side of an engine, used by its writer thread alone. Any error is a fault of the medium and ends the writer.
+///
+/// Reads see what was written before in the same transaction.
+pub(crate) trait Rows: Send + 'static {
+    fn begin(&mut self) -> Result<()>;
+    fn commit(&mut self) -> Result<()>;
+    /// Drops what was written since `begin`.
+    fn rollback(&mut self);
+    /// Begins a part that can be undone alone.
+    fn savepoint(&mut self) -> Result<()>;
+    fn release_savepoint(&mut self) -> Result<()>;
+    fn undo_savepoint(&mut self) -> Result<()>;
+
+    fn find_name(&mut self, kind: NameKind, name: &str) -> Result<Option<NameId>>;
+    fn name(&mut self, kind: NameKind, id: NameId) -> Result<Option<String>>;
+    fn add_name(&mut self, kind: NameKind, name: &str) -> Result<NameId>;
+
+    fn head(&mut self, tenant: NameId) -> Result<Position>;
+    fn set_head(&mut self, tenant: NameId, head: Position) -> Result<()>;
+    fn last_time(&mut self) -> Result<Timestamp>;
+    fn add_event(&mut self, tenant: NameId, kind: NameId, event: &Arc<Event>) -> Result<()>;
+    fn event_by_id(&mut self, tenant: NameId, id: &Id) -> Result<Option<Arc<Event>>>;
+    fn stream_version(&mut self, tenant: NameId, stream: &str) -> Result<u64>;
+
+    fn last_seq(&mut self) -> Result<Seq>;
+    fn add_job(&mut self, row: &JobRow) -> Result<()>;
+    /// Writes what changes over a job's life: state, times, attempt, holder, result, error, priority.
+    fn update_job(&mut self, row: &JobRow) -> Result<()>;
+    fn delete_job(&mut self, seq: Seq) -> Result<()>;
+    fn job(&mut self, seq: Seq) -> Result<Option<JobRow>>;
+    fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>>;
+    fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()>;
+    /// The first pending jobs of a lane, by place.
+    fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>>;
+    /// Every lane that has pending jobs.
+    fn lanes(&mut self) -> Result<Vec<LaneKey>>;
+    /// Scheduled jobs that are due at `now`, earliest first.
+    fn due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>>;
+    /// When the next scheduled job is due.
+    fn next_due(&mut self) -> Result<Option<Timestamp>>;
+    /// Completed jobs of a queue, oldest first.
+    fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>>;
+    /// Final jobs of a queue that ended before a time: completed ones, or the others.
+    fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>>;
+    /// How many jobs of a queue that are final but not completed are beyond the newest `keep`, oldest first.
+    fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>>;
+
+    /// Remembers which jobs a batch leased, so that a restart finds them without an index.
+    fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()>;
+    fn delete_claims(&mut self, batch: u64) -> Result<()>;
+    fn claims(&mut self) -> Result<Vec<(u64, Vec<Seq>)>>;
+
+    /// A remembered key of a tenant that has not expired.
+    fn dedup_until(&mut self, tenant: NameId, key: &str) -> Result<Option<Timestamp>>;
+    fn put_dedup(&mut self, tenant: NameId, key: &str, until: Timestamp) -> Result<()>;
+    /// The digest and answer kept for an idempotency key, and until when.
+    fn idempotent(&mut self, tenant: NameId, key: &str) -> Result<Option<(Vec<u8>, String, Timestamp)>>;
+    fn put_idempotent(&mut self, tenant: NameId, key: &str, digest: &[u8], answer: &str, until: Timestamp) -> Result<()>;
+    /// The last slot of a schedule and the job it enqueued.
+    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>>;
+    fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()>;
+    fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>>;
+    fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()>;
+    fn delete_session(&mut self, tenant: NameId, sid: &str) -> Result<()>;
+    /// Forgets keys and sessions that have expired.
+    fn purge(&mut self, now: Timestamp) -> Result<()>;
+}

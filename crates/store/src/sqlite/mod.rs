@@ -1,0 +1,196 @@
+//! The SQLite engine: one file, write-ahead log, synced before every answer.
+
+mod columns;
+mod read;
+mod rows;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tidewire_core::commit::{Commit, Committed};
+use tidewire_core::event::{Epoch, Event, Position};
+use tidewire_core::id::Ids;
+use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::store::{Answer, Counts, Durability, JobQuery, LogQuery, Page, Store};
+use tidewire_core::time::Clock;
+use tidewire_core::{Error, Id, Kind, Result, TenantId};
+
+use self::columns::{fault, meta};
+use self::read::Readers;
+use self::rows::SqliteRows;
+use crate::answer::{Call, Work, ask};
+use crate::embedded::{Embedded, Identity, Reader};
+use crate::writer::OnFatal;
+
+/// The version of `schema.sql`. A file with another one is refused.
+const SCHEMA_VERSION: i64 = 1;
+
+/// Pages in the write-ahead log before it is folded into the file: 16 MiB, so that a checkpoint is rare but never long.
+const CHECKPOINT_PAGES: i64 = 4_096;
+
+/// Where and how to open a SQLite store.
+pub struct Options {
+    /// The database file; its directory is created when it is missing.
+    pub path: PathBuf,
+    /// Whether every commit is synced to the disk before it is answered. Without, an end of power can lose the last answers.
+    pub synced: bool,
+    /// Told once when the medium has failed and the store takes no more calls.
+    pub on_fatal: Box<dyn FnOnce(&Error) + Send>,
+}
+
+/// A store in one SQLite file, used by one process at a time.
+pub struct Sqlite {
+    engine: Arc<Embedded<SqliteRows, SqliteReader>>,
+}
+
+impl Sqlite {
+    /// Opens or creates the file. Codes `store.locked` when another process has it, `store.failed` when it cannot be used,
+    /// `store.version` when another version of Tidewire wrote it.
+    pub fn open(options: Options, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
+        let lock = lock(&options.path)?;
+        let connection = Connection::open(&options.path).map_err(|error| at(&options.path, fault(error)))?;
+        let identity = prepare(&connection, &options, &*ids).map_err(|error| at(&options.path, error))?;
+        let reader = SqliteReader { readers: Arc::new(Readers::new(&options.path)), clock: clock.clone(), _lock: lock };
+        let on_fatal: OnFatal = options.on_fatal;
+        let engine = Embedded::start(SqliteRows::new(connection), reader, identity, clock, ids, on_fatal)?;
+        Ok(Self { engine: Arc::new(engine) })
+    }
+
+    /// The store.
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.engine.clone()
+    }
+
+    /// Runs the caller's own SQL and the commit that it leads to in one transaction: both are written or neither is.
+    ///
+    /// `work` runs on the writer's thread while every other write waits: keep it to a few statements, do no IO of another kind, and
+    /// leave transactions and the tables of Tidewire alone. Returning an error undoes what it wrote.
+    pub fn commit_with(&self, work: impl FnOnce(&Connection) -> Result<Commit> + Send + 'static) -> Answer<'static, Committed> {
+        let work: Work<SqliteRows> = Box::new(move |rows| work(&rows.connection));
+        ask(self.engine.inbox(), |reply| Call::With(work, reply))
+    }
+}
+
+fn at(path: &Path, error: Error) -> Error {
+    let kind = error.kind();
+    let code = error.code();
+    Error::new(kind, code, format!("{}: {error}", path.display()))
+}
+
+/// Makes the directory and takes the lock beside the file, held as long as the value lives.
+fn lock(path: &Path) -> Result<File> {
+    let unusable = |what: &str, error: std::io::Error| {
+        Error::new(Kind::Unavailable, "store.failed", format!("{}: {what}: {error}", path.display()))
+    };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(|error| unusable("the data directory cannot be created", error))?;
+    }
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.with_extension("lock"))
+        .map_err(|error| unusable("the data directory cannot be written", error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            Kind::Unavailable,
+            "store.locked",
+            format!("{}: another Tidewire process is using this data directory; stop it or choose another --data", path.display()),
+        )),
+        Err(TryLockError::Error(error)) => Err(unusable("the data directory cannot be locked", error)),
+    }
+}
+
+/// Sets the connection up, creates the schema when the file is new, and reads who the store is.
+fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<Identity> {
+    let pragma = |name: &str, value: &dyn rusqlite::ToSql| {
+        connection.pragma_update(None, name, value).map_err(fault)
+    };
+    pragma("journal_mode", &"WAL")?;
+    pragma("synchronous", &if options.synced { "FULL" } else { "OFF" })?;
+    pragma("wal_autocheckpoint", &CHECKPOINT_PAGES)?;
+    pragma("cache_size", &-65_536)?;
+    pragma("temp_store", &"MEMORY")?;
+
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fault)?;
+    match version {
+        SCHEMA_VERSION => {}
+        0 => create(connection, ids)?,
+        other => {
+            let detail = format!("the database has schema version {other}, this Tidewire reads version {SCHEMA_VERSION}");
+            return Err(Error::new(Kind::Unavailable, "store.version", detail));
+        }
+    }
+    let broken = || Error::new(Kind::Unavailable, "store.failed", "the database does not say which store it is");
+    let epoch: String = meta(connection, "epoch")?.ok_or_else(broken)?;
+    let secret: Vec<u8> = meta(connection, "secret")?.ok_or_else(broken)?;
+    Ok(Identity {
+        epoch: Epoch::new(&epoch)?,
+        secret: secret.try_into().map_err(|_| broken())?,
+        durability: if options.synced { Durability::Synced } else { Durability::Written },
+    })
+}
+
+fn create(connection: &Connection, ids: &dyn Ids) -> Result<()> {
+    let schema = include_str!("schema.sql");
+    let epoch = Epoch::from_random(ids.random());
+    // SQLite's randomblob comes from a generator that is seeded by the operating system.
+    connection
+        .execute_batch(&format!(
+            "BEGIN IMMEDIATE; {schema} INSERT INTO meta (key, value) VALUES ('epoch', '{}'), ('secret', randomblob(32)); \
+             PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;",
+            epoch.as_str()
+        ))
+        .map_err(fault)
+}
+
+/// The read side of a SQLite store.
+struct SqliteReader {
+    readers: Arc<Readers>,
+    clock: Arc<dyn Clock>,
+    /// Keeps other processes out.
+    _lock: File,
+}
+
+impl Reader for SqliteReader {
+    fn head(&self, tenant: &TenantId) -> Answer<'_, Position> {
+        let tenant = tenant.clone();
+        Box::pin(self.readers.read(move |connection| read::head(connection, &tenant)))
+    }
+
+    fn log(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>> {
+        let tenant = tenant.clone();
+        Box::pin(self.readers.read(move |connection| read::log(connection, &tenant, &query)))
+    }
+
+    fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        Box::pin(self.readers.read(move |connection| read::event_by_id(connection, &tenant, &id)))
+    }
+
+    fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        Box::pin(self.readers.read(move |connection| read::job(connection, &tenant, &id)))
+    }
+
+    fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>> {
+        Box::pin(self.readers.read(move |connection| read::jobs(connection, &query)))
+    }
+
+    fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
+        let tenant = tenant.cloned();
+        Box::pin(self.readers.read(move |connection| read::counts(connection, tenant.as_ref())))
+    }
+
+    fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
+        let (tenant, sid, now) = (tenant.clone(), sid.to_owned(), self.clock.now());
+        Box::pin(self.readers.read(move |connection| read::session(connection, &tenant, &sid, now)))
+    }
+
+    fn close(&self) {
+        self.readers.close();
+    }
+}

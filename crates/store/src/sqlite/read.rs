@@ -1,0 +1,198 @@
+//! The read side: a few connections of its own, so that reading never waits for writing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rusqlite::types::ToSql;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use tidewire_core::event::{Event, Position};
+use tidewire_core::job::{FailedAttempt, Job, State};
+use tidewire_core::store::{Counts, JobQuery, LogQuery, Page};
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tokio::sync::Semaphore;
+
+use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row};
+use crate::inbox::closed;
+
+/// How many reads run at once; more wait.
+const CONNECTIONS: usize = 4;
+
+/// The readers of one database file.
+pub(super) struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    permits: Semaphore,
+}
+
+impl Readers {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()), permits: Semaphore::new(CONNECTIONS) }
+    }
+
+    /// Runs a read off the async threads.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let readers = self.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let idle = readers.idle.lock().pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => open(&readers.path)?,
+            };
+            let answer = read(&connection);
+            readers.idle.lock().push(connection);
+            answer
+        });
+        task.await.map_err(|error| Error::internal("a read of the store did not finish", error))?
+    }
+
+    /// Refuses reads from now on and closes the connections.
+    pub(super) fn close(&self) {
+        self.permits.close();
+        self.idle.lock().clear();
+    }
+}
+
+fn open(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(fault)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+pub(super) fn head(connection: &Connection, tenant: &TenantId) -> Result<Position> {
+    let mut statement = connection.prepare_cached("SELECT head FROM tenants WHERE name = ?1").map_err(fault)?;
+    let head = statement.query_row([tenant.as_str()], |row| row.get::<_, i64>(0)).optional().map_err(fault)?;
+    Ok(Position(head.unwrap_or_default().unsigned_abs()))
+}
+
+pub(super) fn log(connection: &Connection, tenant: &TenantId, query: &LogQuery) -> Result<Vec<Arc<Event>>> {
+    let up_to = query.up_to.map_or(i64::MAX, |position| i64::try_from(position.0).unwrap_or(i64::MAX));
+    let (from, to) = (query.from.map(Micros), query.to.map(Micros));
+    let limit = query.limit.clamp(1, LogQuery::MAX);
+    let mut sql = format!(
+        "SELECT {EVENT_COLUMNS} FROM events e JOIN names n ON n.id = e.type \
+         WHERE e.tenant = (SELECT id FROM tenants WHERE name = :tenant) AND e.position > :after AND e.position <= :up_to"
+    );
+    let after = i64::try_from(query.after.0).unwrap_or(i64::MAX);
+    let name = tenant.as_str();
+    let mut params: Vec<(&str, &dyn ToSql)> =
+        vec![(":tenant", &name), (":after", &after), (":up_to", &up_to), (":limit", &limit)];
+    let filters: [(&str, &str, Option<&dyn ToSql>); 5] = [
+        (" AND n.name = :kind", ":kind", query.kind.as_ref().map(|kind| kind as _)),
+        (" AND e.stream = :stream", ":stream", query.stream.as_ref().map(|stream| stream as _)),
+        (" AND e.user_id = :user", ":user", query.user.as_ref().map(|user| user as _)),
+        (" AND e.time >= :from", ":from", from.as_ref().map(|from| from as _)),
+        (" AND e.time < :to", ":to", to.as_ref().map(|to| to as _)),
+    ];
+    for (clause, name, value) in filters {
+        if let Some(value) = value {
+            sql.push_str(clause);
+            params.push((name, value));
+        }
+    }
+    sql.push_str(" ORDER BY e.position LIMIT :limit");
+    let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
+    let rows = statement.query_map(params.as_slice(), |row| event(tenant, row).map(Arc::new)).map_err(fault)?;
+    rows.collect::<rusqlite::Result<_>>().map_err(fault)
+}
+
+pub(super) fn event_by_id(connection: &Connection, tenant: &TenantId, id: &Id) -> Result<Option<Arc<Event>>> {
+    let sql = format!(
+        "SELECT {EVENT_COLUMNS} FROM events e JOIN names n ON n.id = e.type \
+         WHERE e.tenant = (SELECT id FROM tenants WHERE name = ?1) AND e.id = ?2"
+    );
+    let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
+    let read = |row: &rusqlite::Row<'_>| event(tenant, row).map(Arc::new);
+    statement.query_row(params![tenant.as_str(), IdColumn(id)], read).optional().map_err(fault)
+}
+
+pub(super) fn job(connection: &Connection, tenant: &TenantId, id: &Id) -> Result<Option<(Job, Vec<FailedAttempt>)>> {
+    let sql = format!("SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE t.name = ?1 AND j.id = ?2");
+    let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
+    let row = statement.query_row(params![tenant.as_str(), IdColumn(id)], job_row).optional().map_err(fault)?;
+    let Some(row) = row else { return Ok(None) };
+    let sql = "SELECT attempt, started_at, ended_at, error, worker FROM attempts WHERE job = ?1 ORDER BY ended_at";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let attempts = statement.query_map([row.seq], failed_attempt).map_err(fault)?;
+    Ok(Some((row.job, attempts.collect::<rusqlite::Result<_>>().map_err(fault)?)))
+}
+
+pub(super) fn jobs(connection: &Connection, query: &JobQuery) -> Result<Page<Job>> {
+    let before = match &query.cursor {
+        None => i64::MAX,
+        Some(cursor) => cursor
+            .parse()
+            .map_err(|_| Error::invalid("cursor.invalid", "cursor: expected a nextCursor of an earlier page"))?,
+    };
+    let limit = query.limit.clamp(1, JobQuery::MAX);
+    let tenant = query.tenant.as_ref().map(TenantId::as_str);
+    let mut sql = format!("SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.seq < :before");
+    let more = limit + 1;
+    let mut params: Vec<(&str, &dyn ToSql)> = vec![(":before", &before), (":limit", &more)];
+    if let Some(tenant) = &tenant {
+        sql.push_str(" AND j.tenant = (SELECT id FROM tenants WHERE name = :tenant)");
+        params.push((":tenant", tenant));
+    }
+    if let Some(queue) = &query.queue {
+        sql.push_str(" AND j.queue = (SELECT id FROM names WHERE name = :queue)");
+        params.push((":queue", queue));
+    }
+    if let Some(kind) = &query.kind {
+        sql.push_str(" AND j.type = (SELECT id FROM names WHERE name = :kind)");
+        params.push((":kind", kind));
+    }
+    if !query.states.is_empty() {
+        let states: Vec<String> = query.states.iter().map(|state| (*state as u8).to_string()).collect();
+        sql.push_str(&format!(" AND j.state IN ({})", states.join(",")));
+    }
+    sql.push_str(" ORDER BY j.seq DESC LIMIT :limit");
+    let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
+    let rows = statement.query_map(params.as_slice(), job_row).map_err(fault)?;
+    let mut rows: Vec<_> = rows.collect::<rusqlite::Result<_>>().map_err(fault)?;
+    let has_more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next_cursor = rows.last().filter(|_| has_more).map(|row| row.seq.to_string());
+    Ok(Page { items: rows.into_iter().map(|row| row.job).collect(), next_cursor })
+}
+
+/// Jobs by queue and state, but for those that run: the writer knows them.
+pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Result<Counts> {
+    let mut sql = "SELECT q.name, j.state, count(*) FROM jobs j JOIN names q ON q.id = j.queue WHERE ".to_owned();
+    // Each part reads one index only, when all tenants are asked for.
+    let parts = ["j.state = 1", "j.state = 0", "j.state >= 4"];
+    let mut counts = Counts::new();
+    if tenant.is_some() {
+        sql.push_str("j.tenant = (SELECT id FROM tenants WHERE name = ?1) AND j.state <> 2 AND ?1 IS NOT NULL");
+    } else {
+        sql.push_str("?1 IS NULL AND ");
+    }
+    let suffixes: &[&str] = if tenant.is_some() { &[""] } else { &parts };
+    for suffix in suffixes {
+        let sql = format!("{sql}{suffix} GROUP BY j.queue, j.state");
+        let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
+        let rows = statement
+            .query_map([tenant.map(TenantId::as_str)], |row| {
+                Ok((Arc::<str>::from(row.get_ref(0)?.as_str()?), row.get::<_, u8>(1)?, row.get::<_, i64>(2)?))
+            })
+            .map_err(fault)?;
+        for row in rows {
+            let (queue, state, count) = row.map_err(fault)?;
+            if let Some(state) = State::from_number(state) {
+                counts.entry(queue).or_insert_with(BTreeMap::new).insert(state, count.unsigned_abs());
+            }
+        }
+    }
+    Ok(counts)
+}
+
+pub(super) fn session(connection: &Connection, tenant: &TenantId, sid: &str, now: Timestamp) -> Result<Option<String>> {
+    let sql = "SELECT state FROM sessions WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND sid = ?2 AND until > ?3";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    statement.query_row(params![tenant.as_str(), sid, Micros(now)], |row| row.get(0)).optional().map_err(fault)
+}

@@ -1,0 +1,386 @@
+//! The write side: every statement the writer runs, on its one connection.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Params, Row, params};
+use tidewire_core::event::{Event, Position};
+use tidewire_core::job::FailedAttempt;
+use tidewire_core::{Id, Result, TenantId, Timestamp};
+
+use super::columns::{
+    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id,
+};
+use crate::rows::{JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
+
+/// The writer's connection.
+pub(crate) struct SqliteRows {
+    pub(super) connection: Connection,
+    /// Whether what is written so far is inside `BEGIN`.
+    open: bool,
+}
+
+impl SqliteRows {
+    pub(super) fn new(connection: Connection) -> Self {
+        connection.set_prepared_statement_cache_capacity(64);
+        Self { connection, open: false }
+    }
+
+    fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
+        self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(params)).map_err(fault)
+    }
+
+    fn one<T>(&self, sql: &str, params: impl Params, read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>) -> Result<Option<T>> {
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.query_row(params, read).optional())
+            .map_err(fault)
+    }
+
+    fn all<T>(&self, sql: &str, params: impl Params, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>> {
+        let mut statement = self.connection.prepare_cached(sql).map_err(fault)?;
+        let rows = statement.query_map(params, read).map_err(fault)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(fault)
+    }
+}
+
+impl Rows for SqliteRows {
+    fn begin(&mut self) -> Result<()> {
+        self.run("BEGIN IMMEDIATE", [])?;
+        self.open = true;
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.run("COMMIT", [])?;
+        self.open = false;
+        Ok(())
+    }
+
+    fn rollback(&mut self) {
+        if self.open {
+            // The writer ends after this; a rollback that fails leaves the file to SQLite's own recovery.
+            drop(self.connection.execute_batch("ROLLBACK"));
+            self.open = false;
+        }
+    }
+
+    fn savepoint(&mut self) -> Result<()> {
+        self.run("SAVEPOINT work", []).map(drop)
+    }
+
+    fn release_savepoint(&mut self) -> Result<()> {
+        self.run("RELEASE work", []).map(drop)
+    }
+
+    fn undo_savepoint(&mut self) -> Result<()> {
+        self.run("ROLLBACK TO work", [])?;
+        self.run("RELEASE work", []).map(drop)
+    }
+
+    fn find_name(&mut self, kind: NameKind, name: &str) -> Result<Option<NameId>> {
+        let sql = match kind {
+            NameKind::Tenant => "SELECT id FROM tenants WHERE name = ?1",
+            NameKind::Other => "SELECT id FROM names WHERE name = ?1",
+        };
+        self.one(sql, [name], |row| row.get(0))
+    }
+
+    fn name(&mut self, kind: NameKind, id: NameId) -> Result<Option<String>> {
+        let sql = match kind {
+            NameKind::Tenant => "SELECT name FROM tenants WHERE id = ?1",
+            NameKind::Other => "SELECT name FROM names WHERE id = ?1",
+        };
+        self.one(sql, [id], |row| row.get(0))
+    }
+
+    fn add_name(&mut self, kind: NameKind, name: &str) -> Result<NameId> {
+        let sql = match kind {
+            NameKind::Tenant => "INSERT INTO tenants (name) VALUES (?1)",
+            NameKind::Other => "INSERT INTO names (name) VALUES (?1)",
+        };
+        self.run(sql, [name])?;
+        NameId::try_from(self.connection.last_insert_rowid())
+            .map_err(|error| tidewire_core::Error::internal("the store holds too many names", error))
+    }
+
+    fn head(&mut self, tenant: NameId) -> Result<Position> {
+        let head = self.one("SELECT head FROM tenants WHERE id = ?1", [tenant], |row| row.get::<_, i64>(0))?;
+        Ok(Position(head.unwrap_or_default().unsigned_abs()))
+    }
+
+    fn set_head(&mut self, tenant: NameId, head: Position) -> Result<()> {
+        self.run("UPDATE tenants SET head = ?2 WHERE id = ?1", params![tenant, head.0.cast_signed()]).map(drop)
+    }
+
+    fn last_time(&mut self) -> Result<Timestamp> {
+        // The last event of each tenant is one step into the primary key; the latest of them is the latest of all.
+        let sql = "SELECT max((SELECT time FROM events e WHERE e.tenant = t.id ORDER BY position DESC LIMIT 1)) FROM tenants t";
+        let time = self.one(sql, [], |row| row.get::<_, Option<Micros>>(0))?;
+        Ok(time.flatten().map(|time| time.0).unwrap_or_default())
+    }
+
+    fn add_event(&mut self, tenant: NameId, kind: NameId, event: &Arc<Event>) -> Result<()> {
+        let rooms = serde_json::to_string(&*event.rooms).unwrap_or_default();
+        self.run(
+            "INSERT INTO events (tenant, position, id, type, time, stream, version, user_id, correlation_id, causation_id, rooms, data) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            params![
+                tenant,
+                event.position.0.cast_signed(),
+                IdColumn(&event.id),
+                kind,
+                Micros(event.time),
+                event.stream.as_deref(),
+                event.version.map(u64::cast_signed),
+                event.user_id.as_deref(),
+                event.correlation_id.as_deref(),
+                event.causation_id.as_deref(),
+                rooms,
+                event.data.get(),
+            ],
+        )
+        .map(drop)
+    }
+
+    fn event_by_id(&mut self, tenant: NameId, id: &Id) -> Result<Option<Arc<Event>>> {
+        let Some(name) = self.name(NameKind::Tenant, tenant)? else { return Ok(None) };
+        let name = TenantId::from_stored(&name);
+        let sql = format!(
+            "SELECT {EVENT_COLUMNS} FROM events e JOIN names n ON n.id = e.type WHERE e.tenant = ?1 AND e.id = ?2"
+        );
+        Ok(self.one(&sql, params![tenant, IdColumn(id)], |row| event(&name, row))?.map(Arc::new))
+    }
+
+    fn stream_version(&mut self, tenant: NameId, stream: &str) -> Result<u64> {
+        let sql = "SELECT max(version) FROM events WHERE tenant = ?1 AND stream = ?2";
+        let version = self.one(sql, params![tenant, stream], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(version.flatten().unwrap_or_default().unsigned_abs())
+    }
+
+    fn last_seq(&mut self) -> Result<Seq> {
+        Ok(self.one("SELECT max(seq) FROM jobs", [], |row| row.get::<_, Option<Seq>>(0))?.flatten().unwrap_or_default())
+    }
+
+    fn add_job(&mut self, row: &JobRow) -> Result<()> {
+        let (job, holder) = (&row.job, row.holder.as_ref());
+        self.run(
+            "INSERT INTO jobs (seq, tenant, id, type, queue, state, priority, run_at, attempt, attempts, created_at, started_at, \
+             finished_at, nonce, lease_until, local, worker, timeout, depth, backoff, user_id, correlation_id, causation_id, data) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
+            params![
+                row.seq,
+                row.keys.tenant,
+                IdColumn(&job.id),
+                row.keys.kind,
+                row.keys.queue,
+                job.state as u8,
+                job.priority,
+                Micros(job.run_at),
+                job.attempt,
+                job.attempts,
+                Micros(job.created_at),
+                job.started_at.map(Micros),
+                job.finished_at.map(Micros),
+                holder.map(|holder| holder.nonce.cast_signed()),
+                holder.map(|holder| Micros(holder.until)),
+                holder.map(|holder| holder.local),
+                holder.map(|holder| &*holder.worker),
+                i64::try_from(job.timeout.as_micros()).unwrap_or(i64::MAX),
+                job.depth,
+                serde_json::to_string(&job.backoff).unwrap_or_default(),
+                job.user_id.as_deref(),
+                job.correlation_id.as_deref(),
+                job.causation_id.as_deref(),
+                job.data.get(),
+            ],
+        )
+        .map(drop)
+    }
+
+    fn update_job(&mut self, row: &JobRow) -> Result<()> {
+        let (job, holder) = (&row.job, row.holder.as_ref());
+        self.run(
+            "UPDATE jobs SET state = ?2, run_at = ?3, attempt = ?4, started_at = ?5, finished_at = ?6, nonce = ?7, lease_until = ?8, \
+             local = ?9, worker = ?10, result = ?11, error = ?12 WHERE seq = ?1",
+            params![
+                row.seq,
+                job.state as u8,
+                Micros(job.run_at),
+                job.attempt,
+                job.started_at.map(Micros),
+                job.finished_at.map(Micros),
+                holder.map(|holder| holder.nonce.cast_signed()),
+                holder.map(|holder| Micros(holder.until)),
+                holder.map(|holder| holder.local),
+                holder.map(|holder| &*holder.worker),
+                job.result.as_ref().map(tidewire_core::Json::get),
+                job.error.as_deref(),
+            ],
+        )
+        .map(drop)
+    }
+
+    fn delete_job(&mut self, seq: Seq) -> Result<()> {
+        self.run("DELETE FROM attempts WHERE job = ?1", [seq])?;
+        self.run("DELETE FROM jobs WHERE seq = ?1", [seq]).map(drop)
+    }
+
+    fn job(&mut self, seq: Seq) -> Result<Option<JobRow>> {
+        self.one(&format!("SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.seq = ?1"), [seq], job_row)
+    }
+
+    fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>> {
+        self.one("SELECT seq FROM jobs WHERE tenant = ?1 AND id = ?2", params![tenant, IdColumn(id)], |row| row.get(0))
+    }
+
+    fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()> {
+        self.run(
+            "INSERT INTO attempts (job, ended_at, attempt, started_at, error, worker) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
+                seq,
+                Micros(attempt.ended_at),
+                attempt.attempt,
+                attempt.started_at.map(Micros),
+                &*attempt.error,
+                &*attempt.worker
+            ],
+        )
+        .map(drop)
+    }
+
+    fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>> {
+        self.all(
+            "SELECT run_at, seq FROM jobs WHERE state = 1 AND queue = ?1 AND type = ?2 AND priority = ?3 AND tenant = ?4 \
+             ORDER BY run_at, seq LIMIT ?5",
+            params![lane.keys.queue, lane.keys.kind, lane.priority, lane.keys.tenant, limit.cast_signed()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+    }
+
+    fn lanes(&mut self) -> Result<Vec<LaneKey>> {
+        // Steps from lane to lane in the index instead of counting through the jobs of each.
+        let mut lanes: Vec<LaneKey> = Vec::new();
+        let read = |row: &Row<'_>| {
+            let keys = crate::rows::Keys { queue: row.get(0)?, kind: row.get(1)?, tenant: row.get(3)? };
+            Ok(LaneKey { keys, priority: row.get(2)? })
+        };
+        loop {
+            let last = lanes.last().map_or((-1, 0, 0, 0), |lane| {
+                (i64::from(lane.keys.queue), lane.keys.kind, lane.priority, lane.keys.tenant)
+            });
+            let next = self.one(
+                "SELECT queue, type, priority, tenant FROM jobs INDEXED BY jobs_pending \
+                 WHERE state = 1 AND (queue, type, priority, tenant) > (?1, ?2, ?3, ?4) \
+                 ORDER BY queue, type, priority, tenant LIMIT 1",
+                last,
+                read,
+            )?;
+            match next {
+                Some(lane) => lanes.push(lane),
+                None => return Ok(lanes),
+            }
+        }
+    }
+
+    fn due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let sql = "SELECT seq FROM jobs WHERE state = 0 AND run_at <= ?1 ORDER BY run_at LIMIT ?2";
+        self.all(sql, params![Micros(now), limit.cast_signed()], |row| row.get(0))
+    }
+
+    fn next_due(&mut self) -> Result<Option<Timestamp>> {
+        let sql = "SELECT run_at FROM jobs WHERE state = 0 ORDER BY run_at LIMIT 1";
+        Ok(self.one(sql, [], |row| row.get::<_, Micros>(0))?.map(|due| due.0))
+    }
+
+    fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>> {
+        self.all("SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 ORDER BY finished_at", [queue], |row| row.get(0))
+    }
+
+    fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let sql = if completed {
+            "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND finished_at < ?2 LIMIT ?3"
+        } else {
+            "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND finished_at < ?2 LIMIT ?3"
+        };
+        self.all(sql, params![queue, Micros(before), limit.cast_signed()], |row| row.get(0))
+    }
+
+    fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>> {
+        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) ORDER BY finished_at DESC LIMIT ?3 OFFSET ?2";
+        self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| row.get(0))
+    }
+
+    fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
+        let bytes: Vec<u8> = seqs.iter().flat_map(|seq| seq.to_le_bytes()).collect();
+        self.run("INSERT INTO claims (batch, seqs) VALUES (?1, ?2)", params![batch.cast_signed(), bytes]).map(drop)
+    }
+
+    fn delete_claims(&mut self, batch: u64) -> Result<()> {
+        self.run("DELETE FROM claims WHERE batch = ?1", [batch.cast_signed()]).map(drop)
+    }
+
+    fn claims(&mut self) -> Result<Vec<(u64, Vec<Seq>)>> {
+        self.all("SELECT batch, seqs FROM claims ORDER BY batch", [], |row| {
+            let (seqs, _) = row.get_ref(1)?.as_blob()?.as_chunks::<8>();
+            Ok((row.get::<_, i64>(0)?.unsigned_abs(), seqs.iter().map(|seq| Seq::from_le_bytes(*seq)).collect()))
+        })
+    }
+
+    fn dedup_until(&mut self, tenant: NameId, key: &str) -> Result<Option<Timestamp>> {
+        let sql = "SELECT until FROM dedup WHERE tenant = ?1 AND key = ?2";
+        Ok(self.one(sql, params![tenant, key], |row| row.get::<_, Micros>(0))?.map(|until| until.0))
+    }
+
+    fn put_dedup(&mut self, tenant: NameId, key: &str, until: Timestamp) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO dedup (tenant, key, until) VALUES (?1, ?2, ?3)";
+        self.run(sql, params![tenant, key, Micros(until)]).map(drop)
+    }
+
+    fn idempotent(&mut self, tenant: NameId, key: &str) -> Result<Option<(Vec<u8>, String, Timestamp)>> {
+        let sql = "SELECT digest, answer, until FROM idempotency WHERE tenant = ?1 AND key = ?2";
+        self.one(sql, params![tenant, key], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, Micros>(2)?.0)))
+    }
+
+    fn put_idempotent(&mut self, tenant: NameId, key: &str, digest: &[u8], answer: &str, until: Timestamp) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO idempotency (tenant, key, digest, answer, until) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.run(sql, params![tenant, key, digest, answer, Micros(until)]).map(drop)
+    }
+
+    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>> {
+        self.one("SELECT slot, job FROM slots WHERE tenant = ?1 AND key = ?2", params![tenant, key], |row| {
+            Ok((row.get::<_, Micros>(0)?.0, optional_id(row, 1)?))
+        })
+    }
+
+    fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO slots (tenant, key, slot, job) VALUES (?1, ?2, ?3, ?4)";
+        self.run(sql, params![tenant, key, Micros(slot), job.map(IdColumn)]).map(drop)
+    }
+
+    fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>> {
+        self.all("SELECT t.name, s.key, s.slot FROM slots s JOIN tenants t ON t.id = s.tenant", [], |row| {
+            let tenant = TenantId::from_stored(row.get_ref(0)?.as_str()?);
+            Ok((tenant, row.get_ref(1)?.as_str()?.into(), row.get::<_, Micros>(2)?.0))
+        })
+    }
+
+    fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO sessions (tenant, sid, state, until) VALUES (?1, ?2, ?3, ?4)";
+        self.run(sql, params![tenant, sid, state, Micros(until)]).map(drop)
+    }
+
+    fn delete_session(&mut self, tenant: NameId, sid: &str) -> Result<()> {
+        self.run("DELETE FROM sessions WHERE tenant = ?1 AND sid = ?2", params![tenant, sid]).map(drop)
+    }
+
+    fn purge(&mut self, now: Timestamp) -> Result<()> {
+        for sql in [
+            "DELETE FROM dedup WHERE until <= ?1",
+            "DELETE FROM idempotency WHERE until <= ?1",
+            "DELETE FROM sessions WHERE until <= ?1",
+        ] {
+            self.run(sql, [Micros(now)])?;
+        }
+        Ok(())
+    }
+}

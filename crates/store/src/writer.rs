@@ -1,0 +1,237 @@
+//! The writer: one thread, one transaction for all waiting calls, one commit, then the answers.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidewire_core::event::{Event, Position};
+use tidewire_core::id::Ids;
+use tidewire_core::store::Follower;
+use tidewire_core::time::Clock;
+use tidewire_core::{Error, Id, Result, Timestamp};
+
+use crate::answer::{Call, Pending, Reply};
+use crate::claims::Parked;
+use crate::dispatch::Dispatch;
+use crate::inbox::Inbox;
+use crate::lease::Leases;
+use crate::names::Names;
+use crate::rows::{JobRow, NameId, Rows, Seq};
+
+/// The most calls in one transaction. More gain little and make the first wait for the last.
+const MAX_BATCH: usize = 1_024;
+
+/// How often expired keys and old jobs are forgotten.
+const PURGE_EVERY: Duration = Duration::from_secs(60);
+
+/// The outer error is a fault of the medium and ends the writer; the inner one refuses the call.
+pub(crate) type Outcome<T> = Result<Result<T>>;
+
+/// What is told when the medium failed and the writer has stopped.
+pub(crate) type OnFatal = Box<dyn FnOnce(&Error) + Send>;
+
+/// Everything the writer owns. Never shared, never locked.
+pub(crate) struct Writer<R: Rows> {
+    pub(crate) rows: R,
+    inbox: Arc<Inbox<Call<R>>>,
+    clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn Ids>,
+    pub(crate) names: Names,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) leases: Leases,
+    pub(crate) parked: VecDeque<Parked>,
+    /// The time of this turn.
+    pub(crate) now: Timestamp,
+    /// The time of the last event, so that times never decrease along a log.
+    pub(crate) last_event: Timestamp,
+    pub(crate) heads: HashMap<NameId, Position>,
+    /// Tenants whose head moved in this turn.
+    pub(crate) moved: Vec<NameId>,
+    /// Jobs enqueued in this turn and not yet written: one that is leased in the same turn is written once.
+    pub(crate) fresh: Vec<JobRow>,
+    pub(crate) fresh_ids: HashMap<(NameId, Id), Seq>,
+    pub(crate) next_seq: Seq,
+    /// When the next scheduled job is due, if there is one.
+    pub(crate) next_due: Option<Timestamp>,
+    /// When a queue that is at its rate may go on.
+    pub(crate) held_until: Option<Timestamp>,
+    /// Completed jobs that are kept by count, oldest first.
+    pub(crate) completed: HashMap<NameId, VecDeque<Seq>>,
+    /// Jobs leased in this turn.
+    pub(crate) claimed: Vec<Seq>,
+    pub(crate) batch: u64,
+    next_purge: Timestamp,
+    /// Events of this turn, for the followers.
+    pub(crate) events: Vec<Arc<Event>>,
+    followers: Vec<Arc<dyn Follower>>,
+    pub(crate) answers: Vec<Pending>,
+    closing: Vec<Reply<()>>,
+}
+
+impl<R: Rows> Writer<R> {
+    /// Opens the writer on `rows`: leases of the process before are given back, heads are found.
+    pub(crate) fn open(rows: R, inbox: Arc<Inbox<Call<R>>>, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
+        let now = clock.now();
+        let mut writer = Self {
+            rows,
+            inbox,
+            clock,
+            ids,
+            names: Names::default(),
+            dispatch: Dispatch::default(),
+            leases: Leases::default(),
+            parked: VecDeque::new(),
+            now,
+            last_event: Timestamp::default(),
+            heads: HashMap::new(),
+            moved: Vec::new(),
+            fresh: Vec::new(),
+            fresh_ids: HashMap::new(),
+            next_seq: 1,
+            next_due: None,
+            held_until: None,
+            completed: HashMap::new(),
+            claimed: Vec::new(),
+            batch: 1,
+            next_purge: now + PURGE_EVERY,
+            events: Vec::new(),
+            followers: Vec::new(),
+            answers: Vec::new(),
+            closing: Vec::new(),
+        };
+        writer.rows.begin()?;
+        writer.next_seq = writer.rows.last_seq()? + 1;
+        writer.last_event = writer.rows.last_time()?;
+        for lane in writer.rows.lanes()? {
+            writer.dispatch.push_unread(lane);
+        }
+        writer.next_due = writer.rows.next_due()?;
+        writer.recover_claims()?;
+        writer.rows.commit()?;
+        Ok(writer)
+    }
+
+    /// Runs until the store is closed or the medium fails.
+    pub(crate) fn run(mut self, on_fatal: OnFatal) {
+        let mut batch = Vec::new();
+        while self.inbox.take(&mut batch, MAX_BATCH, self.timeout()) {
+            if let Err(error) = self.turn(&mut batch) {
+                tracing::error!(%error, "the store failed and takes no more calls");
+                self.rows.rollback();
+                self.inbox.close();
+                // Dropping the replies answers every caller of this turn, and of those that wait, with `unavailable`.
+                batch.clear();
+                while self.inbox.take(&mut batch, MAX_BATCH, Some(Duration::ZERO)) {
+                    batch.clear();
+                }
+                on_fatal(&error);
+                return;
+            }
+        }
+        let Self { rows, closing, .. } = self;
+        drop(rows);
+        for reply in closing {
+            drop(reply.send(Ok(())));
+        }
+    }
+
+    fn turn(&mut self, batch: &mut Vec<Call<R>>) -> Result<()> {
+        self.now = self.clock.now();
+        self.rows.begin()?;
+        for call in batch.drain(..) {
+            self.apply(call)?;
+        }
+        self.expire_leases()?;
+        self.promote_due()?;
+        self.lease_out()?;
+        self.write_fresh()?;
+        self.write_claims()?;
+        for tenant in self.moved.drain(..) {
+            let head = self.heads.get(&tenant).copied().unwrap_or_default();
+            self.rows.set_head(tenant, head)?;
+        }
+        self.purge()?;
+        self.rows.commit()?;
+
+        let unwanted: Vec<_> = self.answers.drain(..).filter_map(Pending::send).flatten().collect();
+        if !unwanted.is_empty() {
+            // Closed means that the leases end with the process or by themselves.
+            drop(self.inbox.send(Call::Release(unwanted)));
+        }
+        if !self.events.is_empty() {
+            for follower in &self.followers {
+                follower.committed(&self.events);
+            }
+            self.events.clear();
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, call: Call<R>) -> Result<()> {
+        let answer = match call {
+            Call::Commit(commit, reply) => Pending::Committed(reply, self.commit(commit)?),
+            Call::With(work, reply) => {
+                // The work may read jobs that this turn has not written yet.
+                self.write_fresh()?;
+                Pending::Committed(reply, self.commit_with(work)?)
+            }
+            Call::Claim(claim, reply) => return self.park(claim, reply),
+            Call::Settle(settle, reply) => Pending::Settled(reply, self.settle(settle)?),
+            Call::Renew { tenant, id, lease, extend, reply } => {
+                Pending::Renewed(reply, self.renew(tenant.as_ref(), &id, &lease, extend)?)
+            }
+            Call::Control { tenant, id, control, reply } => Pending::Job(reply, self.control(&tenant, &id, control)?),
+            Call::Limit(limits, reply) => {
+                self.limit_queues(limits)?;
+                Pending::Done(reply)
+            }
+            Call::Fire(fire, reply) => Pending::Fired(reply, self.fire(fire)?),
+            Call::Running(tenant, reply) => {
+                drop(reply.send(Ok(self.running(tenant.as_ref())?)));
+                return Ok(());
+            }
+            Call::Slots(reply) => {
+                let slots = self.rows.slots()?.into_iter().map(|(tenant, key, slot)| ((tenant, key), slot)).collect();
+                drop(reply.send(Ok(slots)));
+                return Ok(());
+            }
+            Call::PutSession { tenant, sid, state, until } => {
+                let tenant = self.names.tenant(&mut self.rows, &tenant)?;
+                return self.rows.put_session(tenant, &sid, &state, until);
+            }
+            Call::DeleteSession { tenant, sid } => {
+                let tenant = self.names.tenant(&mut self.rows, &tenant)?;
+                return self.rows.delete_session(tenant, &sid);
+            }
+            Call::Release(tokens) => return self.release(tokens),
+            Call::Follow(follower) => {
+                self.followers.push(follower);
+                return Ok(());
+            }
+            Call::Close(reply) => {
+                self.inbox.close();
+                self.closing.push(reply);
+                return Ok(());
+            }
+        };
+        self.answers.push(answer);
+        Ok(())
+    }
+
+    /// How long the writer may sleep when nobody calls.
+    fn timeout(&self) -> Option<Duration> {
+        let deadlines = self.parked.iter().map(|parked| parked.deadline);
+        let timers = [self.leases.next_end(), self.next_due, self.held_until, Some(self.next_purge)];
+        let next = timers.into_iter().flatten().chain(deadlines).min()?;
+        Some(next.since(self.clock.now()))
+    }
+
+    fn purge(&mut self) -> Result<()> {
+        if self.now < self.next_purge {
+            return Ok(());
+        }
+        self.next_purge = self.now + PURGE_EVERY;
+        self.rows.purge(self.now)?;
+        self.purge_jobs()
+    }
+}

@@ -1,0 +1,1 @@
+//! Durable events, jobs, schedules and live sockets that commit together, per tenant.
