@@ -242,6 +242,8 @@ pub trait Jobs: Send + Sync {
     fn claim(&self, claim: Claim) -> Answer<'_, Vec<Leased>>;
     /// Ends a run. Code `job.lease_lost` when the lease is no longer held; then nothing of it is written.
     fn settle(&self, settle: Settle) -> Answer<'_, Settled>;
+    /// The job that a lease is on. Code `job.lease_lost` when it is no longer held.
+    fn leased(&self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Answer<'_, Job>;
     /// Extends a lease. Code `job.lease_lost` when it is no longer held.
     fn renew(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, extend: Duration) -> Answer<'_, Renewed>;
     /// One job with the runs that failed.

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::{Event, Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, Timestamp};
-use tidewire_wire::{socket as packet, websocket};
+use tidewire_wire::socket as packet;
 
 use crate::cast::{Body, Cast, Target};
 use crate::gateway::Shared;
-use crate::hub::Tenant;
+use crate::hub::{Rooms, Tenant};
 use crate::outbox::{Class, Frame, Pushed};
 use crate::policy::Allowed;
 use crate::recovery::Saved;
@@ -79,6 +79,16 @@ pub(crate) enum Replayed {
     /// Not for this socket.
     Skipped,
     /// No room now.
+    Full,
+}
+
+/// How a socket came to follow its tenant live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joining {
+    Live,
+    /// More was held than may be: the log has it.
+    Overflowed,
+    /// The client has to take something first.
     Full,
 }
 
@@ -171,7 +181,7 @@ impl Socket {
     /// Puts the socket into a room it may be in. Answers whether it was not there before.
     pub(crate) fn join(self: &Arc<Self>, room: Allowed) -> Result<bool> {
         let most = self.shared().options.max_rooms_per_socket;
-        let mut table = if room.app { self.shared().hub.app.write() } else { self.tenant.rooms.write() };
+        let mut table = self.table(room.app).write();
         let mut state = self.state.lock();
         if state.closed || state.rooms.iter().any(|joined| *joined.name == *room.name) {
             return Ok(false);
@@ -189,26 +199,22 @@ impl Socket {
 
     /// Takes the socket out of a room. Answers whether it was in it.
     pub(crate) fn leave(&self, room: &str) -> bool {
-        let left = {
-            let mut state = self.state.lock();
-            let Some(at) = state.rooms.iter().position(|joined| &*joined.name == room) else { return false };
-            let left = state.rooms.swap_remove(at);
-            if left.auto {
-                state.left.push(room.into());
-            }
-            state.changed = true;
-            left
+        let Some(app) = self.state.lock().rooms.iter().find(|joined| &*joined.name == room).map(|joined| joined.app) else {
+            return false;
         };
-        self.leave_table(&left);
+        let mut table = self.table(app).write();
+        let mut state = self.state.lock();
+        let Some(at) = state.rooms.iter().position(|joined| &*joined.name == room) else { return false };
+        if state.rooms.swap_remove(at).auto {
+            state.left.push(room.into());
+        }
+        state.changed = true;
+        table.leave(room, self);
         true
     }
 
-    fn leave_table(&self, room: &Joined) {
-        let mut table = if room.app { self.shared().hub.app.write() } else { self.tenant.rooms.write() };
-        // It may have joined again between the two locks; then it stays.
-        if self.state.lock().rooms.iter().all(|joined| joined.name != room.name) {
-            table.leave(&room.name, self);
-        }
+    fn table(&self, app: bool) -> &RwLock<Rooms> {
+        if app { &self.shared().hub.app } else { &self.tenant.rooms }
     }
 
     /// Takes over a renewed credential of the same user: leaves rooms that `keep` no longer allows and joins those of `auto` that it is not in.
@@ -218,18 +224,18 @@ impl Socket {
         auto: Vec<Allowed>,
         keep: impl Fn(&str) -> bool,
     ) -> Result<()> {
-        let gone: Vec<Joined> = {
+        let gone: Vec<Arc<str>> = {
             let mut state = self.state.lock();
             state.principal = principal;
             state.warned = false;
-            let (kept, gone) = std::mem::take(&mut state.rooms).into_iter().partition(|room| keep(&room.name));
-            state.rooms = kept;
-            gone
+            state.rooms.iter().map(|room| room.name.clone()).filter(|room| !keep(room)).collect()
         };
-        for room in &gone {
-            self.leave_table(room);
-        }
         let left = self.state.lock().left.clone();
+        for room in &gone {
+            self.leave(room);
+        }
+        // Being put out of a room is not leaving it: it is joined again when the claims allow it again.
+        self.state.lock().left.clone_from(&left);
         for room in auto.into_iter().filter(|room| !left.iter().any(|left| **left == *room.name)) {
             self.join(room)?;
         }
@@ -283,6 +289,8 @@ impl Socket {
                 if position <= state.fed {
                     return;
                 }
+                // Whatever happens to it below: what is sent later must not carry an earlier offset.
+                state.fed = position;
             }
             (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.dropped.up(),
             (Feed::Parked { .. }, Some(_)) => return,
@@ -305,6 +313,7 @@ impl Socket {
             (Pushed::Queued, _) => cast.count(len),
             (Pushed::Full, Some(position)) => {
                 self.park(&mut state, Position(position.0 - 1));
+                stats.parked.up();
                 drop(state);
                 self.session.drained();
             }
@@ -349,12 +358,13 @@ impl Socket {
         state.fed
     }
 
-    /// Everything up to `fed` was read from the log: queues what was held and goes live. False when too much was held; the rest is in the log.
-    pub(crate) fn go_live(&self, up_to: Position) -> bool {
+    /// Everything up to `up_to` was read from the log: queues what was held and goes live, unless there is more in the log by now or
+    /// no room for it.
+    pub(crate) fn go_live(&self, up_to: Position) -> Joining {
         let shared = self.shared();
         let mut state = self.state.lock();
         let Feed::Holding { frames, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() }) else {
-            return false;
+            return Joining::Overflowed;
         };
         state.fed = state.fed.max(up_to);
         for (position, bytes) in frames {
@@ -366,7 +376,8 @@ impl Socket {
             if self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats.dropped) == Pushed::Full {
                 // What lies between was not for this socket, or it would have been held.
                 state.fed = Position(position.0 - 1);
-                return false;
+                self.session.set_behind();
+                return Joining::Full;
             }
             shared.stats.deliveries.up();
             shared.stats.delivery_bytes.add(len);
@@ -376,7 +387,7 @@ impl Socket {
         if !state.closed {
             shared.stats.behind.down();
         }
-        true
+        Joining::Live
     }
 
     /// There is no room for more: the rest of the log waits.
@@ -391,10 +402,8 @@ impl Socket {
     }
 
     fn park(&self, state: &mut State, fed: Position) {
-        let stats = &self.shared().stats;
         if matches!(state.feed, Feed::Live) {
-            stats.behind.up();
-            stats.parked.up();
+            self.shared().stats.behind.up();
         }
         state.fed = fed;
         state.feed = Feed::Parked { since: Instant::now() };
@@ -404,24 +413,29 @@ impl Socket {
     /// Sends an event of the gateway's own, such as `connected`. Every one carries an offset, because the client takes the last
     /// text of any event for it.
     pub(crate) fn emit(&self, name: &str, data: &str) {
+        // The state stays locked until the frame is queued: an event queued in between would have the later offset.
         let state = self.state.lock();
         let position = match state.feed {
             Feed::Live => state.fed.max(self.tenant.delivered()),
             Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
         };
-        self.emit_at(name, data, position);
+        let pushed = self.emit_at(name, data, position);
+        drop(state);
+        self.session.close_if_full(pushed);
     }
 
-    pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) {
+    /// The same with an offset that the caller knows, and without closing a full transport.
+    pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
         let shared = self.shared();
         let offset = Offset { epoch: shared.store.epoch().clone(), position }.to_string();
         let offset = shared.options.recovery.then_some(offset.as_str());
-        self.session.send(&packet::event(self.namespace_name(), name, &[data], offset));
+        self.session.push(&packet::event(self.namespace_name(), name, &[data], offset))
     }
 
     /// Answers a message that waits for it.
     pub(crate) fn ack(&self, id: u64, data: &str) {
-        self.session.send(&packet::ack(self.namespace_name(), id, &[data]));
+        let pushed = self.session.push(&packet::ack(self.namespace_name(), id, &[data]));
+        self.session.close_if_full(pushed);
     }
 
     /// What is due now: a warning that the credential ends, a kept copy of its rooms. Answers what else is due, or why to close.
@@ -566,9 +580,4 @@ fn pattern_text(pattern: &Pattern) -> String {
         Pattern::Exact(name) => (**name).to_owned(),
         Pattern::Prefix(prefix) => format!("{prefix}*"),
     }
-}
-
-/// The frame of a packet's text.
-pub(crate) fn frame(text: &str) -> Bytes {
-    websocket::text(text.as_bytes())
 }

@@ -25,6 +25,7 @@ pub(crate) enum Call<R> {
     With(Work<R>, Reply<Committed>),
     Claim(Claim, Reply<Vec<Leased>>),
     Settle(Settle, Reply<Settled>),
+    Leased { tenant: Option<TenantId>, id: Id, lease: Box<str>, reply: Reply<Job> },
     Renew { tenant: Option<TenantId>, id: Id, lease: Box<str>, extend: Duration, reply: Reply<Renewed> },
     Control { tenant: TenantId, id: Id, control: Control, reply: Reply<Job> },
     Limit(BTreeMap<Arc<str>, QueueLimits>, Reply<()>),

@@ -177,6 +177,12 @@ impl<R: Rows> Writer<R> {
         (job.id == *id && tenant.is_none_or(|tenant| *tenant == job.tenant)).then_some(token.seq)
     }
 
+    /// The job that a lease is on.
+    pub(crate) fn leased(&mut self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Result<tidewire_core::job::Job> {
+        let held = self.held(tenant, id, lease).and_then(|seq| self.leases.of(seq));
+        held.map(|lease| lease.row.job.clone()).ok_or_else(|| lease_lost(id))
+    }
+
     /// Extends a lease.
     pub(crate) fn renew(
         &mut self,

@@ -139,6 +139,11 @@ impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
         ask(&self.inbox, |reply| Call::Settle(settle, reply))
     }
 
+    fn leased(&self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Answer<'_, Job> {
+        let (tenant, id, lease) = (tenant.cloned(), id.clone(), lease.into());
+        ask(&self.inbox, |reply| Call::Leased { tenant, id, lease, reply })
+    }
+
     fn renew(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, extend: Duration) -> Answer<'_, Renewed> {
         let (tenant, id, lease) = (tenant.cloned(), id.clone(), lease.into());
         ask(&self.inbox, |reply| Call::Renew { tenant, id, lease, extend, reply })

@@ -186,6 +186,10 @@ impl<R: Rows> Writer<R> {
                 Pending::Done(reply)
             }
             Call::Fire(fire, reply) => Pending::Fired(reply, self.fire(fire)?),
+            Call::Leased { tenant, id, lease, reply } => {
+                drop(reply.send(self.leased(tenant.as_ref(), &id, &lease)));
+                return Ok(());
+            }
             Call::Running(tenant, reply) => {
                 drop(reply.send(Ok(self.running(tenant.as_ref())?)));
                 return Ok(());

@@ -1,0 +1,288 @@
+//! Coming back: the token by which a client proves which session it had, what is kept of it, and reading up what it missed.
+//!
+//! A `pid` needs no memory: it says which socket id was given out at which position, and is signed for its namespace, tenant, user and
+//! incarnation of the log. So it holds over a restart, and a connect writes nothing. Only what a client asked for beyond its own
+//! rooms is kept in the store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tidewire_core::event::{Offset, Position};
+use tidewire_core::principal::Principal;
+use tidewire_core::store::{LogQuery, Store};
+
+use crate::gateway::Shared;
+use crate::hub::Tenant;
+use crate::session::Closing;
+use crate::socket::{Joining, Replayed, Socket};
+
+/// How many events one read of the log asks for. With the largest data this is 16 MiB at once, with usual data 20 KiB.
+const PAGE: u32 = 64;
+
+/// What a client asked for beyond what it gets by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) rooms: Vec<Box<str>>,
+    /// Rooms of its own that it left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) left: Vec<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) types: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) acked: Option<Position>,
+    /// The client left on purpose: the session does not come back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ended: bool,
+}
+
+impl Saved {
+    pub(crate) fn ended() -> Self {
+        Self { ended: true, ..Self::default() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        crate::encode::json(self)
+    }
+}
+
+/// What was kept of sessions that closed a moment ago, for clients that are back before the store has written it.
+#[derive(Default)]
+pub(crate) struct Recent(Mutex<HashMap<Arc<str>, (Saved, Instant)>>);
+
+impl Recent {
+    const MOST: usize = 10_000;
+    const KEPT: Duration = Duration::from_secs(60);
+
+    pub(crate) fn put(&self, sid: &Arc<str>, saved: Saved) {
+        let mut recent = self.0.lock();
+        if recent.len() < Self::MOST {
+            recent.insert(sid.clone(), (saved, Instant::now()));
+        }
+    }
+
+    fn take(&self, sid: &str) -> Option<Saved> {
+        self.0.lock().remove(sid).map(|(saved, _)| saved)
+    }
+
+    pub(crate) fn tidy(&self) {
+        self.0.lock().retain(|_, (_, since)| since.elapsed() < Self::KEPT);
+    }
+}
+
+/// Signs and checks `pid`s.
+pub(crate) struct Signer(hmac::Key);
+
+/// Whose a `pid` is.
+pub(crate) struct Owner<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) tenant: &'a str,
+    pub(crate) user: Option<&'a str>,
+    pub(crate) epoch: &'a str,
+}
+
+impl<'a> Owner<'a> {
+    pub(crate) fn new(namespace: &'a str, principal: &'a Principal, store: &'a dyn Store) -> Self {
+        Self {
+            namespace,
+            tenant: principal.tenant.as_str(),
+            user: principal.user.as_deref(),
+            epoch: store.epoch().as_str(),
+        }
+    }
+}
+
+/// The length of a socket id in bytes.
+const SID: usize = 20;
+
+impl Signer {
+    pub(crate) fn new(secret: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    /// The `pid` of a socket that joined at `position`.
+    pub(crate) fn sign(&self, sid: &str, position: Position, owner: &Owner<'_>) -> String {
+        let mut token = Vec::with_capacity(SID + 8 + 32);
+        token.extend_from_slice(sid.as_bytes());
+        token.extend_from_slice(&position.0.to_be_bytes());
+        let tag = hmac::sign(&self.0, &Self::signed(&token, owner));
+        token.extend_from_slice(tag.as_ref());
+        URL_SAFE_NO_PAD.encode(token)
+    }
+
+    /// The socket id and position in a `pid`, if it was signed for this owner.
+    pub(crate) fn check(&self, pid: &str, owner: &Owner<'_>) -> Option<(Arc<str>, Position)> {
+        let token = URL_SAFE_NO_PAD.decode(pid).ok().filter(|token| token.len() == SID + 8 + 32)?;
+        let (said, tag) = token.split_at(SID + 8);
+        hmac::verify(&self.0, &Self::signed(said, owner), tag).ok()?;
+        let (sid, position) = said.split_first_chunk::<SID>()?;
+        let position = Position(u64::from_be_bytes(position.try_into().ok()?));
+        Some((std::str::from_utf8(sid).ok()?.into(), position))
+    }
+
+    /// Every part with its length, so that no two owners give the same text.
+    fn signed(token: &[u8], owner: &Owner<'_>) -> Vec<u8> {
+        let user = owner.user.map(str::as_bytes);
+        let parts = [Some(owner.namespace.as_bytes()), Some(owner.tenant.as_bytes()), user, Some(owner.epoch.as_bytes())];
+        let mut text = token.to_vec();
+        for part in parts {
+            let len = part.map_or(u64::MAX, |part| part.len() as u64);
+            text.extend_from_slice(&len.to_be_bytes());
+            text.extend_from_slice(part.unwrap_or_default());
+        }
+        text
+    }
+}
+
+/// What a client that comes back gets.
+pub(crate) enum Return {
+    /// Everything: the same session, and every event after `after`.
+    Whole { sid: Arc<str>, saved: Saved, after: Position, joined_at: Position },
+    /// A new session.
+    New,
+}
+
+/// Decides whether everything that the client missed can be given to it. The old half of its connection, if it is still there, is closed.
+pub(crate) async fn claim(
+    shared: &Arc<Shared>,
+    tenant: &Arc<Tenant>,
+    owner: &Owner<'_>,
+    pid: &str,
+    offset: Option<&str>,
+) -> Result<Return, Closing> {
+    let Some((sid, joined_at)) = shared.signer.check(pid, owner) else {
+        // A token of another incarnation cannot be told from a forged one; the offset says which it is.
+        let other = offset.and_then(|offset| offset.parse::<Offset>().ok());
+        match other.is_some_and(|offset| offset.epoch != *shared.store.epoch()) {
+            true => shared.stats.lost_epoch.up(),
+            false => shared.stats.lost_identity.up(),
+        }
+        return Ok(Return::New);
+    };
+    let after = match offset.map(str::parse::<Offset>) {
+        None => joined_at,
+        Some(Ok(offset)) if offset.epoch == *shared.store.epoch() => offset.position,
+        Some(_) => {
+            shared.stats.lost_epoch.up();
+            return Ok(Return::New);
+        }
+    };
+    let half_open = tenant.directory.lock().sockets.get(&sid).cloned();
+    let saved = match half_open {
+        Some(old) => {
+            let saved = old.saved();
+            old.session.close(Closing::Replaced);
+            shared.recent.take(&sid);
+            saved
+        }
+        None => match shared.recent.take(&sid) {
+            Some(saved) => saved,
+            None => {
+                let kept = shared.store.session(&tenant.id, &sid).await.map_err(|error| unavailable(&error))?;
+                // What cannot be read was not written by this version: then nothing is known about its rooms.
+                kept.map_or(Ok(Saved::default()), |text| serde_json::from_str(&text)).unwrap_or_else(|_| Saved::ended())
+            }
+        },
+    };
+    if saved.ended {
+        shared.stats.lost_identity.up();
+        return Ok(Return::New);
+    }
+    // With acknowledgements, what was received but not dealt with comes again.
+    let after = saved.acked.map_or(after, |acked| after.min(acked.max(joined_at)));
+    if !is_in_history(shared, tenant, after).await? {
+        shared.stats.lost_history.up();
+        return Ok(Return::New);
+    }
+    Ok(Return::Whole { sid, saved, after, joined_at })
+}
+
+/// Whether every event after this position is still in what the catalog calls history.
+async fn is_in_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<bool, Closing> {
+    let head = tenant.delivered();
+    let realtime = &shared.catalog.realtime;
+    if after > head || head.0 - after.0 > u64::from(realtime.history_count) {
+        return Ok(false);
+    }
+    if after == head {
+        return Ok(true);
+    }
+    let query = LogQuery { after, limit: 1, ..LogQuery::default() };
+    let first = shared.store.read(&tenant.id, query).await.map_err(|error| unavailable(&error))?;
+    let oldest = shared.clock.now() - realtime.history_age;
+    Ok(first.first().is_some_and(|event| event.position == after.next() && event.time >= oldest))
+}
+
+/// Reads a parked socket up to date and puts it on the live feed, or leaves it parked when the client has to take something first.
+///
+/// From the moment the socket holds, every event is either held or at most at the position read after that moment, and then it is in
+/// the log. So nothing is missed between the two, and the positions tell what is in both.
+pub(crate) async fn catch_up(socket: &Arc<Socket>) -> Result<(), Closing> {
+    let shared = socket.shared();
+    loop {
+        let mut at = socket.hold();
+        let target = socket.tenant.begun();
+        while at < target {
+            let query = LogQuery { after: at, up_to: Some(target), limit: PAGE, ..LogQuery::default() };
+            let page = shared.store.read(&socket.tenant.id, query).await.map_err(|error| unavailable(&error))?;
+            if page.first().is_none_or(|event| event.position != at.next()) {
+                // The log has been trimmed beyond this socket: there is no whole any more.
+                return Err(Closing::TooSlow);
+            }
+            for event in page {
+                if socket.replay(&event) == Replayed::Full {
+                    socket.wait_for_room();
+                    return Ok(());
+                }
+                at = event.position;
+            }
+        }
+        match socket.go_live(at.max(target)) {
+            Joining::Live | Joining::Full => return Ok(()),
+            Joining::Overflowed => {}
+        }
+    }
+}
+
+pub(crate) fn unavailable(error: &tidewire_core::Error) -> Closing {
+    tracing::warn!(%error, "the store did not answer; the transport is closed so that the client tries again");
+    Closing::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_is_good_only_for_its_owner() {
+        let signer = Signer::new(&[7; 32]);
+        let owner = || Owner { namespace: "/", tenant: "a", user: Some("u"), epoch: "e1" };
+        let pid = signer.sign("abcdefghijabcdefghij", Position(42), &owner());
+        let (sid, position) = signer.check(&pid, &owner()).expect("own pid");
+        assert_eq!((&*sid, position), ("abcdefghijabcdefghij", Position(42)));
+        for other in [
+            Owner { namespace: "/ws", ..owner() },
+            Owner { tenant: "b", ..owner() },
+            Owner { user: Some("v"), ..owner() },
+            Owner { user: None, ..owner() },
+            Owner { epoch: "e2", ..owner() },
+            Owner { tenant: "au", user: Some(""), ..owner() },
+        ] {
+            assert!(signer.check(&pid, &other).is_none());
+        }
+        assert!(Signer::new(&[8; 32]).check(&pid, &owner()).is_none());
+        for bad in ["", "x", "ä", &pid[1..], &format!("{pid}A")] {
+            assert!(signer.check(bad, &owner()).is_none());
+        }
+    }
+}

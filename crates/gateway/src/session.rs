@@ -1,0 +1,481 @@
+//! A transport session: Engine.IO over polling or WebSocket, from its handshake to its end.
+//!
+//! A session has one outbox and at most one task that empties it: a waiting poll, or the WebSocket's task. Inbound packets are dealt with
+//! one after the other. How a session ends is a [`Closing`]; the first one counts, and it takes the session's sockets out of everything.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tidewire_core::limit::RateState;
+use tidewire_wire::engine::{self, PacketType};
+use tidewire_wire::socket::{Assembler, Packet};
+use tidewire_wire::{socket as packet, websocket};
+
+use crate::auth::Handshake;
+use crate::gateway::Shared;
+use crate::outbox::{Frame, Outbox, Pushed};
+use crate::socket::Socket;
+use crate::{connect, messages, recovery};
+
+/// Why a session, or one of its sockets, ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// The connection broke.
+    Lost,
+    /// The client closed the transport.
+    Client,
+    /// The client left the namespace; it does not come back to this session.
+    Left,
+    /// The client sent what it may not, with the WebSocket close code for it.
+    Malformed(u16, &'static str),
+    /// No pong.
+    Silent,
+    /// No CONNECT in time.
+    Unused,
+    /// Too slow to be caught up.
+    TooSlow,
+    /// The credential has ended.
+    Expired,
+    /// The same client came back on another transport.
+    Replaced,
+    /// This process is stopping.
+    Draining,
+    /// An administrator asked for it.
+    Disconnected,
+    /// Ten times over the rate.
+    Flooding,
+    /// Something behind the gateway did not answer.
+    Unavailable,
+}
+
+impl Closing {
+    /// The code and reason of the WebSocket close frame. None of them keeps the stock client from coming back.
+    pub(crate) fn frame(self) -> (u16, &'static str) {
+        match self {
+            Self::Malformed(code, reason) => (code, reason),
+            Self::Lost | Self::Client | Self::Left => (1000, ""),
+            Self::Silent => (1001, "no pong in time"),
+            Self::Unused => (1008, "no namespace was joined in time"),
+            Self::TooSlow => (1013, "too slow"),
+            Self::Expired => (1008, "the credential has expired"),
+            Self::Replaced => (1000, "taken over"),
+            Self::Draining => (1012, "the server is restarting"),
+            Self::Disconnected => (1008, "disconnected by the server"),
+            Self::Flooding => (1008, "over the rate"),
+            Self::Unavailable => (1011, "try again later"),
+        }
+    }
+
+    /// Whether what still waits is of no use to anybody.
+    pub(crate) fn drops_backlog(self) -> bool {
+        match self {
+            Self::Lost | Self::Client | Self::Silent | Self::Replaced | Self::TooSlow => true,
+            Self::Left
+            | Self::Malformed(..)
+            | Self::Unused
+            | Self::Expired
+            | Self::Draining
+            | Self::Disconnected
+            | Self::Flooding
+            | Self::Unavailable => false,
+        }
+    }
+
+    pub(crate) fn malformed(error: tidewire_wire::Error) -> Self {
+        Self::Malformed(error.close_code, error.reason)
+    }
+}
+
+/// One client's transport.
+pub(crate) struct Session {
+    /// The Engine.IO id. A secret: it is what authorises a poll.
+    pub(crate) id: Arc<str>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) outbox: Outbox,
+    pub(crate) handshake: Handshake,
+    control: Mutex<Control>,
+    inbound: Mutex<Inbound>,
+    /// A socket waits for room in the outbox.
+    behind: AtomicBool,
+    /// A task is catching sockets up.
+    catching_up: AtomicBool,
+}
+
+struct Control {
+    transport: Transport,
+    sockets: Vec<Arc<Socket>>,
+    joined_once: bool,
+    opened: Instant,
+    next_ping: Instant,
+    pong_due: Option<Instant>,
+    closed: bool,
+}
+
+/// How the client is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Polling(Polling),
+    WebSocket,
+}
+
+/// What is going on over HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Polling {
+    pub(crate) getting: bool,
+    pub(crate) posting: bool,
+    pub(crate) probe: Probe,
+}
+
+/// A WebSocket on its way to take over from polling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Probe {
+    #[default]
+    None,
+    /// It is open.
+    Opened,
+    /// It has answered the probe: polls are ended quickly, so that the client can move.
+    Answered,
+}
+
+struct Inbound {
+    assembler: Assembler,
+    rate: RateState,
+    limited: Limited,
+}
+
+/// How far over the rate a client is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limited {
+    since: Option<Instant>,
+    refused: u32,
+}
+
+/// What is left to do with a packet: nothing, or something that takes a while.
+pub(crate) enum Step {
+    Done,
+    Later(Work),
+}
+
+pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), Closing>> + Send>>;
+
+static PING: LazyLock<Bytes> = LazyLock::new(|| websocket::text(PacketType::Ping.as_str().as_bytes()));
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, handshake: Handshake, websocket: bool) -> Arc<Self> {
+        let now = Instant::now();
+        let transport = if websocket { Transport::WebSocket } else { Transport::Polling(Polling::default()) };
+        Arc::new(Self {
+            id: random_id(),
+            outbox: Outbox::default(),
+            handshake,
+            control: Mutex::new(Control {
+                transport,
+                sockets: Vec::new(),
+                joined_once: false,
+                opened: now,
+                next_ping: now + shared.options.ping_interval,
+                pong_due: None,
+                closed: false,
+            }),
+            inbound: Mutex::new(Inbound {
+                assembler: Assembler::new(shared.options.max_message),
+                rate: RateState::default(),
+                limited: Limited::default(),
+            }),
+            behind: AtomicBool::new(false),
+            catching_up: AtomicBool::new(false),
+            shared,
+        })
+    }
+
+    /// The engine's first packet.
+    pub(crate) fn open_packet(&self, websocket: bool) -> String {
+        let options = &self.shared.options;
+        engine::Open {
+            sid: &self.id,
+            upgrades: if websocket { &[] } else { &["websocket"] },
+            ping_interval_ms: options.ping_interval.as_millis() as u64,
+            ping_timeout_ms: options.ping_timeout.as_millis() as u64,
+            max_payload: options.max_message,
+        }
+        .encode()
+    }
+
+    /// Changes the transport's state, unless the session is closed.
+    pub(crate) fn transport<T>(&self, change: impl FnOnce(&mut Transport) -> T) -> Option<T> {
+        let mut control = self.control.lock();
+        if control.closed { None } else { Some(change(&mut control.transport)) }
+    }
+
+    pub(crate) fn is_websocket(&self) -> bool {
+        self.control.lock().transport == Transport::WebSocket
+    }
+
+    /// Queues one packet that must not be lost.
+    pub(crate) fn push(&self, text: &str) -> Pushed {
+        self.push_frame(websocket::text(text.as_bytes()))
+    }
+
+    fn push_frame(&self, frame: Bytes) -> Pushed {
+        self.outbox.push(Frame::control(frame), self.shared.options.max_backlog, &self.shared.stats.dropped)
+    }
+
+    /// A client that does not even take answers is closed. Not to be called with a lock held.
+    pub(crate) fn close_if_full(self: &Arc<Self>, pushed: Pushed) {
+        if pushed == Pushed::Full {
+            self.close(Closing::TooSlow);
+        }
+    }
+
+    /// Takes a text packet. What takes a while comes back as work, to be finished before the next packet.
+    pub(crate) fn text(self: &Arc<Self>, text: Bytes) -> Result<Step, Closing> {
+        let packet = std::str::from_utf8(&text).map_err(|_| Closing::Malformed(1007, "the packet is not UTF-8"))?;
+        match engine::Packet::parse(packet).map_err(Closing::malformed)? {
+            engine::Packet::Text(PacketType::Message, _) => {
+                Ok(Step::Later(Box::pin(self.clone().message(text.slice(1..)))))
+            }
+            engine::Packet::Text(PacketType::Pong, _) => {
+                let mut control = self.control.lock();
+                control.pong_due = None;
+                control.next_ping = Instant::now() + self.shared.options.ping_interval;
+                Ok(Step::Done)
+            }
+            engine::Packet::Text(PacketType::Close, _) => Err(Closing::Client),
+            engine::Packet::Text(PacketType::Noop, _) => Ok(Step::Done),
+            engine::Packet::Text(PacketType::Open | PacketType::Ping | PacketType::Upgrade, _)
+            | engine::Packet::Binary(_) => Err(Closing::Malformed(1002, "a client does not send such a packet here")),
+        }
+    }
+
+    /// Takes a binary packet: an attachment of the message before.
+    pub(crate) fn binary(self: &Arc<Self>, data: &[u8]) -> Result<Step, Closing> {
+        match self.inbound.lock().assembler.binary(data).map_err(Closing::malformed)? {
+            None => Ok(Step::Done),
+            Some(packet) => {
+                let session = self.clone();
+                Ok(Step::Later(Box::pin(async move { session.packet(packet).await })))
+            }
+        }
+    }
+
+    async fn message(self: Arc<Self>, text: Bytes) -> Result<(), Closing> {
+        let text = std::str::from_utf8(&text).map_err(|_| Closing::Malformed(1007, "the packet is not UTF-8"))?;
+        let packet = Packet::decode(text).map_err(Closing::malformed)?;
+        let whole = self.inbound.lock().assembler.text(packet).map_err(Closing::malformed)?;
+        match whole {
+            None => Ok(()),
+            Some(packet) => self.packet(packet).await,
+        }
+    }
+
+    async fn packet(self: &Arc<Self>, packet: Packet<'_>) -> Result<(), Closing> {
+        match packet {
+            Packet::Connect { nsp, auth } => connect::connect(self, nsp, auth).await,
+            Packet::Disconnect { nsp } => {
+                if let Some(socket) = self.remove_socket(nsp) {
+                    socket.detach(Closing::Left);
+                }
+                Ok(())
+            }
+            Packet::Event(event) => match self.socket(event.namespace()) {
+                Some(socket) => messages::receive(&socket, &event).await,
+                None => Err(Closing::Malformed(1002, "an event came for a namespace that was not joined")),
+            },
+            // Nothing here asks a client for an acknowledgement; an unasked one is ignored, as the reference server does.
+            Packet::Ack(_) => Ok(()),
+        }
+    }
+
+    /// Counts a message against the rate. `Err` says when the next one may come, or why to close.
+    pub(crate) fn admit_message(&self) -> Result<(), Result<Duration, Closing>> {
+        let rate = self.shared.catalog.realtime.message_rate;
+        let now = self.shared.clock.now();
+        let mut inbound = self.inbound.lock();
+        let Err(until) = rate.take(&mut inbound.rate, now) else { return Ok(()) };
+        let instant = Instant::now();
+        let limited = &mut inbound.limited;
+        if limited.since.is_none_or(|since| instant.saturating_duration_since(since) > rate.per) {
+            *limited = Limited { since: Some(instant), refused: 0 };
+        }
+        limited.refused += 1;
+        // Ten times the rate within its period is nobody's honest mistake.
+        if limited.refused > rate.amount.saturating_mul(10) {
+            return Err(Err(Closing::Flooding));
+        }
+        Err(Ok(until.since(now)))
+    }
+
+    /// Whether this is the first message over the rate in its period.
+    pub(crate) fn is_first_refused(&self) -> bool {
+        self.inbound.lock().limited.refused == 1
+    }
+
+    pub(crate) fn socket(&self, namespace: &str) -> Option<Arc<Socket>> {
+        self.control.lock().sockets.iter().find(|socket| socket.namespace_name() == namespace).cloned()
+    }
+
+    pub(crate) fn sockets(&self) -> Vec<Arc<Socket>> {
+        self.control.lock().sockets.clone()
+    }
+
+    /// Adds a socket; false when the session closed meanwhile, so that the caller takes it back.
+    pub(crate) fn add_socket(&self, socket: &Arc<Socket>) -> bool {
+        let mut control = self.control.lock();
+        control.joined_once = true;
+        if !control.closed {
+            control.sockets.push(socket.clone());
+        }
+        !control.closed
+    }
+
+    fn remove_socket(&self, namespace: &str) -> Option<Arc<Socket>> {
+        let mut control = self.control.lock();
+        let at = control.sockets.iter().position(|socket| socket.namespace_name() == namespace)?;
+        Some(control.sockets.swap_remove(at))
+    }
+
+    /// Ends the session. Only the first call does something. Not to be called with a lock of a room table, a socket or an outbox held.
+    pub(crate) fn close(self: &Arc<Self>, closing: Closing) {
+        let sockets = {
+            let mut control = self.control.lock();
+            if std::mem::replace(&mut control.closed, true) {
+                return;
+            }
+            std::mem::take(&mut control.sockets)
+        };
+        let stats = &self.shared.stats;
+        match closing {
+            Closing::Malformed(_, reason) => {
+                stats.closed_malformed.up();
+                tracing::debug!(session = %self.id.get(..6).unwrap_or_default(), reason, "closing over a malformed packet");
+            }
+            Closing::Silent => stats.closed_silent.up(),
+            Closing::TooSlow => stats.closed_slow.up(),
+            Closing::Lost
+            | Closing::Client
+            | Closing::Left
+            | Closing::Unused
+            | Closing::Expired
+            | Closing::Replaced
+            | Closing::Draining
+            | Closing::Disconnected
+            | Closing::Flooding
+            | Closing::Unavailable => {}
+        }
+        for socket in sockets {
+            let user = socket.user.as_deref().unwrap_or("visitor");
+            tracing::debug!(tenant = %socket.tenant.id, user, socket = %socket.sid, ?closing, "socket disconnected");
+            socket.detach(closing);
+        }
+        self.shared.forget(&self.id);
+        self.outbox.end(closing);
+    }
+
+    /// Deals with what is due: pings, missing pongs, ending credentials, stalled sockets. Answers when to look again, `None` when closed.
+    pub(crate) fn tend(self: &Arc<Self>) -> Option<Duration> {
+        let (now, options) = (Instant::now(), &self.shared.options);
+        let (mut due, sockets, mut ping) = {
+            let mut control = self.control.lock();
+            if control.closed {
+                return None;
+            }
+            if control.pong_due.is_some_and(|due| due <= now) {
+                drop(control);
+                self.close(Closing::Silent);
+                return None;
+            }
+            let unused_at = control.opened + options.connect_timeout;
+            if !control.joined_once && unused_at <= now {
+                drop(control);
+                self.close(Closing::Unused);
+                return None;
+            }
+            let ping = control.pong_due.is_none() && control.next_ping <= now;
+            if ping {
+                control.pong_due = Some(now + options.ping_timeout);
+            }
+            let mut due = control.pong_due.unwrap_or(control.next_ping);
+            if !control.joined_once {
+                due = due.min(unused_at);
+            }
+            (due.saturating_duration_since(now), control.sockets.clone(), ping)
+        };
+        if std::mem::take(&mut ping) {
+            let pushed = self.push_frame(PING.clone());
+            self.close_if_full(pushed);
+        }
+        let clock = self.shared.clock.now();
+        for socket in sockets {
+            match socket.tend(clock, now) {
+                Ok(Some(next)) => due = due.min(next),
+                Ok(None) => {}
+                Err(closing) => {
+                    self.close(closing);
+                    return None;
+                }
+            }
+        }
+        Some(due)
+    }
+
+    pub(crate) fn set_behind(&self) {
+        self.behind.store(true, Ordering::SeqCst);
+    }
+
+    /// The writer has made room, or a socket was parked: if both is so, catching up begins. Cheap when nobody is behind.
+    pub(crate) fn drained(self: &Arc<Self>) {
+        if self.may_catch_up() && !self.catching_up.swap(true, Ordering::SeqCst) {
+            self.shared.tracker.spawn(self.clone().catch_up());
+        }
+    }
+
+    fn may_catch_up(&self) -> bool {
+        self.behind.load(Ordering::SeqCst) && self.outbox.bytes() * 2 <= self.shared.options.max_backlog
+    }
+
+    async fn catch_up(self: Arc<Self>) {
+        loop {
+            self.behind.store(false, Ordering::SeqCst);
+            for socket in self.sockets() {
+                if socket.is_parked()
+                    && let Err(closing) = recovery::catch_up(&socket).await
+                {
+                    return self.close(closing);
+                }
+            }
+            self.catching_up.store(false, Ordering::SeqCst);
+            // Whoever parked a socket or made room meanwhile saw the flag and left it to this task.
+            if !self.may_catch_up() || self.catching_up.swap(true, Ordering::SeqCst) {
+                return;
+            }
+        }
+    }
+
+    /// Refuses a CONNECT. The transport stays open, as the client library expects.
+    pub(crate) fn refuse(self: &Arc<Self>, namespace: &str, message: &str, data: Option<&str>) {
+        let pushed = self.push(&packet::connect_error(namespace, message, data));
+        self.close_if_full(pushed);
+    }
+}
+
+/// 20 characters from 120 random bits.
+pub(crate) fn random_id() -> Arc<str> {
+    URL_SAFE_NO_PAD.encode(random::<15>()).into()
+}
+
+/// Random bytes from the operating system's generator.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // It fails only where the system has no source of randomness at all; then no session can be secret.
+    SystemRandom::new().fill(&mut bytes).expect("the operating system has a random number generator");
+    bytes
+}

@@ -1,0 +1,79 @@
+//! Remote workers: the same verdicts and effects as in-process handlers, given as data.
+
+use serde::Deserialize;
+use tidewire_core::commit::{NewEvent, NewJob, Request};
+use tidewire_core::job::Verdict;
+use tidewire_core::store::{Settle, Settled};
+use tidewire_core::{Error, Id, Result, TenantId};
+
+use crate::publisher::Publisher;
+use crate::workers::origin;
+
+/// What a remote worker stages to commit with its verdict.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Effects {
+    /// Events to publish.
+    #[serde(default)]
+    pub events: Vec<NewEvent>,
+    /// Jobs to enqueue.
+    #[serde(default)]
+    pub jobs: Vec<NewJob>,
+}
+
+/// The end of a remote run.
+#[derive(Debug)]
+pub struct Settlement {
+    /// The job.
+    pub id: Id,
+    /// The token of its lease.
+    pub lease: Box<str>,
+    /// What the run came to.
+    pub verdict: Verdict,
+    /// Committed with `done`; discarded with any other verdict, as for a handler that stages and then fails.
+    pub effects: Effects,
+}
+
+/// Settles a remote run. `owner` is the tenant of the job and `bound` the one that the worker's key is bound to, if any.
+///
+/// Codes: `job.lease_lost`, and those of [`Publisher::expand`] for the effects; then nothing is written and the lease is still held.
+pub async fn settle(publisher: &Publisher, bound: Option<TenantId>, settlement: Settlement) -> Result<Settled> {
+    let Settlement { id, lease, verdict, effects } = settlement;
+    let request = Request { events: effects.events, jobs: effects.jobs, dedup: None };
+    let has_effects = !(request.events.is_empty() && request.jobs.is_empty());
+    let (effects, ephemeral) = match verdict {
+        Verdict::Done { .. } if has_effects => {
+            let job = publisher.store().leased(bound.as_ref(), &id, &lease).await?;
+            publisher.effects(&job.tenant, request, &origin(&job))?
+        }
+        _ => (None, Vec::new()),
+    };
+    let settle = Settle { tenant: bound, id, lease, verdict, effects };
+    let mut settled = publisher.store().settle(settle).await?;
+    settled.effects = publisher.with_ephemeral(settled.effects, &ephemeral);
+    Ok(settled)
+}
+
+/// The verdict that a worker's words stand for.
+///
+/// Code `job.unknown_verdict`.
+pub fn verdict(
+    word: &str,
+    result: Option<tidewire_core::Json>,
+    error: Option<String>,
+    delay: Option<std::time::Duration>,
+) -> Result<Verdict> {
+    let error = || error.unwrap_or_else(|| "no reason given".to_owned());
+    Ok(match word {
+        "done" => Verdict::Done { result },
+        "retry" => Verdict::Retry { error: error(), delay },
+        "fail" => Verdict::Fail { error: error() },
+        "snooze" => Verdict::Snooze { delay: delay.unwrap_or(std::time::Duration::from_secs(60)) },
+        "release" => Verdict::Release,
+        "cancel" => Verdict::Cancel,
+        other => {
+            let detail = format!("verdict: expected done, retry, fail, snooze, release or cancel, got {other:?}");
+            return Err(Error::invalid("job.unknown_verdict", detail));
+        }
+    })
+}

@@ -1,0 +1,216 @@
+//! The scheduler: sleeps until a slot is due and fires it. The store makes sure that a slot fires once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tidewire_core::catalog::ScheduleSpec;
+use tidewire_core::schedule::{Missed, Timing};
+use tidewire_core::store::{Fire, Fired};
+use tidewire_core::{Id, Result, TenantId, Timestamp};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::publisher::Publisher;
+
+/// A slot that is found later than this was missed, and the schedule's policy decides about it.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The most missed slots that `missed = "all"` makes up for at once; older ones are passed over.
+const MISSED_AT_ONCE: usize = 1_000;
+
+/// The longest sleep, so that a changed system clock is noticed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// How long to wait before asking again for a slot whose predecessor is unfinished, or after the store refused.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The running scheduler.
+pub struct Scheduler {
+    stop: CancellationToken,
+    task: TaskTracker,
+}
+
+impl Scheduler {
+    /// Starts firing the catalog's app-wide schedules.
+    pub fn start(publisher: Arc<Publisher>) -> Self {
+        let stop = CancellationToken::new();
+        let task = TaskTracker::new();
+        let stopped = stop.clone();
+        task.spawn(async move {
+            tokio::select! {
+                () = run(&publisher) => {}
+                () = stopped.cancelled() => {}
+            }
+        });
+        task.close();
+        Self { stop, task }
+    }
+
+    /// Stops firing. Slots that pass meanwhile are missed slots for the next start.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.wait().await;
+    }
+}
+
+async fn run(publisher: &Publisher) {
+    let mut last = loop {
+        match publisher.store().slots().await {
+            Ok(slots) => break slots,
+            Err(error) => {
+                tracing::warn!(%error, "the scheduler cannot read its slots");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    };
+    let catalog = publisher.expander().catalog().clone();
+    let timed = |spec: &&ScheduleSpec| spec.timing.is_some();
+    let schedules: Vec<&ScheduleSpec> = catalog.schedules.values().filter(timed).collect();
+    if schedules.is_empty() {
+        return;
+    }
+    loop {
+        let now = publisher.clock().now();
+        let mut next = now + LONGEST_SLEEP;
+        for spec in &schedules {
+            let wake = match turn(publisher, spec, &mut last, now).await {
+                Ok(wake) => wake,
+                Err(error) => {
+                    tracing::warn!(schedule = %spec.name, %error, "a schedule could not fire");
+                    Some(now + ASK_AGAIN)
+                }
+            };
+            next = wake.into_iter().chain([next]).min().unwrap_or(next);
+        }
+        tokio::time::sleep(next.since(publisher.clock().now()).max(Duration::from_millis(1))).await;
+    }
+}
+
+/// Fires what is due of one schedule. Answers when to look again.
+async fn turn(
+    publisher: &Publisher,
+    spec: &ScheduleSpec,
+    last: &mut BTreeMap<(TenantId, Arc<str>), Timestamp>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>> {
+    let Some(timing) = &spec.timing else { return Ok(None) };
+    let key = (TenantId::app(), spec.name.clone());
+    let Some(since) = last.get(&key).copied() else {
+        // Seen for the first time: it begins now, and a restart must not take this for missed slots.
+        fire(publisher, spec, now, false).await?;
+        last.insert(key, now);
+        return Ok(timing.next_after(now));
+    };
+    for (slot, runs) in plan(timing, spec.missed, since, now) {
+        match fire(publisher, spec, slot, runs).await? {
+            Fired::Waiting => return Ok(Some(now + ASK_AGAIN)),
+            Fired::Enqueued(job) => tracing::debug!(schedule = %spec.name, %slot, %job, "fired"),
+            Fired::Overlapped => tracing::info!(schedule = %spec.name, %slot, "skipped: the job before is unfinished"),
+            Fired::Stale | Fired::Skipped => {}
+        }
+        last.insert(key.clone(), slot);
+    }
+    Ok(timing.next_after(last.get(&key).copied().unwrap_or(now)))
+}
+
+/// The due slots after `since`, and whether each runs. Pure: the whole policy for missed slots is here.
+fn plan(timing: &Timing, missed: Missed, since: Timestamp, now: Timestamp) -> Vec<(Timestamp, bool)> {
+    let mut due: Vec<Timestamp> = Vec::new();
+    let mut at = since;
+    while let Some(next) = timing.next_after(at).filter(|next| *next <= now) {
+        if due.len() == MISSED_AT_ONCE {
+            due.remove(0);
+        }
+        due.push(next);
+        at = next;
+    }
+    let Some(latest) = due.last().copied() else { return Vec::new() };
+    let on_time = |slot: Timestamp| now.since(slot) <= GRACE;
+    match missed {
+        Missed::All => due.into_iter().map(|slot| (slot, true)).collect(),
+        Missed::Last => vec![(latest, true)],
+        Missed::Skip => vec![(latest, on_time(latest))],
+    }
+}
+
+async fn fire(publisher: &Publisher, spec: &ScheduleSpec, slot: Timestamp, runs: bool) -> Result<Fired> {
+    let job = if runs {
+        let id = Id::parse(&format!("{}@{slot}", spec.name))?;
+        Some(publisher.expander().job(&spec.job, spec.data.clone(), Some(id))?)
+    } else {
+        None
+    };
+    let fire = Fire { tenant: TenantId::app(), key: spec.name.clone(), slot, overlap: spec.overlap, job };
+    publisher.store().fire(fire).await
+}
+
+/// A schedule as listings show it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NextSlots {
+    /// Its name.
+    pub key: Arc<str>,
+    /// The job type that each slot enqueues.
+    pub job: Arc<str>,
+    /// When.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
+    /// One line for people.
+    pub description: String,
+    /// The next due times.
+    pub next: Vec<Timestamp>,
+}
+
+/// A schedule with its next `count` due times after `now`.
+pub fn next_slots(spec: &ScheduleSpec, now: Timestamp, count: usize) -> NextSlots {
+    let step = |at: &Timestamp| spec.timing.as_ref().and_then(|timing| timing.next_after(*at));
+    NextSlots {
+        key: spec.name.clone(),
+        job: spec.job.clone(),
+        timing: spec.timing.clone(),
+        description: spec.description.clone(),
+        next: std::iter::successors(step(&now), step).take(count).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect(text)
+    }
+
+    fn slots(missed: Missed, since: &str, now: &str) -> Vec<(String, bool)> {
+        let timing = Timing::cron("0 * * * *", "UTC").expect("cron");
+        plan(&timing, missed, at(since), at(now)).into_iter().map(|(slot, runs)| (slot.to_string(), runs)).collect()
+    }
+
+    #[test]
+    fn a_slot_on_time_runs_whatever_the_policy() {
+        for missed in [Missed::Skip, Missed::Last, Missed::All] {
+            let due = slots(missed, "2026-01-01T00:00:00Z", "2026-01-01T01:00:00.002Z");
+            assert_eq!(due, [("2026-01-01T01:00:00Z".to_owned(), true)]);
+        }
+    }
+
+    #[test]
+    fn missed_slots_follow_the_policy() {
+        let (since, now) = ("2026-01-01T00:00:00Z", "2026-01-01T03:30:00Z");
+        assert_eq!(slots(Missed::Skip, since, now), [("2026-01-01T03:00:00Z".to_owned(), false)]);
+        assert_eq!(slots(Missed::Last, since, now), [("2026-01-01T03:00:00Z".to_owned(), true)]);
+        assert_eq!(slots(Missed::All, since, now).len(), 3);
+    }
+
+    #[test]
+    fn nothing_is_due_before_its_time() {
+        assert!(slots(Missed::All, "2026-01-01T00:00:00Z", "2026-01-01T00:59:59Z").is_empty());
+    }
+
+    #[test]
+    fn making_up_is_bounded() {
+        assert_eq!(slots(Missed::All, "2020-01-01T00:00:00Z", "2026-01-01T00:00:00Z").len(), MISSED_AT_ONCE);
+    }
+}
