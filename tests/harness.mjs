@@ -27,12 +27,10 @@ export const SECRET = "black-box-tests-sign-their-tokens-with-this";
 const children = new Set();
 const directories = new Set();
 
-after(async () => {
-  await Promise.all([...children].map((child) => end(child, "SIGKILL")));
-  for (const directory of directories) rmSync(directory, { recursive: true, force: true });
-});
+after(() => Promise.all([...children].map((child) => end(child, "SIGKILL"))));
 process.once("exit", () => {
   for (const child of children) child.kill("SIGKILL");
+  for (const directory of directories) rmSync(directory, { recursive: true, force: true });
 });
 // The runner ends a file that takes too long with SIGTERM; its servers must not outlive it.
 process.once("SIGTERM", () => process.exit(143));

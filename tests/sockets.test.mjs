@@ -382,7 +382,7 @@ describe("a packet that breaks the protocol", () => {
     await raw.closed();
   });
 
-  test("names an unknown namespace without closing", async () => {
+  test("is not needed to ask for an unknown namespace: it is named as such", async () => {
     const tenant = server.newTenant();
     const error = await connectError(server, { token: tenant.token("ann"), namespace: "/elsewhere" });
     assert.equal(error.message, "Invalid namespace");

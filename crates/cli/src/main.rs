@@ -1,1 +1,60 @@
-fn main() {}
+//! The `tidewire` binary: `dev`, `serve`, `check`.
+
+mod check;
+mod dev;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Durable events, background jobs, schedules and live sockets that commit together, per tenant.
+#[derive(Parser)]
+#[command(name = "tidewire", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Try it: an embedded store in ./.tidewire, loopback only, demo credentials and a live page.
+    Dev(dev::Dev),
+    /// Serve an app.
+    Serve(serve::Serve),
+    /// Check a catalog: errors with file and line, then what is legal but probably wrong.
+    Check(check::Check),
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEWIRE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = match Cli::parse().command {
+        Command::Dev(dev) => dev.run(),
+        Command::Serve(serve) => serve.run(),
+        Command::Check(check) => return check.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidewire: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A runtime for a server on all cores.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Ends the process when the disk has failed: what was answered is safe, and a supervisor starts it again.
+#[allow(clippy::exit, reason = "a store that cannot write must not go on serving")]
+fn on_fatal(error: &tidewire::Error) {
+    eprintln!("tidewire: the store failed, stopping: {error}");
+    std::process::exit(1);
+}

@@ -32,6 +32,9 @@ pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewEvent {
+    /// The tenant, where the caller names it here. Expansion refuses any other than the commit's.
+    #[serde(default)]
+    pub tenant: Option<TenantId>,
     /// Its type, declared in the catalog.
     #[serde(rename = "type")]
     pub kind: String,
@@ -65,6 +68,7 @@ impl NewEvent {
     /// An event of `kind` that says `data`.
     pub fn new(kind: impl Into<String>, data: impl Into<Json>) -> Self {
         Self {
+            tenant: None,
             kind: kind.into(),
             data: data.into(),
             params: BTreeMap::new(),
@@ -108,6 +112,9 @@ impl std::fmt::Display for ParamValue {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewJob {
+    /// The tenant, where the caller names it here. Expansion refuses any other than the commit's.
+    #[serde(default)]
+    pub tenant: Option<TenantId>,
     /// Its type, declared in the catalog.
     #[serde(rename = "type")]
     pub kind: String,
@@ -153,6 +160,7 @@ impl NewJob {
     /// A job of `kind` with `data`.
     pub fn new(kind: impl Into<String>, data: impl Into<Json>) -> Self {
         Self {
+            tenant: None,
             kind: kind.into(),
             data: data.into(),
             id: None,

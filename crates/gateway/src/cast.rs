@@ -46,6 +46,11 @@ impl Route {
         catalog.events.iter().map(|(name, declared)| (name.clone(), route(declared))).collect()
     }
 
+    /// Whether a room of this type spans tenants.
+    pub(crate) fn crosses_tenants(&self) -> bool {
+        self.targets.iter().any(|target| target.app)
+    }
+
     /// What the rooms of one event get. The whole event comes before its views, so that a socket in both gets the whole.
     ///
     /// An event's rooms stand in the order of the templates, each once. When two templates gave the same room, the rooms are matched by

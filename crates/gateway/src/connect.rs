@@ -74,41 +74,49 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let (left, acked) = (saved.left, saved.acked);
     let beginning = Beginning { sid, namespace, principal: principal.clone(), types, left, acked };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
-    tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
+    let before = tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
+    if let Some(before) = before {
+        // Two transports came back with the same token at once; the later one is the client's.
+        before.session.close(Closing::Replaced);
+    }
     if !session.add_socket(&socket) {
         socket.detach(Closing::Lost);
         return Ok(());
     }
-    let first = |joined_at: Position, position: Option<Position>| {
+    let accept = |joined_at: Position| {
         let pid = shared.signer.sign(&socket.sid, joined_at, &owner);
-        session.push(&packet::connect(nsp, &socket.sid, shared.options.recovery.then_some(pid.as_str())));
-        let hello = hello(&socket, &principal, position);
-        match position {
-            Some(position) => drop(socket.emit_at("connected", &hello, position)),
-            None => socket.emit("connected", &hello),
-        }
+        session.push(&packet::connect(nsp, &socket.sid, shared.options.recovery.then_some(pid.as_str())))
     };
     match back {
         Some((after, joined_at)) => {
+            // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
             recovery::catch_up(&socket).await?;
-            first(joined_at, None);
+            session.close_if_full(accept(joined_at));
+            let names: Vec<_> = socket.rooms();
+            let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+            socket.emit("connected", &hello(&socket, &principal, &names, tenant.delivered(), true));
             shared.stats.recovered.up();
-            // Left parked when the client has more to catch up than fits at once.
+            // Still parked when there is more than fits at once.
             session.drained();
         }
         None => {
-            let names: Vec<Allowed> = rooms;
+            let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let mut joined_at = Position(0);
-            socket.attach(names, None, |position| {
+            socket.attach(rooms, None, |position| {
                 joined_at = position;
-                first(position, Some(position));
+                accept(position);
+                socket.emit_at("connected", &hello(&socket, &principal, &names, position, false), position);
             });
             if let Some(offset) = offset {
-                let lost = json!({ "position": joined_at, "offset": offset });
-                socket.emit("continuity:lost", &lost.to_string());
+                socket.emit("continuity:lost", &json!({ "position": joined_at, "offset": offset }).to_string());
             }
         }
+    }
+    if principal.expires.is_some() {
+        // The credential may end before the wheel would look at this session.
+        shared.wheel.plan(session, Duration::ZERO);
     }
     let user = principal.user.as_deref().unwrap_or("visitor");
     tracing::debug!(tenant = %tenant.id, user, socket = %socket.sid, recovered = back.is_some(), "socket connected");
@@ -154,15 +162,15 @@ fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<A
 }
 
 /// The data of `connected`.
-fn hello(socket: &Socket, principal: &Principal, fresh_at: Option<Position>) -> String {
+fn hello(socket: &Socket, principal: &Principal, rooms: &[&str], position: Position, recovered: bool) -> String {
     json!({
         "socketId": &*socket.sid,
         "userId": principal.user.as_deref(),
         "tenant": principal.tenant,
-        "rooms": socket.rooms().iter().map(|room| &**room).collect::<Vec<_>>(),
+        "rooms": rooms,
         "roles": &*principal.roles,
-        "position": fresh_at.unwrap_or_else(|| socket.tenant.delivered()),
-        "recovered": fresh_at.is_none(),
+        "position": position,
+        "recovered": recovered,
     })
     .to_string()
 }

@@ -47,7 +47,9 @@ pub(crate) fn envelope<'a>(body: Body<'a>, data: &'a Json, redacted: bool) -> En
 
 /// The data with nothing but these top-level fields. Data that is no object has no fields.
 pub(crate) fn redact(data: &Json, fields: &[String]) -> Json {
-    let Ok(object) = serde_json::from_str::<BTreeMap<String, &RawValue>>(data.get()) else { return Json::empty_object() };
+    let Ok(object) = serde_json::from_str::<BTreeMap<String, &RawValue>>(data.get()) else {
+        return Json::empty_object();
+    };
     let kept: BTreeMap<&str, &RawValue> =
         fields.iter().filter_map(|field| object.get(field).map(|value| (field.as_str(), *value))).collect();
     Json::from_serialize(&kept).unwrap_or_else(|_| Json::empty_object())

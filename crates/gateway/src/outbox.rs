@@ -54,6 +54,8 @@ struct Queue {
     bytes: usize,
     /// The writer, when it waits.
     waker: Option<Waker>,
+    /// The writer cannot write: it waits for the end only, and new frames do not wake it.
+    blocked: bool,
     /// A waiting poll is to be ended with a noop.
     nudged: bool,
     ended: Option<Closing>,
@@ -92,7 +94,7 @@ impl Outbox {
         }
         queue.bytes += len;
         queue.frames.push_back(frame);
-        let waker = queue.waker.take();
+        let waker = if queue.blocked { None } else { queue.waker.take() };
         drop(queue);
         if let Some(waker) = waker {
             waker.wake();
@@ -127,7 +129,7 @@ impl Outbox {
 
     /// The WebSocket writer's side: swaps the waiting frames into the empty `into`. `Ready(Some)` when the queue has ended, after its
     /// frames were taken; `Ready(None)` when there are frames; otherwise the writer will be woken.
-    pub(crate) fn poll_swap(&self, cx: &mut Context<'_>, into: &mut VecDeque<Frame>) -> Poll<Option<Closing>> {
+    pub(crate) fn poll_swap(&self, cx: &Context<'_>, into: &mut VecDeque<Frame>) -> Poll<Option<Closing>> {
         debug_assert!(into.is_empty(), "the writer has written everything before it asks for more");
         let mut queue = self.0.lock();
         std::mem::swap(&mut queue.frames, into);
@@ -143,9 +145,17 @@ impl Outbox {
         if into.capacity() > KEPT_FRAMES {
             *into = VecDeque::new();
         }
-        if queue.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
-            queue.waker = Some(cx.waker().clone());
+        queue.wait(cx, false);
+        Poll::Pending
+    }
+
+    /// The same for a writer that cannot write now: ready only when the queue has ended, because then it need not wait any longer.
+    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<Closing> {
+        let mut queue = self.0.lock();
+        if let Some(closing) = queue.ended {
+            return Poll::Ready(closing);
         }
+        queue.wait(cx, true);
         Poll::Pending
     }
 
@@ -156,7 +166,7 @@ impl Outbox {
     }
 
     /// The polling side: everything that waits, up to `limit` bytes but at least one frame.
-    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, limit: usize) -> Poll<Taken> {
+    pub(crate) fn poll_take(&self, cx: &Context<'_>, limit: usize) -> Poll<Taken> {
         let mut queue = self.0.lock();
         if !queue.frames.is_empty() {
             queue.nudged = false;
@@ -168,7 +178,7 @@ impl Outbox {
         if std::mem::take(&mut queue.nudged) {
             return Poll::Ready(Taken::Noop);
         }
-        queue.waker = Some(cx.waker().clone());
+        queue.wait(cx, false);
         Poll::Pending
     }
 
@@ -179,6 +189,13 @@ impl Outbox {
 }
 
 impl Queue {
+    fn wait(&mut self, cx: &Context<'_>, blocked: bool) {
+        self.blocked = blocked;
+        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            self.waker = Some(cx.waker().clone());
+        }
+    }
+
     fn drop_ephemeral(&mut self) -> u64 {
         let (mut freed, before) = (0, self.frames.len());
         self.frames.retain(|frame| {
@@ -238,8 +255,8 @@ mod tests {
         let outbox = Outbox::default();
         assert_eq!(push(&outbox, frame(Class::Logged, 500), 100), Pushed::Queued);
         let mut writing = VecDeque::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(matches!(outbox.poll_swap(&mut cx, &mut writing), Poll::Ready(None)));
+        let cx = Context::from_waker(Waker::noop());
+        assert!(matches!(outbox.poll_swap(&cx, &mut writing), Poll::Ready(None)));
         assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Full, "still in the writer's hands");
         outbox.written(500);
         assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Queued);
@@ -251,13 +268,13 @@ mod tests {
         for len in [80, 30, 30] {
             push(&outbox, frame(Class::Logged, len), 1000);
         }
-        let mut cx = Context::from_waker(Waker::noop());
+        let cx = Context::from_waker(Waker::noop());
         for expected in [1, 2] {
-            let Poll::Ready(Taken::Frames(frames)) = outbox.poll_take(&mut cx, 70) else { panic!("frames") };
+            let Poll::Ready(Taken::Frames(frames)) = outbox.poll_take(&cx, 70) else { panic!("frames") };
             assert_eq!(frames.len(), expected);
         }
-        assert!(outbox.poll_take(&mut cx, 70).is_pending());
+        assert!(outbox.poll_take(&cx, 70).is_pending());
         outbox.nudge();
-        assert!(matches!(outbox.poll_take(&mut cx, 70), Poll::Ready(Taken::Noop)));
+        assert!(matches!(outbox.poll_take(&cx, 70), Poll::Ready(Taken::Noop)));
     }
 }

@@ -61,11 +61,6 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
     })
 }
 
-/// Whether a room of this name spans tenants.
-pub(crate) fn crosses_tenants(catalog: &Catalog, name: &str) -> bool {
-    catalog.rooms.iter().find(|room| room.template.matches(name)).is_some_and(|room| room.crosses_tenants)
-}
-
 /// A room parameter that the credential gives: the tenant, the user, or a claim of that name.
 fn own_param<'a>(catalog: &Catalog, principal: &'a Principal, name: &str) -> Option<Cow<'a, str>> {
     if name == &*catalog.app.tenant {
@@ -86,7 +81,8 @@ fn own_param<'a>(catalog: &Catalog, principal: &'a Principal, name: &str) -> Opt
 /// The tenant in the name, if the template has one, is the principal's, and `when` holds. Everything unclear is a no.
 fn holds(catalog: &Catalog, room: &Room, principal: &Principal, name: &str) -> bool {
     let Some(params) = room.template.match_room(name) else { return false };
-    let own_tenant = |(param, value): &(&str, &str)| *param != &*catalog.app.tenant || *value == principal.tenant.as_str();
+    let own_tenant =
+        |(param, value): &(&str, &str)| *param != &*catalog.app.tenant || *value == principal.tenant.as_str();
     if !room.crosses_tenants && !params.iter().all(own_tenant) {
         return false;
     }

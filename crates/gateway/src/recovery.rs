@@ -133,7 +133,8 @@ impl Signer {
     /// Every part with its length, so that no two owners give the same text.
     fn signed(token: &[u8], owner: &Owner<'_>) -> Vec<u8> {
         let user = owner.user.map(str::as_bytes);
-        let parts = [Some(owner.namespace.as_bytes()), Some(owner.tenant.as_bytes()), user, Some(owner.epoch.as_bytes())];
+        let parts =
+            [Some(owner.namespace.as_bytes()), Some(owner.tenant.as_bytes()), user, Some(owner.epoch.as_bytes())];
         let mut text = token.to_vec();
         for part in parts {
             let len = part.map_or(u64::MAX, |part| part.len() as u64);
@@ -209,7 +210,8 @@ pub(crate) async fn claim(
 
 /// Whether every event after this position is still in what the catalog calls history.
 async fn is_in_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<bool, Closing> {
-    let head = tenant.delivered();
+    // What a client has may be on its way to others still.
+    let head = tenant.begun();
     let realtime = &shared.catalog.realtime;
     if after > head || head.0 - after.0 > u64::from(realtime.history_count) {
         return Ok(false);

@@ -5,9 +5,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
@@ -108,6 +107,8 @@ pub(crate) struct Session {
     behind: AtomicBool,
     /// A task is catching sockets up.
     catching_up: AtomicBool,
+    /// Which of the wheel's entries counts.
+    pub(crate) turn: AtomicU32,
 }
 
 struct Control {
@@ -193,6 +194,7 @@ impl Session {
             }),
             behind: AtomicBool::new(false),
             catching_up: AtomicBool::new(false),
+            turn: AtomicU32::new(0),
             shared,
         })
     }
@@ -225,7 +227,8 @@ impl Session {
         self.push_frame(websocket::text(text.as_bytes()))
     }
 
-    fn push_frame(&self, frame: Bytes) -> Pushed {
+    /// Queues a frame that must not be lost.
+    pub(crate) fn push_frame(&self, frame: Bytes) -> Pushed {
         self.outbox.push(Frame::control(frame), self.shared.options.max_backlog, &self.shared.stats.dropped)
     }
 

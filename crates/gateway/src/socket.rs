@@ -199,7 +199,8 @@ impl Socket {
 
     /// Takes the socket out of a room. Answers whether it was in it.
     pub(crate) fn leave(&self, room: &str) -> bool {
-        let Some(app) = self.state.lock().rooms.iter().find(|joined| &*joined.name == room).map(|joined| joined.app) else {
+        let Some(app) = self.state.lock().rooms.iter().find(|joined| &*joined.name == room).map(|joined| joined.app)
+        else {
             return false;
         };
         let mut table = self.table(app).write();
@@ -308,7 +309,8 @@ impl Socket {
         let frame = cast.frame(self.namespace, target.view, &self.tenant.id, self.tenant.delivered());
         let len = frame.len();
         let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
-        let pushed = self.session.outbox.push(Frame { bytes: frame, class }, self.shared().options.max_backlog, &stats.dropped);
+        let pushed =
+            self.session.outbox.push(Frame { bytes: frame, class }, self.shared().options.max_backlog, &stats.dropped);
         match (pushed, position) {
             (Pushed::Queued, _) => cast.count(len),
             (Pushed::Full, Some(position)) => {
@@ -334,8 +336,11 @@ impl Socket {
         };
         let bytes = cast.frame(self.namespace, target.view, &self.tenant.id, event.position);
         let len = bytes.len() as u64;
-        let pushed =
-            self.session.outbox.push(Frame { bytes, class: Class::Logged }, shared.options.max_backlog, &shared.stats.dropped);
+        let pushed = self.session.outbox.push(
+            Frame { bytes, class: Class::Logged },
+            shared.options.max_backlog,
+            &shared.stats.dropped,
+        );
         if pushed == Pushed::Full {
             return Replayed::Full;
         }
@@ -363,7 +368,8 @@ impl Socket {
     pub(crate) fn go_live(&self, up_to: Position) -> Joining {
         let shared = self.shared();
         let mut state = self.state.lock();
-        let Feed::Holding { frames, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() }) else {
+        let Feed::Holding { frames, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() })
+        else {
             return Joining::Overflowed;
         };
         state.fed = state.fed.max(up_to);
@@ -399,6 +405,10 @@ impl Socket {
 
     pub(crate) fn is_parked(&self) -> bool {
         matches!(self.state.lock().feed, Feed::Parked { .. })
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        !matches!(self.state.lock().feed, Feed::Live)
     }
 
     fn park(&self, state: &mut State, fed: Position) {

@@ -65,7 +65,7 @@ impl Expander {
     ///
     /// Codes: `event.unknown_type`, `event.invalid_data`, `event.missing_param`, `event.not_publishable`, `job.unknown_type`,
     /// `job.unknown_queue`, `job.invalid_data`, `job.invalid_option`, `data.too_large`, `commit.too_large`, `commit.too_deep`,
-    /// `dedup.invalid`.
+    /// `dedup.invalid`, `tenant.mixed`.
     pub fn expand(&self, tenant: &TenantId, request: Request, origin: &Origin, now: Timestamp) -> Result<Expansion> {
         let mut run = Run {
             expander: self,
@@ -239,8 +239,19 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn same_tenant(&self, named: Option<&TenantId>, at: Place) -> Result<()> {
+        match named {
+            Some(named) if named != self.tenant => {
+                let detail = format!("{}: a commit has one tenant; this one is {}", at.field("tenant"), self.tenant);
+                Err(Error::invalid("tenant.mixed", detail))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn event(&mut self, event: NewEvent, at: Place, origin: &Origin, root: Option<usize>) -> Result<()> {
         self.room_left()?;
+        self.same_tenant(event.tenant.as_ref(), at)?;
         let catalog = &self.expander.catalog;
         let Some(declared) = catalog.events.get(event.kind.as_str()) else {
             return Err(unknown("event.unknown_type", "type", &event.kind, catalog.events.keys(), at));
@@ -390,6 +401,7 @@ impl Run<'_> {
 
     fn job(&mut self, job: NewJob, at: Place, origin: &Origin, root: Option<usize>) -> Result<()> {
         self.room_left()?;
+        self.same_tenant(job.tenant.as_ref(), at)?;
         let job = self.expander.enqueue(job, at, origin, self.now)?;
         self.jobs.push(Enqueue { root, ..job });
         Ok(())

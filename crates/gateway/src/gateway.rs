@@ -1,0 +1,302 @@
+//! The gateway as the server crate holds it: what it needs, what it can be asked, how it stops.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tidewire_core::catalog::Catalog;
+use tidewire_core::commit::{Committed, Request};
+use tidewire_core::event::Ephemeral;
+use tidewire_core::id::UuidV7;
+use tidewire_core::store::{Answer, Follower, Store};
+use tidewire_core::time::Clock;
+use tidewire_core::{TenantId, Timestamp};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{Authenticate, Handshake};
+use crate::cast::Route;
+use crate::heartbeat::{self, Wheel};
+use crate::hub::Hub;
+use crate::options::Options;
+use crate::recovery::{Recent, Signer};
+use crate::relay::{self, Feeder, Follow};
+use crate::session::{Closing, Session};
+use crate::socket::Socket;
+use crate::stats::{Counters, Stats};
+
+/// Publishes what clients send with the catalog's messages. Implemented by the server crate over its expander and store.
+pub trait Publish: Send + Sync {
+    /// Checks, expands and commits a request; `user` sent it. Ephemeral events of it come back by [`Gateway::deliver_ephemeral`].
+    fn publish(&self, tenant: &TenantId, user: Option<&str>, request: Request) -> Answer<'_, Committed>;
+}
+
+/// The Socket.IO server. Cheap to clone; all clones are one gateway. It runs until [`Gateway::drain`].
+#[derive(Clone)]
+pub struct Gateway(Arc<Shared>);
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// What every session and task of a gateway shares.
+pub(crate) struct Shared {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) auth: Arc<dyn Authenticate>,
+    pub(crate) publish: Arc<dyn Publish>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: UuidV7,
+    pub(crate) options: Options,
+    pub(crate) routes: HashMap<Arc<str>, Route>,
+    pub(crate) hub: Hub,
+    pub(crate) feeder: Feeder,
+    pub(crate) wheel: Wheel,
+    pub(crate) signer: Signer,
+    pub(crate) recent: Recent,
+    pub(crate) stats: Counters,
+    pub(crate) tracker: TaskTracker,
+    sessions: Sessions,
+    keys: AtomicU64,
+    draining: AtomicBool,
+    stop: CancellationToken,
+}
+
+/// All sessions by their secret id, in parts that are locked alone.
+#[derive(Default)]
+struct Sessions([Mutex<HashMap<Arc<str>, Arc<Session>>>; 16]);
+
+impl Sessions {
+    fn part(&self, id: &str) -> &Mutex<HashMap<Arc<str>, Arc<Session>>> {
+        // Ids are random text, so any byte of one spreads them.
+        &self.0[usize::from(id.as_bytes().first().copied().unwrap_or(0)) % self.0.len()]
+    }
+
+    fn all(&self) -> Vec<Arc<Session>> {
+        self.0.iter().flat_map(|part| part.lock().values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
+/// One socket, as an administrator sees it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionInfo {
+    /// What the client knows as `socket.id`.
+    pub socket_id: String,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its user; absent for visitors.
+    pub user_id: Option<String>,
+    /// Its namespace.
+    pub namespace: String,
+    /// `websocket` or `polling`.
+    pub transport: &'static str,
+    /// When it joined.
+    pub since: Timestamp,
+    /// The rooms it is in.
+    pub rooms: Vec<String>,
+    /// Bytes that wait for it.
+    pub backlog: usize,
+    /// Whether it is being caught up from the log.
+    pub behind: bool,
+}
+
+/// Whom [`Gateway::disconnect`] means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom<'a> {
+    /// Every socket of the tenant.
+    Everybody,
+    /// Every socket of a user.
+    User(&'a str),
+    /// Everybody in a room.
+    Room(&'a str),
+    /// One socket, by its id.
+    Socket(&'a str),
+}
+
+impl Gateway {
+    /// Starts a gateway: its relay and its timer run on the current tokio runtime. Hand [`Gateway::follower`] to the store afterwards.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        store: Arc<dyn Store>,
+        auth: Arc<dyn Authenticate>,
+        publish: Arc<dyn Publish>,
+        clock: Arc<dyn Clock>,
+        options: Options,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            routes: Route::all(&catalog),
+            hub: Hub::default(),
+            feeder: Feeder::default(),
+            wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
+            signer: Signer::new(store.secret()),
+            recent: Recent::default(),
+            stats: Counters::default(),
+            tracker: TaskTracker::new(),
+            sessions: Sessions::default(),
+            keys: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            ids: UuidV7::from_os(clock.clone()),
+            catalog,
+            store,
+            auth,
+            publish,
+            clock,
+            options,
+        });
+        shared.tracker.spawn(relay::run(shared.clone(), shared.stop.clone()));
+        shared.tracker.spawn(heartbeat::run(shared.clone(), shared.stop.clone()));
+        Self(shared)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
+    /// What the store is to tell of every commit. It never blocks: what its queue cannot take is read from the log.
+    pub fn follower(&self) -> Arc<dyn Follower> {
+        Arc::new(Follow(Arc::downgrade(&self.0)))
+    }
+
+    /// Delivers events that are not logged to who is there, behind what was committed before. Slow clients may not get them.
+    pub fn deliver_ephemeral(&self, events: &[Ephemeral]) {
+        relay::offer_ephemeral(&self.0, events);
+    }
+
+    /// The counters, and how much there is now.
+    pub fn stats(&self) -> Stats {
+        let tenants = self.0.hub.all();
+        let rooms = tenants.iter().map(|tenant| tenant.rooms.read().len()).sum::<usize>() + self.0.hub.app.read().len();
+        Stats { rooms: rooms as u64, tenants: tenants.len() as u64, ..self.0.stats.snapshot() }
+    }
+
+    /// The sockets of a tenant, or of all tenants for an administrator of the app, in no order.
+    pub fn connections(&self, tenant: Option<&TenantId>) -> Vec<ConnectionInfo> {
+        self.0.sockets(tenant).iter().map(info).collect()
+    }
+
+    /// The rooms of a tenant and how many sockets are in each, in no order. `None` lists the rooms that span tenants.
+    pub fn rooms(&self, tenant: Option<&TenantId>) -> Vec<(String, usize)> {
+        let list = |rooms: &crate::hub::Rooms| rooms.sizes().map(|(name, size)| (name.to_owned(), size)).collect();
+        match tenant {
+            Some(tenant) => self.0.hub.find(tenant).map_or(Vec::new(), |tenant| list(&tenant.rooms.read())),
+            None => list(&self.0.hub.app.read()),
+        }
+    }
+
+    /// Closes transports. Their clients come back by themselves and show their credential again: after a revoked session or a changed role
+    /// they get in, or not, by what holds now. Answers how many sockets were closed.
+    pub fn disconnect(&self, tenant: &TenantId, whom: Whom<'_>) -> usize {
+        let meant = |socket: &Arc<Socket>| match whom {
+            Whom::Everybody => true,
+            Whom::User(user) => socket.user.as_deref() == Some(user),
+            Whom::Room(room) => socket.is_in(room),
+            Whom::Socket(sid) => *socket.sid == *sid,
+        };
+        let sockets: Vec<_> = self.0.sockets(Some(tenant)).into_iter().filter(meant).collect();
+        sockets.iter().for_each(|socket| socket.session.close(Closing::Disconnected));
+        sockets.len()
+    }
+
+    /// Stops: refuses new transports with 503, closes the ones there are in equal batches over `window`, and ends its tasks.
+    ///
+    /// Transports are closed, sockets are not told to leave: so the stock client comes back, here or on another node, with its offset.
+    pub async fn drain(&self, window: Duration) {
+        const BATCHES: usize = 20;
+        let shared = &self.0;
+        shared.draining.store(true, Ordering::SeqCst);
+        let sessions = shared.sessions.all();
+        let batch = sessions.len().div_ceil(BATCHES).max(1);
+        for (index, batch) in sessions.chunks(batch).enumerate() {
+            if index > 0 {
+                tokio::time::sleep(window / BATCHES as u32).await;
+            }
+            batch.iter().for_each(|session| session.close(Closing::Draining));
+        }
+        // Some may have opened before the flag was seen.
+        shared.sessions.all().iter().for_each(|session| session.close(Closing::Draining));
+        shared.stop.cancel();
+        shared.tracker.close();
+        // A connection's task ends with its last write, which waits for nobody; a handler may still wait for the store.
+        let _ = tokio::time::timeout(Duration::from_secs(5), shared.tracker.wait()).await;
+    }
+}
+
+impl Shared {
+    pub(crate) fn next_key(&self) -> u64 {
+        self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Opens a session; `None` when there are too many or the gateway is draining.
+    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, websocket: bool) -> Option<Arc<Session>> {
+        if self.is_draining() || self.stats.connections.get() >= self.options.max_connections as u64 {
+            self.stats.refused.up();
+            return None;
+        }
+        let session = Session::new(self.clone(), handshake, websocket);
+        self.stats.connections.up();
+        self.stats.opened.up();
+        self.sessions.part(&session.id).lock().insert(session.id.clone(), session.clone());
+        self.wheel.plan(&session, self.options.ping_interval.min(self.options.connect_timeout));
+        Some(session)
+    }
+
+    pub(crate) fn session(&self, id: &str) -> Option<Arc<Session>> {
+        self.sessions.part(id).lock().get(id).cloned()
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        let mut part = self.sessions.part(id).lock();
+        if part.remove(id).is_some() {
+            self.stats.connections.down();
+        }
+        if part.len() * 4 < part.capacity() {
+            let most = part.len() * 2;
+            part.shrink_to(most);
+        }
+    }
+
+    /// Whether an event type goes to a room that spans tenants.
+    pub(crate) fn crosses_tenants(&self, kind: &str) -> bool {
+        self.routes.get(kind).is_some_and(Route::crosses_tenants)
+    }
+
+    fn sockets(&self, tenant: Option<&TenantId>) -> Vec<Arc<Socket>> {
+        let tenants = match tenant {
+            Some(tenant) => self.hub.find(tenant).into_iter().collect(),
+            None => self.hub.all(),
+        };
+        tenants
+            .iter()
+            .flat_map(|tenant| tenant.directory.lock().sockets.values().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+}
+
+fn info(socket: &Arc<Socket>) -> ConnectionInfo {
+    ConnectionInfo {
+        socket_id: (*socket.sid).to_owned(),
+        tenant: socket.tenant.id.clone(),
+        user_id: socket.user.as_deref().map(str::to_owned),
+        namespace: socket.namespace_name().to_owned(),
+        transport: if socket.session.is_websocket() { "websocket" } else { "polling" },
+        since: socket.since,
+        rooms: socket.rooms().iter().map(|room| (**room).to_owned()).collect(),
+        backlog: socket.session.outbox.bytes(),
+        behind: socket.is_behind(),
+    }
+}

@@ -1,0 +1,106 @@
+//! What a client may send: the built-in messages, and those that the catalog declares.
+//!
+//! Every message may wait for an acknowledgement, `{ok: true, …}` or `{ok: false, error: {code, message}}`. A message without one is dealt with all
+//! the same. Messages of one connection are dealt with one after the other.
+
+mod builtin;
+mod declared;
+mod history;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use tidewire_core::{Error, Kind, Result};
+use tidewire_wire::socket::Event;
+
+use crate::session::Closing;
+use crate::socket::Socket;
+
+/// What a message came to: the fields of its acknowledgement beside `ok`.
+type Outcome = Result<Map<String, Value>>;
+
+/// Deals with one message. `Err` closes the transport.
+pub(crate) async fn receive(socket: &Arc<Socket>, event: &Event<'_>) -> Result<(), Closing> {
+    let stats = &socket.shared().stats;
+    stats.messages_in.up();
+    if let Err(limited) = socket.session.admit_message() {
+        stats.messages_limited.up();
+        let wait: Duration = limited?;
+        if socket.session.is_first_refused() {
+            let rate = socket.shared().catalog.realtime.message_rate;
+            let told = json!({ "limit": "messages", "rate": rate.to_string(), "retryAfter": wait.as_millis() as u64 });
+            socket.emit("limit:exceeded", &told.to_string());
+        }
+        let error = Error::new(Kind::Limited, "limit.messages", "too many messages; send fewer per second");
+        answer(socket, event.id(), Err(error.with_retry_after(wait)));
+        return Ok(());
+    }
+    let outcome = match arguments(&event.args()) {
+        Ok(args) => handle(socket, event.name(), &args).await,
+        Err(error) => Err(error),
+    };
+    answer(socket, event.id(), outcome);
+    Ok(())
+}
+
+async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
+    let first = args.first().unwrap_or(&Value::Null);
+    let for_visitors = matches!(name, "join" | "leave" | "join room" | "leave room" | "subscribe" | "unsubscribe");
+    if socket.user.is_none() && !for_visitors {
+        return Err(Error::new(Kind::Unauthenticated, "auth.required", "log in to send this message"));
+    }
+    match name {
+        "subscribe" => builtin::subscribe(socket, first),
+        "unsubscribe" => builtin::unsubscribe(socket, first),
+        "join" | "join room" => builtin::join(socket, first),
+        "leave" | "leave room" => builtin::leave(socket, first),
+        "history" => history::history(socket, first).await,
+        "auth" => builtin::renew(socket, first).await,
+        "ack" => builtin::acknowledge(socket, first),
+        "switch" => Err(Error::invalid(
+            "switch.unsupported",
+            "a socket stays with the tenant of its credential; connect again with a credential of the other tenant",
+        )),
+        _ => declared::handle(socket, name, args).await,
+    }
+}
+
+/// The arguments as values. Code `message.unreadable` for what is JSON by its grammar but too deep or no text.
+fn arguments(args: &[&RawValue]) -> Result<Vec<Value>> {
+    let read = |arg: &&RawValue| serde_json::from_str(arg.get());
+    args.iter().map(read).collect::<Result<_, _>>().map_err(|error: serde_json::Error| {
+        Error::invalid("message.unreadable", format!("the message cannot be read: {error}"))
+    })
+}
+
+fn answer(socket: &Socket, id: Option<u64>, outcome: Outcome) {
+    let body = match outcome {
+        Ok(mut fields) => {
+            fields.insert("ok".to_owned(), Value::Bool(true));
+            Value::Object(fields)
+        }
+        Err(error) => {
+            if matches!(error.kind(), Kind::Internal | Kind::Unavailable) {
+                tracing::warn!(tenant = %socket.tenant.id, %error, "a client's message failed");
+            }
+            let mut told = json!({ "code": error.code(), "message": error.detail() });
+            if !error.fields().is_empty() {
+                told["errors"] = json!(error.fields());
+            }
+            if let Some(after) = error.retry_after() {
+                told["retryAfter"] = json!(after.as_millis() as u64);
+            }
+            json!({ "ok": false, "error": told })
+        }
+    };
+    if let Some(id) = id {
+        socket.ack(id, &body.to_string());
+    }
+}
+
+/// The fields of an acknowledgement.
+fn fields<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}

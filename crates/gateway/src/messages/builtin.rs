@@ -1,0 +1,214 @@
+//! `subscribe`, `unsubscribe`, `join`, `leave`, `auth` and `ack`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidewire_core::catalog::{Join, Pattern};
+use tidewire_core::event::{Offset, Position};
+use tidewire_core::{Error, Kind, Result};
+
+use super::{Outcome, fields};
+use crate::auth::Refusal;
+use crate::connect;
+use crate::policy;
+use crate::socket::Socket;
+
+/// `{eventTypes?, rooms?}`: from now on only these types (and those subscribed before), and also these rooms. All or nothing.
+pub(super) fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let (types, rooms) = (patterns(args)?, names(args, "rooms")?);
+    if types.is_none() && rooms.is_none() {
+        return Err(Error::invalid("message.invalid_data", "subscribe: expected {eventTypes?: [...], rooms?: [...]}"));
+    }
+    let principal = socket.principal();
+    let allowed =
+        |room: &String| policy::may_join(&socket.shared().catalog, &principal, room).ok_or_else(|| refused(room));
+    let rooms = rooms.unwrap_or_default().iter().map(allowed).collect::<Result<Vec<_>>>()?;
+    if let Some(types) = types {
+        for pattern in &types {
+            let declared = socket.shared().catalog.events.keys().any(|name| pattern.matches(name));
+            if !declared {
+                return Err(unknown_type(socket, pattern));
+            }
+        }
+        socket.subscribe(types, &[])?;
+    }
+    for room in rooms {
+        socket.join(room)?;
+    }
+    socket.keep();
+    Ok(standing(socket))
+}
+
+/// `{eventTypes?, rooms?}`: no longer these.
+pub(super) fn unsubscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    if let Some(types) = patterns(args)? {
+        socket.subscribe(Vec::new(), &types)?;
+    }
+    for room in names(args, "rooms")?.unwrap_or_default() {
+        socket.leave(&room);
+    }
+    socket.keep();
+    Ok(standing(socket))
+}
+
+/// `room` or `{room}`.
+pub(super) fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let room = room_name(args)?;
+    enter(socket, room)?;
+    Ok(fields([("room", json!(room))]))
+}
+
+/// Puts the socket into a room that its credential allows. Code `room.forbidden`.
+pub(super) fn enter(socket: &Arc<Socket>, room: &str) -> Result<()> {
+    let allowed = policy::may_join(&socket.shared().catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
+    socket.join(allowed)?;
+    socket.keep();
+    Ok(())
+}
+
+/// `room` or `{room}`. Leaving a room one is not in is fine.
+pub(super) fn leave(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let room = room_name(args)?;
+    if socket.user.is_none() && !is_public(socket, room) {
+        return Err(refused(room));
+    }
+    let was_in = socket.leave(room);
+    socket.keep();
+    Ok(fields([("room", json!(room)), ("left", json!(was_in))]))
+}
+
+/// `{token}`: a renewed credential of the same user and tenant. Rooms follow today's claims and roles.
+pub(super) async fn renew(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let args = match args {
+        Value::String(token) => json!({ "token": token }),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => args.clone(),
+    };
+    let token = args["token"].as_str().filter(|token| !token.is_empty());
+    if token.is_none() {
+        return Err(Error::invalid("message.invalid_data", "auth: expected {token: \"…\"}"));
+    }
+    let principal = connect::authenticate(&socket.session, &args).await.map_err(|refusal| {
+        let detail = match &refusal {
+            Refusal::Invalid(detail) if !detail.is_empty() => format!("{}: {detail}", refusal.message()),
+            Refusal::Invalid(_) | Refusal::Missing | Refusal::Unchecked => refusal.message().to_owned(),
+        };
+        let kind = if refusal == Refusal::Unchecked { Kind::Unavailable } else { Kind::Unauthenticated };
+        Error::new(kind, refusal.code(), detail)
+    })?;
+    if principal.tenant != socket.tenant.id || principal.user != socket.user {
+        return Err(Error::new(
+            Kind::Forbidden,
+            "auth.other_user",
+            "the token is of another user or tenant; connect again with it",
+        ));
+    }
+    let (catalog, expires) = (&socket.shared().catalog, principal.expires);
+    let auto = policy::auto_rooms(catalog, &principal);
+    let judge = principal.clone();
+    socket.renew(principal.clone(), auto, |room| policy::may_join(catalog, &judge, room).is_some())?;
+    socket.keep();
+    // The new credential may end before the wheel would look at this session.
+    socket.shared().wheel.plan(&socket.session, Duration::ZERO);
+    let mut outcome = standing(socket);
+    outcome.insert("roles".to_owned(), json!(&*principal.roles));
+    outcome.insert("expires".to_owned(), json!(expires));
+    Ok(outcome)
+}
+
+/// `position`, `{position}` or an offset: everything up to here has been dealt with. What was received after it comes again when the client comes back.
+pub(super) fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let named = if args.is_object() { &args["position"] } else { args };
+    let position = position(socket, named)?
+        .ok_or_else(|| Error::invalid("message.invalid_data", "ack: expected {position: 42}"))?;
+    socket.acknowledge(position);
+    Ok(fields([]))
+}
+
+/// A position as a number or as an offset of this log; `None` when there is none.
+pub(super) fn position(socket: &Socket, value: &Value) -> Result<Option<Position>> {
+    let wrong =
+        || Error::invalid("message.invalid_data", "position: expected a whole number or an offset of this server");
+    match value {
+        Value::Null => Ok(None),
+        Value::Number(number) => number.as_u64().map(|number| Some(Position(number))).ok_or_else(wrong),
+        Value::String(text) => {
+            let offset: Offset = text.parse().map_err(|_| wrong())?;
+            if offset.epoch != *socket.shared().store.epoch() {
+                let detail = "the position is of another incarnation of the log; read again from the start";
+                return Err(Error::conflict("history.other_epoch", detail));
+            }
+            Ok(Some(offset.position))
+        }
+        Value::Bool(_) | Value::Array(_) | Value::Object(_) => Err(wrong()),
+    }
+}
+
+/// The types and patterns of a field, `None` when it is absent. A single text counts as a list of one.
+pub(super) fn patterns_of(args: &Value, field: &str) -> Result<Option<Vec<Pattern>>> {
+    let Some(texts) = names(args, field)? else { return Ok(None) };
+    let parse = |text: &String| {
+        Pattern::parse(text).ok_or_else(|| {
+            let detail = format!("{field}: expected a type or a pattern such as \"ticket.*\", got {text:?}");
+            Error::invalid("message.invalid_data", detail)
+        })
+    };
+    texts.iter().map(parse).collect::<Result<_>>().map(Some)
+}
+
+fn patterns(args: &Value) -> Result<Option<Vec<Pattern>>> {
+    patterns_of(args, "eventTypes")
+}
+
+fn names(args: &Value, field: &str) -> Result<Option<Vec<String>>> {
+    let wrong = || {
+        Error::invalid(
+            "message.invalid_data",
+            format!("{field}: expected a list of at most 100 texts of 1 to 512 bytes"),
+        )
+    };
+    let fits = |text: &str| (1..=policy::MAX_ROOM_BYTES).contains(&text.len());
+    match &args[field] {
+        Value::Null => Ok(None),
+        Value::String(text) if fits(text) => Ok(Some(vec![text.clone()])),
+        Value::Array(items) if items.len() <= 100 => {
+            let text = |item: &Value| item.as_str().filter(|text| fits(text)).map(str::to_owned).ok_or_else(wrong);
+            items.iter().map(text).collect::<Result<_>>().map(Some)
+        }
+        Value::String(_) | Value::Array(_) | Value::Bool(_) | Value::Number(_) | Value::Object(_) => Err(wrong()),
+    }
+}
+
+fn room_name(args: &Value) -> Result<&str> {
+    let named = args.as_str().or_else(|| args["room"].as_str());
+    named.ok_or_else(|| Error::invalid("message.invalid_data", "expected the name of a room, or {room: \"…\"}"))
+}
+
+/// One answer for rooms that do not exist and rooms that are closed: a client learns nothing about others' rooms.
+fn refused(room: &str) -> Error {
+    let shown: String = room.chars().take(80).collect();
+    Error::new(Kind::Forbidden, "room.forbidden", format!("this user may not join {shown:?}"))
+}
+
+fn unknown_type(socket: &Socket, pattern: &Pattern) -> Error {
+    let (Pattern::Exact(name) | Pattern::Prefix(name)) = pattern;
+    let shown: String = name.chars().take(80).collect();
+    let mut detail = format!("eventTypes: no event of this app is called {shown:?}");
+    let known = socket.shared().catalog.events.keys().map(|known| &**known);
+    if let Some(close) = tidewire_core::suggest::suggest(name, known) {
+        detail.push_str(&format!("; did you mean {close:?}?"));
+    }
+    Error::invalid("event.unknown_type", detail)
+}
+
+fn is_public(socket: &Socket, room: &str) -> bool {
+    let declared = socket.shared().catalog.rooms.iter().find(|declared| declared.template.matches(room));
+    declared.is_some_and(|declared| declared.join == Join::Public)
+}
+
+/// Where the socket stands now.
+fn standing(socket: &Socket) -> serde_json::Map<String, Value> {
+    let rooms: Vec<_> = socket.rooms();
+    let rooms: Vec<&str> = rooms.iter().map(|room| &**room).collect();
+    fields([("rooms", json!(rooms)), ("eventTypes", json!(socket.saved().types))])
+}

@@ -1,0 +1,113 @@
+//! `history`: what happened lately, as far as this user may see it.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tidewire_core::catalog::Pattern;
+use tidewire_core::event::{Event, Position};
+use tidewire_core::store::LogQuery;
+use tidewire_core::{Error, Result, Timestamp};
+
+use super::builtin::{patterns_of, position};
+use super::{Outcome, fields};
+use crate::cast::Body;
+use crate::encode;
+use crate::socket::Socket;
+
+/// The most events that one call returns.
+const MOST: usize = 200;
+/// What a call returns that does not say.
+const USUAL: usize = 100;
+/// How many events of the log are looked at in one call; a filter that matches less gets the rest with the next one.
+const MOST_READ: u64 = 5_000;
+/// How many are read at once.
+const PAGE: u32 = 250;
+
+/// `{after?, limit?, types?}` -> `{events, complete, position}`.
+///
+/// With `after`: what came after that position, oldest first, to be called again with `position` until `complete`. Without: the latest.
+/// `complete` is false when something is missing: more is to come, or `after` lies before what the history reaches back to.
+pub(super) async fn history(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let limit = match &args["limit"] {
+        Value::Null => USUAL,
+        limit => match limit.as_u64() {
+            Some(limit) if limit >= 1 => (limit as usize).min(MOST),
+            Some(_) | None => return Err(Error::invalid("message.invalid_data", "limit: expected 1 to 200")),
+        },
+    };
+    let after = position(socket, &args["after"])?;
+    let types = patterns_of(args, "types")?;
+    let realtime = &socket.shared().catalog.realtime;
+    let head = socket.tenant.delivered();
+    let floor = Position(head.0.saturating_sub(u64::from(realtime.history_count)));
+    let oldest = socket.shared().clock.now() - realtime.history_age;
+    let reader = Reader { socket, head, oldest, types };
+    let (events, read_to, reached) = match after {
+        Some(after) => {
+            let (events, read_to) = reader.forward(after.max(floor).min(head), limit).await?;
+            let whole = read_to.0 >= head.0 && (after >= floor && reader.has_all_after(after).await?);
+            (events, read_to, whole)
+        }
+        None => {
+            let (mut events, read_to) = reader.forward(floor, usize::MAX).await?;
+            let cut = events.len().saturating_sub(limit);
+            events.drain(..cut);
+            (events, read_to, cut == 0 && read_to.0 >= head.0)
+        }
+    };
+    Ok(fields([("events", Value::Array(events)), ("complete", json!(reached)), ("position", json!(read_to))]))
+}
+
+struct Reader<'a> {
+    socket: &'a Arc<Socket>,
+    head: Position,
+    oldest: Timestamp,
+    types: Option<Vec<Pattern>>,
+}
+
+impl Reader<'_> {
+    /// Up to `limit` visible events after `after`, and how far the log has been read for them.
+    async fn forward(&self, after: Position, limit: usize) -> Result<(Vec<Value>, Position)> {
+        let (mut found, mut at) = (Vec::new(), after);
+        while at < self.head && at.0 - after.0 < MOST_READ {
+            let query = LogQuery { after: at, up_to: Some(self.head), limit: PAGE, ..LogQuery::default() };
+            let page = self.socket.shared().store.read(&self.socket.tenant.id, query).await?;
+            if page.is_empty() {
+                at = self.head;
+            }
+            for event in page {
+                at = event.position;
+                found.extend(self.show(&event));
+                if found.len() >= limit {
+                    return Ok((found, at));
+                }
+            }
+        }
+        Ok((found, at))
+    }
+
+    /// Whether nothing after this position is too old to be shown.
+    async fn has_all_after(&self, after: Position) -> Result<bool> {
+        if after >= self.head {
+            return Ok(true);
+        }
+        let query = LogQuery { after, limit: 1, ..LogQuery::default() };
+        let first = self.socket.shared().store.read(&self.socket.tenant.id, query).await?;
+        Ok(first.first().is_some_and(|event| event.position == after.next() && event.time >= self.oldest))
+    }
+
+    fn show(&self, event: &Event) -> Option<Value> {
+        if event.time < self.oldest
+            || self.types.as_ref().is_some_and(|types| !types.iter().any(|t| t.matches(&event.kind)))
+        {
+            return None;
+        }
+        let target = self.socket.sees(event)?;
+        let body = Body::logged(event);
+        let route = self.socket.shared().routes.get(&event.kind)?;
+        let fields = target.view.map(|view| &route.declared.views[usize::from(view)].fields);
+        let redacted = fields.map(|fields| encode::redact(body.data, fields));
+        let data = redacted.as_ref().unwrap_or(body.data);
+        serde_json::to_value(encode::envelope(body, data, target.view.is_some())).ok()
+    }
+}

@@ -1,0 +1,317 @@
+//! From the store's writer to the sockets: a bounded queue, one task that fans out, and the log for whatever the queue could not take.
+//!
+//! There is one fan-out at a time. So a tenant's events reach every socket in the order of the log, ephemeral ones keep their place
+//! between them, and "has this socket seen this event" is one number per socket. The work per copy is small: the connections' own
+//! tasks write.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidewire_core::event::{Ephemeral, Event, Position};
+use tidewire_core::store::{Follower, LogQuery};
+use tidewire_core::{Result, TenantId};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::cast::{Body, Cast, Route, Target};
+use crate::gateway::Shared;
+use crate::hub::Tenant;
+
+/// How many copies are queued before the connections' tasks get their turn. Large, so that a socket writes many frames at once.
+const BATCH_DELIVERIES: u64 = 16_384;
+/// How many events are looked at before other tasks get their turn.
+const BATCH_EVENTS: u64 = 512;
+/// How long the relay waits before it asks again for what the log did not answer.
+const RETRY: Duration = Duration::from_millis(250);
+/// How many events one read of the log asks for.
+const PAGE: u32 = 256;
+
+/// Events on their way to the relay.
+#[derive(Default)]
+pub(crate) struct Feeder {
+    queue: Mutex<Queue>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    bytes: usize,
+    /// Something did not fit: every tenant has to be compared with its log.
+    lagged: bool,
+}
+
+enum Item {
+    Logged(Arc<Event>),
+    Ephemeral(Box<Ephemeral>),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Logged(event) => event.data.get().len(),
+            Self::Ephemeral(event) => event.data.get().len(),
+        }
+    }
+}
+
+impl Feeder {
+    /// Takes what fits. Never waits: it runs on the store's writer.
+    fn offer(&self, shared: &Shared, items: impl Iterator<Item = Item>) {
+        let options = &shared.options;
+        let mut queue = self.queue.lock();
+        for item in items {
+            let bytes = item.bytes();
+            if queue.items.len() < options.max_relay_events && queue.bytes + bytes <= options.max_relay_bytes {
+                queue.bytes += bytes;
+                queue.items.push_back(item);
+                continue;
+            }
+            match item {
+                Item::Ephemeral(_) => shared.stats.dropped.up(),
+                Item::Logged(_) => {
+                    if !std::mem::replace(&mut queue.lagged, true) {
+                        shared.stats.relay_lagged.up();
+                    }
+                }
+            }
+        }
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    fn take(&self) -> (VecDeque<Item>, bool) {
+        let mut queue = self.queue.lock();
+        queue.bytes = 0;
+        (std::mem::take(&mut queue.items), std::mem::take(&mut queue.lagged))
+    }
+}
+
+/// What the store is given. Holds the gateway weakly: the store outlives it, and the gateway holds the store.
+pub(crate) struct Follow(pub(crate) Weak<Shared>);
+
+impl Follower for Follow {
+    fn committed(&self, events: &[Arc<Event>]) {
+        let Some(shared) = self.0.upgrade() else { return };
+        // A tenant without sockets costs no more than this look. Its position is asked of the log when its first socket comes,
+        // after it is known here, so that no event falls between the two.
+        let mut wanted = events
+            .iter()
+            .filter(|event| shared.hub.knows(&event.tenant) || shared.crosses_tenants(&event.kind))
+            .peekable();
+        if wanted.peek().is_some() {
+            shared.feeder.offer(&shared, wanted.cloned().map(Item::Logged));
+        }
+    }
+}
+
+/// Queues ephemeral events behind what was committed before them. What does not fit is dropped.
+pub(crate) fn offer_ephemeral(shared: &Shared, events: &[Ephemeral]) {
+    let wanted = events.iter().filter(|event| shared.hub.knows(&event.tenant) || shared.crosses_tenants(&event.kind));
+    let mut wanted = wanted.peekable();
+    if wanted.peek().is_some() {
+        shared.feeder.offer(shared, wanted.map(|event| Item::Ephemeral(Box::new(event.clone()))));
+    }
+}
+
+/// Runs until `stop`.
+pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut relay = Relay { shared: &shared, ticket: 0, late: HashSet::new(), since_pause: (0, 0) };
+    loop {
+        let retry = async {
+            if relay.late.is_empty() { std::future::pending().await } else { tokio::time::sleep(RETRY).await }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = shared.feeder.filled.notified() => {}
+            () = retry => relay.retry().await,
+        }
+        let (items, lagged) = shared.feeder.take();
+        for item in items {
+            match item {
+                Item::Logged(event) => relay.logged(&event).await,
+                Item::Ephemeral(event) => relay.ephemeral(&event),
+            }
+            relay.pause().await;
+        }
+        if lagged {
+            relay.compare().await;
+        }
+    }
+}
+
+struct Relay<'a> {
+    shared: &'a Arc<Shared>,
+    /// The number of the last fan-out.
+    ticket: u64,
+    /// Tenants whose log could not be read when it had to be.
+    late: HashSet<TenantId>,
+    /// Events and copies since other tasks had their turn.
+    since_pause: (u64, u64),
+}
+
+/// What is to be done with an event.
+enum Next {
+    Done,
+    /// The log has to be read up to here first.
+    Behind(Position),
+}
+
+impl Relay<'_> {
+    async fn logged(&mut self, event: &Arc<Event>) {
+        let Some(tenant) = self.shared.hub.find(&event.tenant) else {
+            // Nobody of that tenant is here; rooms that span tenants may still want it.
+            return self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
+        };
+        match self.deliver(&tenant, event) {
+            Next::Done => {}
+            Next::Behind(up_to) => self.read_up(&tenant, up_to).await,
+        }
+    }
+
+    /// Delivers the event that comes next in its tenant's log.
+    fn deliver(&mut self, tenant: &Arc<Tenant>, event: &Event) -> Next {
+        // Locked for as long as the fan-out takes, so that a socket joins before it or after it and never in its middle.
+        let rooms = tenant.rooms.read();
+        if !tenant.is_ready() {
+            tenant.raise(event.position);
+            drop(rooms);
+            self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
+            return Next::Done;
+        }
+        let delivered = tenant.delivered();
+        if event.position <= delivered {
+            return Next::Done;
+        }
+        if event.position > delivered.next() {
+            return Next::Behind(event.position);
+        }
+        tenant.begin(event.position);
+        if let Some(route) = self.shared.routes.get(&event.kind) {
+            let mut cast = self.cast(&event.tenant, route, Body::logged(event), event.position);
+            for (room, target) in route.rooms(&event.rooms) {
+                self.to_room(&mut cast, room, target, &rooms);
+            }
+            self.count(&cast);
+        }
+        tenant.finish(event.position);
+        Next::Done
+    }
+
+    fn ephemeral(&mut self, event: &Ephemeral) {
+        let body = Body::ephemeral(event);
+        let Some(tenant) = self.shared.hub.find(&event.tenant) else {
+            return self.fan_out_app(&event.tenant, body, &event.rooms, Position(0));
+        };
+        let Some(route) = self.shared.routes.get(&event.kind) else { return };
+        let rooms = tenant.rooms.read();
+        let mut cast = self.cast(&event.tenant, route, body, tenant.delivered());
+        for (room, target) in route.rooms(&event.rooms) {
+            self.to_room(&mut cast, room, target, &rooms);
+        }
+        self.count(&cast);
+    }
+
+    /// Delivers to rooms that span tenants only.
+    fn fan_out_app(&mut self, tenant: &TenantId, body: Body<'_>, rooms: &[Box<str>], at: Position) {
+        let Some(route) = self.shared.routes.get(body.kind) else { return };
+        let mut cast = self.cast(tenant, route, body, at);
+        for (room, target) in route.rooms(rooms).into_iter().filter(|(_, target)| target.app) {
+            self.to_room(&mut cast, room, target, &crate::hub::Rooms::default());
+        }
+        self.count(&cast);
+    }
+
+    fn cast<'c>(&mut self, tenant: &'c TenantId, route: &'c Route, body: Body<'c>, at: Position) -> Cast<'c>
+    where
+        Self: 'c,
+    {
+        self.ticket += 1;
+        Cast::new(self.shared, tenant, route, body, at, self.ticket)
+    }
+
+    fn to_room(&self, cast: &mut Cast<'_>, room: &str, target: Target, own: &crate::hub::Rooms) {
+        if target.app {
+            self.shared.hub.app.read().members(room).iter().for_each(|socket| socket.offer(cast, target));
+        } else {
+            own.members(room).iter().for_each(|socket| socket.offer(cast, target));
+        }
+    }
+
+    fn count(&mut self, cast: &Cast<'_>) {
+        let stats = &self.shared.stats;
+        stats.events.up();
+        stats.deliveries.add(cast.deliveries);
+        stats.delivery_bytes.add(cast.delivery_bytes);
+        self.since_pause.0 += 1;
+        self.since_pause.1 += cast.deliveries;
+    }
+
+    async fn pause(&mut self) {
+        if self.since_pause.0 >= BATCH_EVENTS || self.since_pause.1 >= BATCH_DELIVERIES {
+            self.since_pause = (0, 0);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Delivers what the log has up to a position. What cannot be read now is tried again; nothing later overtakes it.
+    async fn read_up(&mut self, tenant: &Arc<Tenant>, up_to: Position) {
+        if let Err(error) = self.try_read_up(tenant, up_to).await {
+            if self.late.insert(tenant.id.clone()) {
+                tracing::warn!(tenant = %tenant.id, %error, "the log cannot be read; live events of this tenant wait");
+            }
+        } else {
+            self.late.remove(&tenant.id);
+        }
+    }
+
+    async fn try_read_up(&mut self, tenant: &Arc<Tenant>, up_to: Position) -> Result<()> {
+        while tenant.delivered() < up_to {
+            let after = tenant.delivered();
+            let query = LogQuery { after, up_to: Some(up_to), limit: PAGE, ..LogQuery::default() };
+            let page = self.shared.store.read(&tenant.id, query).await?;
+            let Some(first) = page.first() else { return Ok(()) };
+            if first.position != after.next() {
+                // The log was trimmed under us. Nobody may believe to have seen what nobody can show any more.
+                tracing::warn!(tenant = %tenant.id, %after, "the log begins later than what was delivered; closing this tenant's sockets");
+                let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
+                sockets.iter().for_each(|socket| socket.session.close(crate::session::Closing::TooSlow));
+                tenant.raise(Position(first.position.0 - 1));
+            }
+            for event in page {
+                if let Next::Behind(_) = self.deliver(tenant, &event) {
+                    return Ok(());
+                }
+                self.pause().await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn retry(&mut self) {
+        for id in self.late.clone() {
+            match self.shared.hub.find(&id) {
+                Some(tenant) => self.compare_one(&tenant).await,
+                None => drop(self.late.remove(&id)),
+            }
+        }
+    }
+
+    /// After something did not fit into the queue: every tenant is compared with its log.
+    async fn compare(&mut self) {
+        for tenant in self.shared.hub.all() {
+            if tenant.is_ready() {
+                self.compare_one(&tenant).await;
+            }
+        }
+    }
+
+    async fn compare_one(&mut self, tenant: &Arc<Tenant>) {
+        match self.shared.store.head(&tenant.id).await {
+            Ok(head) => self.read_up(tenant, head).await,
+            Err(_) => drop(self.late.insert(tenant.id.clone())),
+        }
+    }
+}

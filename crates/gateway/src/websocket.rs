@@ -1,0 +1,374 @@
+//! WebSocket: the handshake, the upgrade from polling, and the one task per connection.
+//!
+//! The task is one small state machine. An idle connection owns no buffer: it reads into a buffer of its thread, and what it writes are
+//! shared frames. All frames that wait are written with one call.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tidewire_wire::engine::{PROBE, PacketType, TransportError};
+use tidewire_wire::websocket::{self, Decoder, Message};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::auth::Handshake;
+use crate::gateway::Shared;
+use crate::http::{Answer, Refused, plain};
+use crate::outbox::Frame;
+use crate::session::{Closing, Probe, Session, Step, Transport, Work};
+
+/// The most frames in one write.
+const MAX_SLICES: usize = 64;
+/// The read buffer of each thread.
+const SCRATCH: usize = 64 * 1024;
+
+/// Answers a WebSocket handshake: a new session, or the upgrade of one that polls.
+pub(crate) fn open<B>(
+    shared: &Arc<Shared>,
+    mut request: Request<B>,
+    session: Option<Arc<Session>>,
+    handshake: Handshake,
+) -> Result<Answer, Refused> {
+    let headers = request.headers();
+    if request.method() != Method::GET
+        || !names(headers, CONNECTION.as_str(), "upgrade")
+        || !names(headers, UPGRADE.as_str(), "websocket")
+    {
+        return Err(TransportError::BadRequest.into());
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let mut answer = plain(StatusCode::UPGRADE_REQUIRED, "text/plain", "WebSocket version 13 is served");
+        answer.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Ok(answer);
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(TransportError::BadRequest)?.as_bytes();
+    if STANDARD.decode(key).map_or(true, |key| key.len() != 16) {
+        return Err(TransportError::BadRequest.into());
+    }
+    let accept = HeaderValue::from_str(&accept(key)).map_err(|_| TransportError::BadRequest)?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    match session {
+        None => {
+            let session = shared.open(handshake, true).ok_or(Refused::Busy)?;
+            session.push(&session.open_packet(true));
+            shared.tracker.spawn(run(upgrade, session));
+        }
+        Some(session) => {
+            let begin = |transport: &mut Transport| match transport {
+                Transport::Polling(polling) if polling.probe == Probe::None => {
+                    polling.probe = Probe::Opened;
+                    true
+                }
+                Transport::Polling(_) | Transport::WebSocket => false,
+            };
+            if session.transport(begin) != Some(true) {
+                return Err(TransportError::BadRequest.into());
+            }
+            shared.tracker.spawn(probe(upgrade, session));
+        }
+    }
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let out = answer.headers_mut();
+    out.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    out.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    out.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(answer)
+}
+
+/// RFC 6455, section 4.2.2: the one use of SHA-1 here, where it proves nothing but that the server speaks WebSocket.
+fn accept(key: &[u8]) -> String {
+    let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    context.update(key);
+    context.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(context.finish())
+}
+
+/// Whether a header lists a token.
+fn names(headers: &HeaderMap, header: &str, token: &str) -> bool {
+    headers
+        .get_all(header)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|value| value.trim().eq_ignore_ascii_case(token))
+}
+
+/// What the handshake left: the bare connection where that is possible, or an adapter.
+enum Io {
+    Tcp(TcpStream, Bytes),
+    Other(TokioIo<Upgraded>),
+}
+
+async fn take(upgrade: OnUpgrade) -> Option<Io> {
+    let upgraded = upgrade.await.ok()?;
+    Some(match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => {
+            let stream = parts.io.into_inner();
+            // Frames are written whole and together, so waiting for more to send only delays them.
+            let _ = stream.set_nodelay(true);
+            Io::Tcp(stream, parts.read_buf)
+        }
+        Err(upgraded) => Io::Other(TokioIo::new(upgraded)),
+    })
+}
+
+/// A session that was opened over WebSocket.
+async fn run(upgrade: OnUpgrade, session: Arc<Session>) {
+    let most = session.shared.options.max_message;
+    match take(upgrade).await {
+        None => session.close(Closing::Lost),
+        Some(Io::Tcp(stream, read)) => Line::new(stream, read, most).serve(&session).await,
+        Some(Io::Other(stream)) => Line::new(Box::new(stream), Bytes::new(), most).serve(&session).await,
+    }
+}
+
+/// A WebSocket beside a polling session: `2probe`, `3probe`, `5`, and from then on it is the transport.
+async fn probe(upgrade: OnUpgrade, session: Arc<Session>) {
+    let most = session.shared.options.max_message;
+    match take(upgrade).await {
+        None => back_to_polling(&session),
+        Some(Io::Tcp(stream, read)) => probe_on(Line::new(stream, read, most), session).await,
+        Some(Io::Other(stream)) => probe_on(Line::new(Box::new(stream), Bytes::new(), most), session).await,
+    }
+}
+
+async fn probe_on<S: AsyncRead + AsyncWrite + Unpin>(mut line: Line<S>, session: Arc<Session>) {
+    let limit = session.shared.options.upgrade_timeout;
+    let moved = matches!(tokio::time::timeout(limit, line.probe(&session)).await, Ok(Some(())));
+    if moved {
+        session.shared.stats.upgraded.up();
+        line.serve(&session).await;
+    } else {
+        back_to_polling(&session);
+        let _ = line.io.write_all(&websocket::close(1002, "the upgrade was not finished")).await;
+    }
+}
+
+fn back_to_polling(session: &Arc<Session>) {
+    session.transport(|transport| {
+        if let Transport::Polling(polling) = transport {
+            polling.probe = Probe::None;
+        }
+    });
+}
+
+/// One WebSocket connection.
+struct Line<S> {
+    io: S,
+    decoder: Decoder,
+    /// Received and not yet decoded. Without memory while nothing is.
+    input: BytesMut,
+    /// Taken from the outbox and not yet written.
+    writing: VecDeque<Frame>,
+    work: Option<Work>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
+    fn new(io: S, read: Bytes, max_message: usize) -> Self {
+        let input = if read.is_empty() { BytesMut::new() } else { BytesMut::from(read) };
+        Self { io, decoder: Decoder::new(max_message), input, writing: VecDeque::new(), work: None }
+    }
+
+    /// The probe. `None` when the client did anything else, or the session ended.
+    async fn probe(&mut self, session: &Arc<Session>) -> Option<()> {
+        if self.text().await? != format!("{}{PROBE}", PacketType::Ping.as_str()) {
+            return None;
+        }
+        session.transport(|transport| {
+            if let Transport::Polling(polling) = transport {
+                polling.probe = Probe::Answered;
+            }
+        })?;
+        let answer = websocket::text(format!("{}{PROBE}", PacketType::Pong.as_str()).as_bytes());
+        self.io.write_all(&answer).await.ok()?;
+        // The client waits for its poll to end before it moves.
+        session.outbox.nudge();
+        if self.text().await? != PacketType::Upgrade.as_str() {
+            return None;
+        }
+        session.transport(|transport| *transport = Transport::WebSocket)?;
+        // A poll that a client leaves open all the same must not wait for ever.
+        session.outbox.nudge();
+        Some(())
+    }
+
+    /// The next text message; pings are answered on the way.
+    async fn text(&mut self) -> Option<String> {
+        loop {
+            match self.decoder.feed(&mut self.input).ok()? {
+                Some(Message::Text(text)) => return String::from_utf8(text.to_vec()).ok(),
+                Some(Message::Ping(data)) => self.io.write_all(&websocket::pong(&data)).await.ok()?,
+                Some(Message::Pong(_)) => {}
+                Some(Message::Binary(_) | Message::Close(_)) => return None,
+                None => {
+                    if poll_fn(|cx| self.poll_read(cx)).await.ok()? == 0 {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Serves the session until it ends.
+    async fn serve(mut self, session: &Arc<Session>) {
+        let closing = poll_fn(|cx| self.poll_serve(session, cx)).await;
+        if closing == Closing::Lost {
+            return;
+        }
+        let (code, reason) = closing.frame();
+        let frame = websocket::close(code, reason);
+        // Once and without waiting: a client that takes nothing must not keep this task.
+        poll_fn(|cx| {
+            let _ = Pin::new(&mut self.io).poll_write(cx, &frame);
+            let _ = Pin::new(&mut self.io).poll_flush(cx);
+            let _ = Pin::new(&mut self.io).poll_shutdown(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    fn poll_serve(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<Closing> {
+        loop {
+            match self.poll_write(session, cx) {
+                Poll::Ready(Ok(closing)) => return Poll::Ready(closing),
+                Poll::Ready(Err(_)) => {
+                    session.close(Closing::Lost);
+                    return Poll::Ready(Closing::Lost);
+                }
+                Poll::Pending => {}
+            }
+            // One message after the other: while one is being dealt with, nothing is read. That is also what holds back a client which
+            // sends faster than its messages can be served.
+            if let Some(work) = &mut self.work {
+                let done = ready!(work.as_mut().poll(cx));
+                self.work = None;
+                if let Err(closing) = done {
+                    session.close(closing);
+                }
+                continue;
+            }
+            match self.decoder.feed(&mut self.input) {
+                Ok(Some(message)) => {
+                    self.take(session, message);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    session.close(Closing::malformed(error));
+                    continue;
+                }
+            }
+            // A client that does not take its answers gets to ask for no more.
+            if session.outbox.bytes() > session.shared.options.max_backlog {
+                return Poll::Pending;
+            }
+            if self.input.is_empty() && self.input.capacity() > 0 {
+                self.input = BytesMut::new();
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(0) | Err(_) => session.close(Closing::Lost),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn take(&mut self, session: &Arc<Session>, message: Message) {
+        let step = match message {
+            Message::Text(text) => session.text(text),
+            Message::Binary(data) => session.binary(&data),
+            Message::Ping(data) => {
+                session.push_frame(websocket::pong(&data));
+                Ok(Step::Done)
+            }
+            Message::Pong(_) => Ok(Step::Done),
+            Message::Close(_) => Err(Closing::Client),
+        };
+        match step {
+            Ok(Step::Done) => {}
+            Ok(Step::Later(work)) => self.work = Some(work),
+            Err(closing) => session.close(closing),
+        }
+    }
+
+    /// Writes all there is. Ready only at the end: everything is written and the session has ended, or nothing more can be.
+    fn poll_write(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<io::Result<Closing>> {
+        loop {
+            if self.writing.is_empty() {
+                match ready!(session.outbox.poll_swap(cx, &mut self.writing)) {
+                    Some(closing) => return Poll::Ready(Ok(closing)),
+                    None => continue,
+                }
+            }
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let mut count = 0;
+            for (slice, frame) in slices.iter_mut().zip(&self.writing) {
+                *slice = IoSlice::new(&frame.bytes);
+                count += 1;
+            }
+            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => {
+                    self.advance(written);
+                    session.outbox.written(written);
+                    session.drained();
+                    if self.writing.is_empty() {
+                        // An adapter may buffer; a bare connection has nothing to flush.
+                        if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(cx) {
+                            return Poll::Ready(Err(error));
+                        }
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return session.outbox.poll_ended(cx).map(Ok),
+            }
+        }
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(frame) = self.writing.front_mut() {
+            if frame.bytes.len() > written {
+                frame.bytes.advance(written);
+                return;
+            }
+            written -= frame.bytes.len();
+            self.writing.pop_front();
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        thread_local! {
+            static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(buffer);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+            self.input.extend_from_slice(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_key_is_that_of_the_rfc() {
+        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+}

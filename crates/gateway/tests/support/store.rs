@@ -1,0 +1,191 @@
+//! The log and the sessions of a store in a few lines; the rest of the contract is not used by a gateway.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidewire_core::commit::{Appended, Commit, Committed};
+use tidewire_core::event::{Epoch, Event, Position};
+use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::store::{
+    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Follower, JobQuery, Jobs, Leased, Log, LogQuery,
+    Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+};
+use tidewire_core::time::{Clock, SystemClock};
+use tidewire_core::{Error, Id, TenantId, Timestamp};
+
+type Logs = HashMap<TenantId, Vec<Arc<Event>>>;
+
+pub struct Fake {
+    epoch: Epoch,
+    logs: Arc<Mutex<Logs>>,
+    sessions: Arc<Mutex<HashMap<(TenantId, String), (String, Timestamp)>>>,
+    followers: Mutex<Vec<Arc<dyn Follower>>>,
+    /// Reads fail while this is set.
+    pub broken: AtomicBool,
+    /// Committed events are not told to the follower while this is set.
+    pub mute: AtomicBool,
+    pub session_writes: AtomicU64,
+}
+
+impl Fake {
+    pub fn new(epoch: &str) -> Self {
+        Self {
+            epoch: Epoch::new(epoch).expect("epoch"),
+            logs: Arc::default(),
+            sessions: Arc::default(),
+            followers: Mutex::default(),
+            broken: AtomicBool::new(false),
+            mute: AtomicBool::new(false),
+            session_writes: AtomicU64::new(0),
+        }
+    }
+
+    /// The same data in another process.
+    pub fn reopened(&self) -> Self {
+        let fresh = Self::new(self.epoch.as_str());
+        Self { logs: self.logs.clone(), sessions: self.sessions.clone(), ..fresh }
+    }
+
+    /// Another incarnation, as after a restore.
+    pub fn restored(&self, epoch: &str) -> Self {
+        Self { epoch: Epoch::new(epoch).expect("epoch"), ..self.reopened() }
+    }
+}
+
+fn unused<T>() -> Answer<'static, T> {
+    Box::pin(async { Err(Error::unavailable("not part of this store")) })
+}
+
+impl Store for Fake {
+    fn durability(&self) -> Durability {
+        Durability::Memory
+    }
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Commits for Fake {
+    fn commit(&self, commit: Commit) -> Answer<'_, Committed> {
+        let mut logs = self.logs.lock();
+        let log = logs.entry(commit.tenant.clone()).or_default();
+        let mut written = Vec::new();
+        for append in commit.events {
+            written.push(Arc::new(Event {
+                tenant: commit.tenant.clone(),
+                position: Position(log.len() as u64 + 1),
+                id: append.id,
+                kind: append.kind,
+                time: SystemClock.now(),
+                data: append.data,
+                rooms: append.rooms,
+                user_id: append.user_id,
+                correlation_id: append.correlation_id,
+                causation_id: append.causation_id,
+                stream: append.stream,
+                version: None,
+            }));
+            log.extend(written.last().cloned());
+        }
+        // Told under the lock, so that the follower hears in the order of the log.
+        if !self.mute.load(Ordering::SeqCst) {
+            self.followers.lock().iter().for_each(|follower| follower.committed(&written));
+        }
+        let appended = |event: &Arc<Event>| Appended {
+            id: event.id.clone(),
+            kind: event.kind.clone(),
+            position: Some(event.position),
+            time: event.time,
+            version: None,
+            deduplicated: false,
+        };
+        let committed = Committed { events: written.iter().map(appended).collect(), ..Committed::default() };
+        Box::pin(async { Ok(committed) })
+    }
+}
+
+impl Log for Fake {
+    fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+    fn secret(&self) -> &[u8; 32] {
+        &[7; 32]
+    }
+    fn head(&self, tenant: &TenantId) -> Answer<'_, Position> {
+        let head = self.logs.lock().get(tenant).map_or(0, |log| log.len() as u64);
+        Box::pin(async move { Ok(Position(head)) })
+    }
+    fn read(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>> {
+        let logs = self.logs.lock();
+        let log = logs.get(tenant).map_or(&[][..], Vec::as_slice);
+        let fits = |event: &&Arc<Event>| {
+            event.position > query.after && query.up_to.is_none_or(|up_to| event.position <= up_to)
+        };
+        let found: Vec<_> = log.iter().filter(fits).take(query.limit as usize).cloned().collect();
+        let broken = self.broken.load(Ordering::SeqCst);
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if broken { Err(Error::unavailable("the disk is on fire")) } else { Ok(found) }
+        })
+    }
+    fn event(&self, _: &TenantId, _: &Id) -> Answer<'_, Option<Arc<Event>>> {
+        unused()
+    }
+    fn follow(&self, follower: Arc<dyn Follower>) {
+        self.followers.lock().push(follower);
+    }
+}
+
+impl Sessions for Fake {
+    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) {
+        self.session_writes.fetch_add(1, Ordering::SeqCst);
+        self.sessions.lock().insert((tenant.clone(), sid.to_owned()), (state, expires));
+    }
+    fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
+        let kept = self.sessions.lock().get(&(tenant.clone(), sid.to_owned())).cloned();
+        Box::pin(async move { Ok(kept.filter(|(_, expires)| *expires > SystemClock.now()).map(|(state, _)| state)) })
+    }
+    fn delete_session(&self, tenant: &TenantId, sid: &str) {
+        self.sessions.lock().remove(&(tenant.clone(), sid.to_owned()));
+    }
+}
+
+impl Jobs for Fake {
+    fn limit_queues(&self, _: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()> {
+        unused()
+    }
+    fn claim(&self, _: Claim) -> Answer<'_, Vec<Leased>> {
+        unused()
+    }
+    fn settle(&self, _: Settle) -> Answer<'_, Settled> {
+        unused()
+    }
+    fn renew(&self, _: Option<&TenantId>, _: &Id, _: &str, _: Duration) -> Answer<'_, Renewed> {
+        unused()
+    }
+    fn job(&self, _: &TenantId, _: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>> {
+        unused()
+    }
+    fn jobs(&self, _: JobQuery) -> Answer<'_, Page<Job>> {
+        unused()
+    }
+    fn control(&self, _: &TenantId, _: &Id, _: Control) -> Answer<'_, Job> {
+        unused()
+    }
+    fn counts(&self, _: Option<&TenantId>) -> Answer<'_, Counts> {
+        unused()
+    }
+}
+
+impl Schedules for Fake {
+    fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>> {
+        unused()
+    }
+    fn fire(&self, _: Fire) -> Answer<'_, Fired> {
+        unused()
+    }
+}
+

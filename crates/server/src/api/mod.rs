@@ -1,0 +1,99 @@
+//! The `/v1` API: one file per noun, each complete with its shapes and routes.
+
+mod events;
+mod extract;
+mod health;
+mod jobs;
+mod leases;
+mod realtime;
+mod schedules;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use tidewire_core::catalog::Catalog;
+use tidewire_core::{Error, Kind, TenantId};
+use tidewire_gateway::Gateway;
+use tidewire_runtime::Publisher;
+
+use crate::auth::{ApiKeys, Tokens};
+use crate::problem::Problem;
+
+/// Everything the API needs.
+pub struct Api {
+    /// What commits.
+    pub publisher: Arc<Publisher>,
+    /// The sockets.
+    pub gateway: Gateway,
+    /// Who may call.
+    pub keys: ApiKeys,
+    /// Tokens of end users, when the catalog uses them.
+    pub tokens: Arc<Option<Tokens>>,
+    /// Which tenants exist; absent means any.
+    pub tenants: Option<Vec<TenantId>>,
+    /// The largest request body in bytes.
+    pub max_body_bytes: usize,
+}
+
+type Shared = Arc<Api>;
+type Answer = Result<Response, Problem>;
+
+impl Api {
+    fn catalog(&self) -> &Arc<Catalog> {
+        self.publisher.expander().catalog()
+    }
+}
+
+/// The routes of Tidewire, to be served alone or merged into an app's own router.
+pub fn router(api: Arc<Api>) -> Router {
+    let v1 = Router::new()
+        .merge(events::routes())
+        .merge(jobs::routes())
+        .merge(leases::routes())
+        .merge(schedules::routes())
+        .merge(tokens::routes())
+        .merge(realtime::routes())
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method);
+    Router::new()
+        .nest("/v1", v1)
+        .merge(health::routes())
+        .route("/socket.io/socket.io.min.js", get(client_bundle))
+        .route("/socket.io/", any(socket_io))
+        .route("/socket.io", any(socket_io))
+        .with_state(api)
+}
+
+async fn no_route() -> Problem {
+    Error::not_found("http.no_route", "there is no such path").into()
+}
+
+async fn no_method() -> Response {
+    let error = Error::invalid("http.no_method", "this path does not take this method");
+    let mut response = Problem::from(error).into_response();
+    *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+async fn socket_io(State(api): State<Shared>, request: Request) -> Response {
+    api.gateway.handle(request).await.map(Body::new)
+}
+
+/// The stock browser client, version 4.8.4 as published on npm, so that a page needs no bundler.
+async fn client_bundle() -> Response {
+    let script = include_str!("../../assets/socket.io.min.js");
+    let javascript = HeaderValue::from_static("text/javascript; charset=utf-8");
+    let cache = HeaderValue::from_static("public, max-age=86400");
+    ([(header::CONTENT_TYPE, javascript), (header::CACHE_CONTROL, cache)], script).into_response()
+}
+
+/// An answer to a request that cannot be served while the process is like this.
+fn unavailable(detail: &str) -> Error {
+    Error::new(Kind::Unavailable, "unavailable", detail)
+}

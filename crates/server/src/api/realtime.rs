@@ -1,0 +1,26 @@
+//! `/realtime`: who is connected.
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+
+use super::extract::{Query, Tenant};
+use super::{Answer, Shared};
+use crate::auth::Caller;
+use crate::config::Scope;
+
+pub(super) fn routes() -> Router<Shared> {
+    Router::new().route("/realtime/connections", get(connections))
+}
+
+async fn connections(State(api): State<Shared>, caller: Caller, Query(query): Query<Tenant>) -> Answer {
+    caller.require(Scope::Read)?;
+    let tenant = match (&caller.tenant, &query.tenant) {
+        (None, None) => None,
+        (_, named) => Some(caller.tenant(named.as_ref(), api.tenants.as_deref())?),
+    };
+    let items = api.gateway.connections(tenant.as_ref());
+    Ok(Json(json!({ "items": items, "stats": api.gateway.stats() })).into_response())
+}

@@ -1,0 +1,252 @@
+//! Who a caller is: API keys for programs, tokens for end users.
+
+use std::sync::Arc;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use serde_json::{Map, Value, json};
+use tidewire_core::catalog::Catalog;
+use tidewire_core::principal::Principal;
+use tidewire_core::{Error, Kind, Result, TenantId, Timestamp};
+
+use crate::config::{Config, Scope};
+
+/// A verified API key.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The tenant that the key is bound to; absent for all tenants.
+    pub tenant: Option<TenantId>,
+    scopes: Arc<[Scope]>,
+}
+
+impl Caller {
+    /// Refuses callers without `scope`. Code `auth.forbidden`.
+    pub fn require(&self, scope: Scope) -> Result<()> {
+        if self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin) {
+            return Ok(());
+        }
+        let word = format!("{scope:?}").to_lowercase();
+        Err(Error::new(Kind::Forbidden, "auth.forbidden", format!("this API key lacks the scope {word:?}")))
+    }
+
+    /// The tenant to act for: the key's own, or the one that is named. Codes `tenant.required`, `tenant.unknown`.
+    pub fn tenant(&self, named: Option<&TenantId>, known: Option<&[TenantId]>) -> Result<TenantId> {
+        let tenant = match (&self.tenant, named) {
+            (Some(own), None) => own,
+            (Some(own), Some(named)) if own == named => own,
+            (None, Some(named)) => named,
+            (Some(_), Some(named)) => return Err(unknown_tenant(named)),
+            (None, None) => {
+                let detail = "tenant: this API key serves all tenants, so the request must name one";
+                return Err(Error::invalid("tenant.required", detail));
+            }
+        };
+        if known.is_some_and(|known| !known.contains(tenant)) {
+            return Err(unknown_tenant(tenant));
+        }
+        Ok(tenant.clone())
+    }
+}
+
+fn unknown_tenant(tenant: &TenantId) -> Error {
+    Error::not_found("tenant.unknown", format!("there is no tenant {tenant:?} for this API key", tenant = tenant.as_str()))
+}
+
+/// The configured API keys, as digests.
+pub struct ApiKeys(Vec<([u8; 32], Caller)>);
+
+impl ApiKeys {
+    /// The keys of a configuration.
+    pub fn new(config: &Config) -> Result<Self> {
+        let mut keys = Vec::new();
+        if let Some(key) = &config.auth.admin_key {
+            keys.push((sha256(key), Caller { tenant: None, scopes: [Scope::Admin].into() }));
+        }
+        for key in &config.keys {
+            let tenant = if key.tenant == "*" { None } else { Some(TenantId::new(&key.tenant)?) };
+            keys.push((sha256(&key.key), Caller { tenant, scopes: key.scopes.clone().into() }));
+        }
+        Ok(Self(keys))
+    }
+
+    /// Whether there is no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The caller with this `Authorization` header. Codes `auth.required`, `auth.invalid`.
+    pub fn verify(&self, authorization: Option<&str>) -> Result<Caller> {
+        let refused = |code, detail: &str| Error::new(Kind::Unauthenticated, code, detail);
+        let header = authorization
+            .ok_or_else(|| refused("auth.required", "an API key is required: `Authorization: Bearer KEY`"))?;
+        let key = header
+            .split_once(' ')
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, key)| key.trim())
+            .ok_or_else(|| refused("auth.invalid", "expected `Authorization: Bearer KEY`"))?;
+        let presented = sha256(key);
+        // Every key is compared, each in constant time, so that timing tells nothing about any of them.
+        let mut found = None;
+        for (known, caller) in &self.0 {
+            if verify_slices_are_equal(known, &presented).is_ok() {
+                found = Some(caller);
+            }
+        }
+        found.cloned().ok_or_else(|| refused("auth.invalid", "this API key is not known"))
+    }
+}
+
+fn sha256(text: &str) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(digest(&SHA256, text.as_bytes()).as_ref());
+    bytes
+}
+
+/// Verifies and mints the tokens of end users (JWT, RFC 7519).
+pub struct Tokens {
+    keys: Vec<(Algorithm, DecodingKey)>,
+    signing: Option<EncodingKey>,
+    validation: Validation,
+    user: String,
+    tenant: String,
+    roles: String,
+}
+
+impl Tokens {
+    /// A verifier for the catalog's claims with the configured keys. Nothing when the catalog uses no JWT.
+    ///
+    /// Code `config.invalid` when a key is missing or unreadable; the detail says which.
+    pub fn new(catalog: &Catalog, config: &Config) -> Result<Option<Self>> {
+        let Some(jwt) = &catalog.auth.jwt else { return Ok(None) };
+        let wrong = |what: String| Error::new(Kind::Invalid, "config.invalid", what);
+        let pem = match &config.auth.jwt.public_key_file {
+            Some(path) => Some(std::fs::read(path).map_err(|error| {
+                wrong(format!("auth.jwt.publicKeyFile: {}: {error}", path.display()))
+            })?),
+            None => None,
+        };
+        let mut keys = Vec::new();
+        for name in &jwt.algorithms {
+            let algorithm: Algorithm =
+                name.parse().map_err(|_| wrong(format!("auth.jwt.algorithms: {name:?} is not supported")))?;
+            let key = match (algorithm, &config.auth.jwt.secret, &pem) {
+                (Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512, Some(secret), _) => {
+                    DecodingKey::from_secret(secret.as_bytes())
+                }
+                (Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512, None, _) => {
+                    let detail = "auth.jwt.secret is not set; give TIDEWIRE_AUTH__JWT__SECRET, at least 32 bytes";
+                    return Err(wrong(detail.to_owned()));
+                }
+                (_, _, Some(pem)) => public_key(algorithm, pem)
+                    .map_err(|error| wrong(format!("auth.jwt.publicKeyFile: not a PEM key for {name}: {error}")))?,
+                (_, _, None) => return Err(wrong(format!("auth.jwt.publicKeyFile is not set, and {name} needs it"))),
+            };
+            keys.push((algorithm, key));
+        }
+        let mut validation = Validation::default();
+        validation.leeway = jwt.leeway.as_secs();
+        validation.validate_nbf = true;
+        match &jwt.audience {
+            Some(audience) => validation.set_audience(&[audience]),
+            None => validation.validate_aud = false,
+        }
+        if let Some(issuer) = &jwt.issuer {
+            validation.set_issuer(&[issuer]);
+        }
+        let signing = config.auth.jwt.secret.as_ref().filter(|_| jwt.algorithms.iter().any(|name| name == "HS256"));
+        Ok(Some(Self {
+            keys,
+            signing: signing.map(|secret| EncodingKey::from_secret(secret.as_bytes())),
+            validation,
+            user: jwt.user_claim.clone(),
+            tenant: jwt.tenant_claim.clone(),
+            roles: jwt.roles_claim.clone(),
+        }))
+    }
+
+    /// The user that a token names. The error says what is wrong with the token and is meant for the log, not the client.
+    pub fn verify(&self, token: &str) -> Result<Principal, String> {
+        let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
+        let (algorithm, key) = self
+            .keys
+            .iter()
+            .find(|(algorithm, _)| *algorithm == header.alg)
+            .ok_or_else(|| format!("algorithm {:?} is not accepted", header.alg))?;
+        let mut validation = self.validation.clone();
+        validation.algorithms = vec![*algorithm];
+        let claims = decode::<Map<String, Value>>(token, key, &validation).map_err(|error| error.to_string())?.claims;
+        let tenant = text(claims.get(&self.tenant)).ok_or_else(|| format!("the claim {:?} is missing", self.tenant))?;
+        let tenant = TenantId::new(tenant).map_err(|error| error.detail().to_owned())?;
+        let user = text(claims.get(&self.user)).ok_or_else(|| format!("the claim {:?} is missing", self.user))?;
+        let roles: Vec<String> = match claims.get(&self.roles) {
+            Some(Value::Array(roles)) => roles.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            Some(Value::String(role)) => vec![role.clone()],
+            _ => Vec::new(),
+        };
+        let expires = claims.get("exp").and_then(Value::as_i64).map(|seconds| Timestamp::from_millis(seconds * 1000));
+        let mut seen = claims;
+        seen.insert("id".to_owned(), json!(user));
+        seen.insert("tenant".to_owned(), json!(tenant));
+        seen.insert("roles".to_owned(), json!(roles));
+        Ok(Principal {
+            tenant,
+            user: Some(user.into()),
+            roles: roles.into(),
+            claims: Arc::new(Value::Object(seen)),
+            expires,
+        })
+    }
+
+    /// A token for a user, signed with the configured secret. Code `token.no_secret` when there is none.
+    pub fn mint(
+        &self,
+        tenant: &TenantId,
+        user: &str,
+        roles: &[String],
+        claims: Map<String, Value>,
+        expires: Timestamp,
+    ) -> Result<String> {
+        let signing = self.signing.as_ref().ok_or_else(|| {
+            Error::invalid("token.no_secret", "tokens can only be minted where the catalog accepts HS256 and a secret is set")
+        })?;
+        let mut claims = claims;
+        claims.insert(self.user.clone(), json!(user));
+        claims.insert(self.tenant.clone(), json!(tenant));
+        claims.insert(self.roles.clone(), json!(roles));
+        claims.insert("exp".to_owned(), json!(expires.as_millis() / 1000));
+        for (claim, required) in [("iss", &self.validation.iss), ("aud", &self.validation.aud)] {
+            if let Some(value) = required.as_ref().and_then(|values| values.iter().next()) {
+                claims.insert(claim.to_owned(), json!(value));
+            }
+        }
+        encode(&Header::new(Algorithm::HS256), &claims, signing)
+            .map_err(|error| Error::internal("a token could not be signed", error))
+    }
+}
+
+/// A claim as text; numbers are written out, so that numeric user ids work.
+fn text(claim: Option<&Value>) -> Option<String> {
+    match claim? {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn public_key(algorithm: Algorithm, pem: &[u8]) -> jsonwebtoken::errors::Result<DecodingKey> {
+    match algorithm {
+        Algorithm::ES256 | Algorithm::ES384 => DecodingKey::from_ec_pem(pem),
+        Algorithm::EdDSA => DecodingKey::from_ed_pem(pem),
+        _ => DecodingKey::from_rsa_pem(pem),
+    }
+}
+
+/// A new secret of 256 random bits as text.
+pub fn random_secret() -> Result<String> {
+    use base64::Engine;
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .map_err(|_| Error::internal("the system gave no randomness", "aws-lc-rs"))?;
+    Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+}

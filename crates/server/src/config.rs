@@ -1,0 +1,328 @@
+//! Configuration: one TOML file, overlaid by the environment. Unknown keys are errors.
+//!
+//! Every key has an environment form: `TIDEWIRE_` and the path in upper case with `__` between levels, so `auth.jwt.secret` is
+//! `TIDEWIRE_AUTH__JWT__SECRET` and `http.maxBodyBytes` is `TIDEWIRE_HTTP__MAX_BODY_BYTES`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidewire_core::time::duration_text;
+use tidewire_core::{Error, Kind, Result, TenantId};
+
+/// Everything that is configured. Defaults suit a single machine.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Where to listen. Default `127.0.0.1:7400`.
+    pub listen: Option<SocketAddr>,
+    /// The data directory. Default `./.tidewire`.
+    pub data: Option<PathBuf>,
+    /// `sqlite:FILE` (default: `tidewire.db` in the data directory) or `memory:`.
+    pub store: Option<String>,
+    /// Credentials of end users and of the administrator.
+    pub auth: Auth,
+    /// API keys.
+    pub keys: Vec<Key>,
+    /// Limits of the HTTP API.
+    pub http: Http,
+    /// Limits of the sockets.
+    pub realtime: Realtime,
+    /// Which tenants exist; absent means any.
+    pub tenants: Option<Vec<TenantId>>,
+}
+
+/// `[auth]`
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Auth {
+    /// An API key for all tenants with every scope; also `TIDEWIRE_ADMIN_KEY`. At least 16 characters.
+    pub admin_key: Option<String>,
+    /// How tokens of end users are verified.
+    pub jwt: Jwt,
+}
+
+/// `[auth.jwt]`
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Jwt {
+    /// The secret of HS256, HS384 and HS512. At least 32 bytes. Also signs tokens of `POST /v1/tokens`.
+    pub secret: Option<String>,
+    /// A PEM file with the public key of RS256, ES256 or EdDSA.
+    pub public_key_file: Option<PathBuf>,
+}
+
+/// `[[keys]]`: an API key.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Key {
+    /// The key itself. At least 16 characters.
+    pub key: String,
+    /// The tenant that it is bound to, or `*` for all.
+    pub tenant: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+}
+
+/// What an API key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Publish events and commits.
+    Publish,
+    /// Enqueue jobs.
+    Enqueue,
+    /// Lease and settle jobs.
+    Work,
+    /// Read everything of its tenant.
+    Read,
+    /// Everything.
+    Admin,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Http {
+    /// The largest request body in bytes. Default 8 MiB.
+    pub max_body_bytes: usize,
+    /// How long a stop waits for requests and jobs. Default 20 s.
+    #[serde(with = "duration_text")]
+    pub drain: Duration,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { max_body_bytes: 8 * 1024 * 1024, drain: Duration::from_secs(20) }
+    }
+}
+
+/// `[realtime]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Realtime {
+    /// Time between heartbeats. Default 25 s.
+    #[serde(with = "duration_text")]
+    pub ping_interval: Duration,
+    /// How long a heartbeat may stay unanswered. Default 20 s.
+    #[serde(with = "duration_text")]
+    pub ping_timeout: Duration,
+    /// The largest inbound message in bytes. Default 1,000,000.
+    pub max_message_bytes: usize,
+    /// The most bytes that wait for one slow connection. Default 1 MiB.
+    pub max_backlog_bytes: usize,
+    /// The most connections of this process. Default 200,000.
+    pub max_connections: usize,
+    /// The most connections of one user. Default 100.
+    pub max_per_user: usize,
+    /// Origins that browsers may connect from; `FRONTEND_URL` adds one. Same-origin pages need none.
+    pub allowed_origins: Vec<String>,
+}
+
+impl Default for Realtime {
+    fn default() -> Self {
+        Self {
+            ping_interval: Duration::from_secs(25),
+            ping_timeout: Duration::from_secs(20),
+            max_message_bytes: 1_000_000,
+            max_backlog_bytes: 1024 * 1024,
+            max_connections: 200_000,
+            max_per_user: 100,
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+// Secrets stay out of every log by not being printable.
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key").field("tenant", &self.tenant).field("scopes", &self.scopes).finish_non_exhaustive()
+    }
+}
+
+/// Every key that the environment can set, by path.
+const KEYS: [&str; 16] = [
+    "listen",
+    "data",
+    "store",
+    "auth.adminKey",
+    "auth.jwt.secret",
+    "auth.jwt.publicKeyFile",
+    "http.maxBodyBytes",
+    "http.drain",
+    "realtime.pingInterval",
+    "realtime.pingTimeout",
+    "realtime.maxMessageBytes",
+    "realtime.maxBacklogBytes",
+    "realtime.maxConnections",
+    "realtime.maxPerUser",
+    "realtime.allowedOrigins",
+    "tenants",
+];
+
+impl Config {
+    /// Reads `file`, if there is one, and overlays `environment`. Code `config.invalid`; the detail names the file or variable.
+    pub fn load(file: Option<(&str, &str)>, environment: impl Iterator<Item = (String, String)>) -> Result<Self> {
+        let mut table = match file {
+            Some((_, text)) => text.parse::<toml::Table>().map_err(|error| invalid(file, error.to_string().trim()))?,
+            None => toml::Table::new(),
+        };
+        let mut frontend = None;
+        for (name, value) in environment {
+            match name.strip_prefix("TIDEWIRE_") {
+                Some("ADMIN_KEY") => set(&mut table, "auth.adminKey", toml::Value::String(value)),
+                Some(path) => match KEYS.iter().find(|key| environment_form(key) == path) {
+                    Some(key) => set(&mut table, key, environment_value(key, value)),
+                    None if path.contains("__") => return Err(unknown_variable(&name)),
+                    None => {}
+                },
+                None if name == "FRONTEND_URL" => frontend = Some(value),
+                None => {}
+            }
+        }
+        let mut config: Self = toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+            invalid(file, error.message())
+        })?;
+        if let Some(origin) = frontend.filter(|origin| !config.realtime.allowed_origins.contains(origin)) {
+            config.realtime.allowed_origins.push(origin.trim_end_matches('/').to_owned());
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::new(Kind::Invalid, "config.invalid", what));
+        let keys = self.keys.iter().map(|key| ("keys.key", &key.key)).chain(self.auth.admin_key.iter().map(|key| ("auth.adminKey (TIDEWIRE_ADMIN_KEY)", key)));
+        for (name, key) in keys {
+            if key.len() < 16 {
+                return wrong(format!("{name}: expected at least 16 characters, got {}", key.len()));
+            }
+        }
+        for key in &self.keys {
+            if key.tenant != "*" {
+                TenantId::new(&key.tenant)?;
+            }
+            if key.scopes.is_empty() {
+                return wrong("keys.scopes: expected at least one of publish, enqueue, work, read, admin".to_owned());
+            }
+        }
+        match &self.auth.jwt.secret {
+            Some(secret) if secret.len() < 32 => wrong(format!(
+                "auth.jwt.secret (TIDEWIRE_AUTH__JWT__SECRET): expected at least 32 bytes, got {}",
+                secret.len()
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// `http.maxBodyBytes` -> `HTTP__MAX_BODY_BYTES`
+fn environment_form(key: &str) -> String {
+    let mut form = String::with_capacity(key.len() + 8);
+    for c in key.chars() {
+        match c {
+            '.' => form.push_str("__"),
+            c if c.is_ascii_uppercase() => form.extend(['_', c]),
+            c => form.push(c.to_ascii_uppercase()),
+        }
+    }
+    form
+}
+
+fn environment_value(key: &str, value: String) -> toml::Value {
+    if key == "tenants" || key == "realtime.allowedOrigins" {
+        let items = value.split(',').map(|item| toml::Value::String(item.trim().to_owned()));
+        return toml::Value::Array(items.collect());
+    }
+    // Keys whose value is a number are the ones named after an amount.
+    match value.parse::<i64>() {
+        Ok(number) if key.contains("max") => toml::Value::Integer(number),
+        Ok(_) | Err(_) => toml::Value::String(value),
+    }
+}
+
+fn set(table: &mut toml::Table, path: &str, value: toml::Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), value);
+        }
+        Some((head, rest)) => {
+            let inner = table.entry(head).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let toml::Value::Table(inner) = inner {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn invalid(file: Option<(&str, &str)>, what: &str) -> Error {
+    let place = file.map_or("the environment", |(name, _)| name);
+    Error::new(Kind::Invalid, "config.invalid", format!("{place}: {what}"))
+}
+
+fn unknown_variable(name: &str) -> Error {
+    let forms: Vec<String> = KEYS.iter().map(|key| format!("TIDEWIRE_{}", environment_form(key))).collect();
+    let mut detail = format!("{name}: there is no such setting");
+    if let Some(close) = tidewire_core::suggest::suggest(name, forms.iter().map(String::as_str)) {
+        detail.push_str(&format!("; did you mean {close}?"));
+    }
+    Error::new(Kind::Invalid, "config.invalid", detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, environment: &[(&str, &str)]) -> Result<Config> {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(("tidewire.toml", file)), environment)
+    }
+
+    #[test]
+    fn the_environment_overlays_the_file() {
+        let secret = "s".repeat(32);
+        let config = load(
+            "listen = \"127.0.0.1:1\"\n[http]\nmaxBodyBytes = 10",
+            &[
+                ("TIDEWIRE_LISTEN", "127.0.0.1:2"),
+                ("TIDEWIRE_HTTP__MAX_BODY_BYTES", "20"),
+                ("TIDEWIRE_AUTH__JWT__SECRET", &secret),
+                ("TIDEWIRE_ADMIN_KEY", "0123456789abcdef"),
+                ("FRONTEND_URL", "http://localhost:3000/"),
+            ],
+        )
+        .expect("config");
+        assert_eq!(config.listen.expect("listen").port(), 2);
+        assert_eq!(config.http.max_body_bytes, 20);
+        assert_eq!(config.auth.jwt.secret.as_deref(), Some(&*secret));
+        assert_eq!(config.realtime.allowed_origins, ["http://localhost:3000"]);
+    }
+
+    #[test]
+    fn unknown_keys_and_weak_secrets_are_errors_that_name_the_place() {
+        for (file, environment, expected) in [
+            ("lisen = \"x\"", vec![], "lisen"),
+            ("", vec![("TIDEWIRE_AUTH__JWT__SECRT", "x")], "did you mean TIDEWIRE_AUTH__JWT__SECRET?"),
+            ("", vec![("TIDEWIRE_AUTH__JWT__SECRET", "short")], "TIDEWIRE_AUTH__JWT__SECRET"),
+            ("", vec![("TIDEWIRE_ADMIN_KEY", "short")], "TIDEWIRE_ADMIN_KEY"),
+            ("[[keys]]\nkey = \"0123456789abcdef\"\ntenant = \"*\"\nscopes = [\"root\"]", vec![], "root"),
+        ] {
+            let error = load(file, &environment).expect_err(expected);
+            assert_eq!(error.code(), "config.invalid");
+            assert!(error.detail().contains(expected), "{} should name {expected}", error.detail());
+        }
+    }
+
+    #[test]
+    fn secrets_cannot_be_printed() {
+        let config = load("", &[("TIDEWIRE_ADMIN_KEY", "a-very-secret-admin-key")]).expect("config");
+        assert!(!format!("{config:?}").contains("a-very-secret"));
+    }
+}

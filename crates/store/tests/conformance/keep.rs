@@ -1,0 +1,117 @@
+//! How long finished jobs stay.
+
+use std::collections::BTreeMap;
+
+use tidewire_core::Id;
+use tidewire_core::catalog::Keep;
+use tidewire_core::job::Verdict;
+use tidewire_core::store::QueueLimits;
+
+use crate::world::{HOUR, MINUTE, SECOND, World, done, tenant, within};
+
+every_engine![
+    the_last_completed_jobs_are_kept,
+    completed_jobs_can_be_forgotten_at_once,
+    completed_jobs_are_kept_for_an_age,
+    dead_letters_are_kept_by_number,
+    dead_letters_are_kept_for_an_age,
+    a_count_after_an_age_counts_what_completed_meanwhile,
+];
+
+/// How many completed jobs beyond the number to keep an engine may let gather before it deletes them together.
+const SLACK: usize = 64;
+
+async fn keep(world: &World, keep_completed: Keep, keep_failed: Keep) {
+    let limits = QueueLimits { global: None, rate: None, keep_completed, keep_failed };
+    within(world.store.limit_queues(BTreeMap::from([("q".into(), limits)]))).await.expect("limits");
+}
+
+async fn run(world: &World, verdict: Verdict) -> Id {
+    let job = world.enqueue_one(&tenant("a")).await;
+    let leased = world.claim_one().await;
+    world.settle(&leased, verdict).await;
+    world.clock.advance(SECOND);
+    job
+}
+
+async fn run_many(world: &World, count: usize, verdict: impl Fn() -> Verdict) -> Vec<Id> {
+    let mut jobs = Vec::new();
+    for _ in 0..count {
+        jobs.push(run(world, verdict()).await);
+    }
+    jobs
+}
+
+/// Which of `jobs` are kept, in their order.
+async fn kept(world: &World, jobs: &[Id]) -> Vec<Id> {
+    let mut kept = Vec::new();
+    for job in jobs {
+        if world.is_kept(&tenant("a"), job).await {
+            kept.push(job.clone());
+        }
+    }
+    kept
+}
+
+fn fail() -> Verdict {
+    Verdict::Fail { error: "never".to_owned() }
+}
+
+async fn the_last_completed_jobs_are_kept(world: World) {
+    keep(&world, Keep::Count(5), Keep::Count(1_000)).await;
+    let failed = run(&world, fail()).await;
+    let jobs = run_many(&world, 5 + SLACK + 20, done).await;
+    let left = kept(&world, &jobs).await;
+    assert!((5..=5 + SLACK).contains(&left.len()), "{} are left", left.len());
+    assert_eq!(left, jobs[jobs.len() - left.len()..], "the newest are those that are left");
+    assert!(world.is_kept(&tenant("a"), &failed).await);
+}
+
+async fn completed_jobs_can_be_forgotten_at_once(world: World) {
+    keep(&world, Keep::Count(0), Keep::Count(1_000)).await;
+    let jobs = run_many(&world, 3, done).await;
+    assert!(kept(&world, &jobs).await.is_empty());
+    let failed = run(&world, fail()).await;
+    assert!(world.is_kept(&tenant("a"), &failed).await);
+}
+
+async fn completed_jobs_are_kept_for_an_age(world: World) {
+    keep(&world, Keep::Age(HOUR), Keep::Age(HOUR * 48)).await;
+    let old = run_many(&world, 3, done).await;
+    let failed = run(&world, fail()).await;
+    world.advance(HOUR / 2).await;
+    let young = run_many(&world, 3, done).await;
+    world.advance(HOUR / 2 + MINUTE).await;
+    world.turn().await;
+    assert!(kept(&world, &old).await.is_empty());
+    assert_eq!(kept(&world, &young).await, young);
+    assert!(world.is_kept(&tenant("a"), &failed).await);
+}
+
+async fn dead_letters_are_kept_by_number(world: World) {
+    keep(&world, Keep::Count(1_000), Keep::Count(2)).await;
+    let completed = run(&world, done()).await;
+    let jobs = run_many(&world, 5, fail).await;
+    world.advance(MINUTE).await;
+    assert_eq!(kept(&world, &jobs).await, jobs[3..]);
+    assert!(world.is_kept(&tenant("a"), &completed).await);
+}
+
+async fn dead_letters_are_kept_for_an_age(world: World) {
+    keep(&world, Keep::Count(1_000), Keep::Age(HOUR)).await;
+    let old = run_many(&world, 2, fail).await;
+    world.advance(HOUR).await;
+    let young = run_many(&world, 2, || Verdict::Cancel).await;
+    world.advance(MINUTE).await;
+    assert!(kept(&world, &old).await.is_empty());
+    assert_eq!(kept(&world, &young).await, young);
+}
+
+async fn a_count_after_an_age_counts_what_completed_meanwhile(world: World) {
+    keep(&world, Keep::Count(2), Keep::Count(1_000)).await;
+    keep(&world, Keep::Age(HOUR), Keep::Count(1_000)).await;
+    let jobs = run_many(&world, 10, done).await;
+    keep(&world, Keep::Count(2), Keep::Count(1_000)).await;
+    run_many(&world, 2 + SLACK, done).await;
+    assert!(kept(&world, &jobs).await.is_empty());
+}

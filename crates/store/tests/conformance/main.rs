@@ -1,0 +1,34 @@
+//! What every engine must do: the promises of `tidewire_core::store`, each as a test that runs on each engine.
+//!
+//! Time is virtual. The writer looks at its timers on every call, so after moving the clock any call makes due things happen; no test
+//! sleeps. [`every_engine`] names the tests of a module once; one that is not named is dead code and the compiler says so.
+
+/// Runs the named tests of a module on every engine.
+macro_rules! every_engine {
+    ($($test:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test] async fn $test() { super::$test(crate::world::World::memory()).await })*
+        }
+        #[cfg(feature = "sqlite")]
+        mod sqlite {
+            $(#[tokio::test] async fn $test() { super::$test(crate::world::World::sqlite()).await })*
+        }
+    };
+}
+
+mod commits;
+mod control;
+mod dispatch;
+#[cfg(feature = "sqlite")]
+mod files;
+mod keep;
+mod leases;
+mod limits;
+mod log;
+#[cfg(feature = "sqlite")]
+mod model;
+mod schedules;
+mod sessions;
+mod settle;
+mod tenants;
+mod world;

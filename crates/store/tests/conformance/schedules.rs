@@ -1,0 +1,154 @@
+//! Schedules: each slot fires once, ever.
+
+use tidewire_core::commit::Enqueue;
+use tidewire_core::job::State;
+use tidewire_core::schedule::Overlap;
+use tidewire_core::store::{Fire, Fired};
+use tidewire_core::{TenantId, Timestamp};
+
+use crate::world::{HOUR, SECOND, START, World, any, done, id, tenant, within};
+
+every_engine![
+    a_slot_fires_once,
+    an_overlapping_slot_is_skipped,
+    an_overlapping_slot_waits_its_turn,
+    an_overlapping_slot_runs_beside,
+    two_slots_in_one_turn_overlap_all_the_same,
+    a_slot_can_be_passed_over,
+    slots_of_different_schedules_do_not_touch,
+    a_job_that_is_gone_does_not_overlap,
+];
+
+fn slot(number: u32) -> Timestamp {
+    START + HOUR * number
+}
+
+fn fire_of(world: &World, number: u32, overlap: Overlap) -> Fire {
+    let job = Enqueue { id: id(&format!("run-{number}")), given_id: true, ..world.job("poll") };
+    Fire { tenant: tenant("a"), key: "poll".into(), slot: slot(number), overlap, job: Some(job) }
+}
+
+async fn fire(world: &World, fire: Fire) -> Fired {
+    within(world.store.fire(fire)).await.expect("fire")
+}
+
+fn enqueued(number: u32) -> Fired {
+    Fired::Enqueued(id(&format!("run-{number}")))
+}
+
+async fn last_slot(world: &World, tenant: &TenantId, key: &str) -> Option<Timestamp> {
+    within(world.store.slots()).await.expect("slots").get(&(tenant.clone(), key.into())).copied()
+}
+
+async fn a_slot_fires_once(world: World) {
+    assert_eq!(last_slot(&world, &tenant("a"), "poll").await, None);
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Allow)).await, enqueued(2));
+    assert_eq!(last_slot(&world, &tenant("a"), "poll").await, Some(slot(2)));
+    // Again, an earlier one, and one that another node asks for in the same moment.
+    for number in [2, 1] {
+        assert_eq!(fire(&world, fire_of(&world, number, Overlap::Allow)).await, Fired::Stale);
+    }
+    let hold = world.hold().await;
+    let nodes: Vec<_> = (0..3).map(|_| world.store.fire(fire_of(&world, 3, Overlap::Allow))).collect();
+    drop(hold);
+    let mut fired = Vec::new();
+    for node in nodes {
+        fired.push(within(node).await.expect("fire"));
+    }
+    assert_eq!(fired, [enqueued(3), Fired::Stale, Fired::Stale]);
+    let leased = world.claim(any()).await;
+    assert_eq!(leased.len(), 2);
+    for leased in &leased {
+        world.settle(leased, done()).await;
+    }
+    assert_eq!(fire(&world, fire_of(&world, 3, Overlap::Allow)).await, Fired::Stale);
+}
+
+async fn an_overlapping_slot_is_skipped(world: World) {
+    assert_eq!(fire(&world, fire_of(&world, 1, Overlap::Skip)).await, enqueued(1));
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Skip)).await, Fired::Overlapped);
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Skip)).await, Fired::Stale, "it is lost");
+    let leased = world.claim_one().await;
+    assert_eq!(fire(&world, fire_of(&world, 3, Overlap::Skip)).await, Fired::Overlapped, "while it runs, too");
+    world.settle(&leased, done()).await;
+    assert_eq!(fire(&world, fire_of(&world, 4, Overlap::Skip)).await, enqueued(4));
+    assert!(!world.is_kept(&tenant("a"), &id("run-2")).await);
+}
+
+async fn an_overlapping_slot_waits_its_turn(world: World) {
+    assert_eq!(fire(&world, fire_of(&world, 1, Overlap::Queue)).await, enqueued(1));
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Queue)).await, Fired::Waiting);
+    assert_eq!(last_slot(&world, &tenant("a"), "poll").await, Some(slot(1)), "it has not fired");
+    let leased = world.claim_one().await;
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Queue)).await, Fired::Waiting);
+    world.settle(&leased, done()).await;
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Queue)).await, enqueued(2));
+}
+
+async fn an_overlapping_slot_runs_beside(world: World) {
+    assert_eq!(fire(&world, fire_of(&world, 1, Overlap::Allow)).await, enqueued(1));
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Allow)).await, enqueued(2));
+    assert_eq!(world.claim(any()).await.len(), 2);
+}
+
+async fn two_slots_in_one_turn_overlap_all_the_same(world: World) {
+    let hold = world.hold().await;
+    let unnamed = |number| {
+        let fire = fire_of(&world, number, Overlap::Skip);
+        Fire { job: Some(world.job("poll")), ..fire }
+    };
+    let (first, second) = (world.store.fire(unnamed(1)), world.store.fire(unnamed(2)));
+    drop(hold);
+    assert!(matches!(within(first).await.expect("fire"), Fired::Enqueued(_)));
+    assert_eq!(within(second).await.expect("fire"), Fired::Overlapped);
+    assert_eq!(world.claim(any()).await.len(), 1);
+}
+
+async fn a_slot_can_be_passed_over(world: World) {
+    let pass = |number| Fire { job: None, ..fire_of(&world, number, Overlap::Skip) };
+    assert_eq!(fire(&world, fire_of(&world, 1, Overlap::Skip)).await, enqueued(1));
+    assert_eq!(fire(&world, pass(2)).await, Fired::Skipped);
+    assert_eq!(last_slot(&world, &tenant("a"), "poll").await, Some(slot(2)));
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Skip)).await, Fired::Stale);
+    assert_eq!(fire(&world, fire_of(&world, 3, Overlap::Skip)).await, Fired::Overlapped, "the first job still waits");
+    let leased = world.claim_one().await;
+    world.settle(&leased, done()).await;
+    assert_eq!(fire(&world, Fire { job: None, ..fire_of(&world, 4, Overlap::Queue) }).await, Fired::Skipped);
+    assert_eq!(fire(&world, fire_of(&world, 5, Overlap::Skip)).await, enqueued(5));
+}
+
+async fn slots_of_different_schedules_do_not_touch(world: World) {
+    let of = |tenant: &TenantId, key: &str| Fire {
+        tenant: tenant.clone(),
+        key: key.into(),
+        ..fire_of(&world, 1, Overlap::Skip)
+    };
+    let (a, b, app) = (tenant("a"), tenant("b"), TenantId::app());
+    for (tenant, key) in [(&a, "poll"), (&b, "poll"), (&app, "poll")] {
+        assert_eq!(fire(&world, of(tenant, key)).await, enqueued(1));
+        assert_eq!(world.state(tenant, &id("run-1")).await, State::Pending);
+    }
+    let other = Fire { job: Some(world.job("poll")), ..of(&a, "other") };
+    assert!(matches!(fire(&world, other).await, Fired::Enqueued(_)));
+    let slots = within(world.store.slots()).await.expect("slots");
+    let mut keys: Vec<_> = slots.keys().map(|(tenant, key)| (tenant.as_str(), &**key)).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, [("$app", "poll"), ("a", "other"), ("a", "poll"), ("b", "poll")]);
+    assert!(slots.values().all(|at| *at == slot(1)));
+}
+
+async fn a_job_that_is_gone_does_not_overlap(world: World) {
+    let limits = tidewire_core::store::QueueLimits {
+        global: None,
+        rate: None,
+        keep_completed: tidewire_core::catalog::Keep::Count(0),
+        keep_failed: tidewire_core::catalog::Keep::Count(0),
+    };
+    within(world.store.limit_queues([("q".into(), limits)].into())).await.expect("limits");
+    assert_eq!(fire(&world, fire_of(&world, 1, Overlap::Queue)).await, enqueued(1));
+    let leased = world.claim_one().await;
+    world.settle(&leased, done()).await;
+    world.clock.advance(SECOND);
+    assert!(!world.is_kept(&tenant("a"), &id("run-1")).await);
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Queue)).await, enqueued(2));
+}

@@ -1,0 +1,201 @@
+//! A running app.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use tidewire_core::catalog::Catalog;
+use tidewire_core::commit::{Committed, NewJob, Origin, Request};
+use tidewire_core::store::Store;
+use tidewire_core::{Error, Result, TenantId, Timestamp};
+use tidewire_gateway::Gateway;
+use tidewire_runtime::{Scheduler, Workers};
+use tidewire_server::{Api, router, serve};
+use tidewire_store::Sqlite;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::builder::Builder;
+use crate::job::Job;
+
+/// How long sockets are given to move elsewhere when the app stops.
+const SOCKET_DRAIN: Duration = Duration::from_secs(2);
+
+pub(crate) struct Parts {
+    pub(crate) api: Arc<Api>,
+    pub(crate) sqlite: Option<Sqlite>,
+    pub(crate) workers: Workers,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) drain: Duration,
+}
+
+/// A running app: its store is open, its workers and schedules run, its sockets are live. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Running>);
+
+struct Running {
+    api: Arc<Api>,
+    sqlite: Option<Sqlite>,
+    /// Taken by the first stop.
+    parts: Mutex<Option<(Workers, Scheduler)>>,
+    drain: Duration,
+    stop: CancellationToken,
+}
+
+impl App {
+    /// Begins an app whose catalog is in `dir`.
+    pub fn builder(dir: impl Into<PathBuf>) -> Builder {
+        Builder::new(dir)
+    }
+
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(Running {
+            api: parts.api,
+            sqlite: parts.sqlite,
+            parts: Mutex::new(Some((parts.workers, parts.scheduler))),
+            drain: parts.drain,
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// The routes of the HTTP API and of the sockets.
+    pub fn router(&self) -> Router {
+        router(self.0.api.clone())
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        self.0.api.publisher.expander().catalog()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        self.0.api.publisher.store()
+    }
+
+    /// The sockets.
+    pub fn gateway(&self) -> &Gateway {
+        &self.0.api.gateway
+    }
+
+    /// The time, as everything in this app sees it.
+    pub fn now(&self) -> Timestamp {
+        self.0.api.publisher.clock().now()
+    }
+
+    /// Commits events and jobs: all of them are there when this answers, or none is.
+    pub async fn commit(&self, tenant: &TenantId, request: Request) -> Result<Committed> {
+        self.0.api.publisher.commit(tenant, request, None).await
+    }
+
+    /// Enqueues one job.
+    pub async fn enqueue<J: Job>(&self, tenant: &TenantId, job: &J) -> Result<Committed> {
+        self.enqueue_job(tenant, job.stage()?).await
+    }
+
+    /// Enqueues one job with options of its own.
+    pub async fn enqueue_job(&self, tenant: &TenantId, job: NewJob) -> Result<Committed> {
+        self.commit(tenant, Request { jobs: vec![job], ..Request::default() }).await
+    }
+
+    /// Runs the app's own SQL in the transaction of a commit: the rows, the events and the jobs are all there, or none is.
+    ///
+    /// `work` gets the connection of the store's writer and an empty request to fill. It runs while every other write waits: a few
+    /// statements, no IO of another kind. An error of it, or a request that is refused, undoes its rows.
+    /// Code `store.no_sql` when the store is not SQLite.
+    pub async fn transaction<T: Send + 'static>(
+        &self,
+        tenant: &TenantId,
+        work: impl FnOnce(&Connection, &mut Request) -> Result<T> + Send + 'static,
+    ) -> Result<(T, Committed)> {
+        let sqlite = self.0.sqlite.as_ref().ok_or_else(|| {
+            Error::invalid("store.no_sql", "only a SQLite store can run the app's own SQL in a commit")
+        })?;
+        let publisher = self.0.api.publisher.clone();
+        let tenant = tenant.clone();
+        let answer = Arc::new(Mutex::new(None));
+        let kept = answer.clone();
+        let committed = sqlite
+            .commit_with(move |connection| {
+                let mut request = Request::default();
+                let value = work(connection, &mut request)?;
+                let expansion = publisher.expand(&tenant, request, &Origin::default())?;
+                *kept.lock() = Some((value, expansion.ephemeral));
+                Ok(expansion.commit)
+            })
+            .await?;
+        let (value, ephemeral) = answer
+            .lock()
+            .take()
+            .ok_or_else(|| Error::internal("a transaction was answered without having run", "no value"))?;
+        Ok((value, self.0.api.publisher.with_ephemeral(committed, &ephemeral)))
+    }
+
+    /// A token with which `user` can connect for the next `ttl`. Code `token.no_secret` where none can be signed.
+    pub fn token(&self, tenant: &TenantId, user: &str, roles: &[String], ttl: Duration) -> Result<String> {
+        let tokens = (*self.0.api.tokens).as_ref();
+        let tokens = tokens.ok_or_else(|| Error::invalid("token.no_secret", "the catalog declares no [auth.jwt]"))?;
+        tokens.mint(tenant, user, roles, serde_json::Map::new(), self.now() + ttl)
+    }
+
+    /// The user and tenant that a token names. Code `auth.invalid`.
+    pub fn verify(&self, token: &str) -> Result<(TenantId, Option<Arc<str>>)> {
+        let refused = || Error::new(tidewire_core::Kind::Unauthenticated, "auth.invalid", "the token is not valid");
+        let tokens = (*self.0.api.tokens).as_ref().ok_or_else(refused)?;
+        let principal = tokens.verify(token).map_err(|_| refused())?;
+        Ok((principal.tenant, principal.user))
+    }
+
+    /// Ends when the process is told to stop: SIGTERM or ctrl-c, or [`App::stop`].
+    pub fn shutdown_signal(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stop = self.0.stop.clone();
+        async move {
+            let term = async {
+                match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+                    Ok(mut term) => drop(term.recv().await),
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = term => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+    }
+
+    /// Serves `router` on `listener` until the process is told to stop, then stops in order: no new claims, sockets are sent
+    /// elsewhere, running jobs and requests finish or are handed back, the store closes.
+    pub async fn serve(&self, listener: TcpListener, router: Router) {
+        let signal = self.shutdown_signal();
+        let stopping = self.0.stop.clone();
+        let closed = CancellationToken::new();
+        let serving = serve::serve(listener, router, closed.clone(), self.0.drain);
+        let stop = async {
+            signal.await;
+            stopping.cancel();
+            self.0.api.gateway.drain(SOCKET_DRAIN).await;
+            closed.cancel();
+        };
+        tokio::join!(serving, stop);
+        self.stop().await;
+    }
+
+    /// Stops workers and schedules and closes the store. Running jobs get the configured time to finish and are then handed back
+    /// with their attempt refunded.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        let parts = self.0.parts.lock().take();
+        if let Some((workers, scheduler)) = parts {
+            scheduler.stop().await;
+            workers.stop(self.0.drain).await;
+            if let Err(error) = self.store().close().await {
+                tracing::warn!(%error, "the store was not closed cleanly");
+            }
+        }
+    }
+}

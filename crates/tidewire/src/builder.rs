@@ -1,0 +1,272 @@
+//! From a catalog, a configuration and handlers to a running app.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tidewire_core::catalog::{Catalog, JobType, LoadError, Pattern, load};
+use tidewire_core::commit::{Expander, Subscription};
+use tidewire_core::id::{Ids, UuidV7};
+use tidewire_core::store::{QueueLimits, Store};
+use tidewire_core::time::{Clock, SystemClock};
+use tidewire_core::{Error, Kind};
+use tidewire_gateway::{Gateway, Options};
+use tidewire_runtime::{HandlerResult, Handlers, JobContext, Publisher, Scheduler, Workers};
+use tidewire_server::auth::{ApiKeys, Tokens};
+use tidewire_server::{Api, Config};
+use tidewire_store::{Memory, Sqlite, SqliteOptions};
+
+use crate::app::{App, Parts};
+use crate::job::Job;
+use crate::sockets::{EndUsers, FromClients, ToGateway};
+
+/// The queue of durable event handlers, unless the catalog declares one of this name.
+const HANDLER_QUEUE: &str = "handlers";
+
+/// Why an app could not be built.
+#[derive(Debug)]
+pub enum BuildError {
+    /// The catalog has errors; one line each.
+    Catalog(LoadError),
+    /// The store, a key or a handler is wrong; one line.
+    App(Error),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Catalog(error) => error.fmt(f),
+            Self::App(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+impl From<Error> for BuildError {
+    fn from(error: Error) -> Self {
+        Self::App(error)
+    }
+}
+
+/// Collects what an app is made of.
+pub struct Builder {
+    dir: PathBuf,
+    config: Config,
+    handlers: Handlers,
+    subscriptions: Vec<(String, String)>,
+    clock: Arc<dyn Clock>,
+    synced: bool,
+    on_fatal: Box<dyn FnOnce(&Error) + Send>,
+}
+
+impl Builder {
+    pub(crate) fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            config: Config::default(),
+            handlers: Handlers::default(),
+            subscriptions: Vec::new(),
+            clock: Arc::new(SystemClock),
+            synced: true,
+            on_fatal: Box::new(|_| {}),
+        }
+    }
+
+    /// Where things are kept: `sqlite:FILE` or `memory:`.
+    #[must_use]
+    pub fn store(mut self, url: impl Into<String>) -> Self {
+        self.config.store = Some(url.into());
+        self
+    }
+
+    /// Everything that is configured, instead of the defaults.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Another clock than the system's.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Answers before the disk has synced: faster, and an end of power can lose the last answers. Shown wherever durability is shown.
+    #[must_use]
+    pub fn without_sync(mut self) -> Self {
+        self.synced = false;
+        self
+    }
+
+    /// What to do when the disk has failed and the store takes no more calls. A server should end; its supervisor starts it again.
+    #[must_use]
+    pub fn on_fatal(mut self, on_fatal: impl FnOnce(&Error) + Send + 'static) -> Self {
+        self.on_fatal = Box::new(on_fatal);
+        self
+    }
+
+    /// Runs jobs of type `J` in this process. Data of another shape fails the job.
+    #[must_use]
+    pub fn job<J, F, Fut>(mut self, handler: F) -> Self
+    where
+        J: Job,
+        F: Fn(J, JobContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = HandlerResult> + Send + 'static,
+    {
+        self.handlers.on(J::TYPE, handler);
+        self
+    }
+
+    /// Hears events durably: one job per event, committed with it, retried like any other. `on` is a type or a pattern such as
+    /// `ticket.*`; `name` tells handlers apart and must not change between deploys.
+    #[must_use]
+    pub fn on<F, Fut>(mut self, on: &str, name: &str, handler: F) -> Self
+    where
+        F: Fn(JobContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = HandlerResult> + Send + 'static,
+    {
+        let kind = handler_job(name);
+        self.handlers.add(kind.as_str(), handler);
+        self.subscriptions.push((on.to_owned(), kind));
+        self
+    }
+
+    /// Opens the store and starts workers, scheduler and gateway.
+    pub async fn build(self) -> Result<App, BuildError> {
+        let catalog = Arc::new(load(&self.dir).map_err(BuildError::Catalog)?);
+        self.build_with(catalog).await.map_err(BuildError::App)
+    }
+
+    async fn build_with(self, catalog: Arc<Catalog>) -> Result<App, Error> {
+        let Self { config, handlers, clock, .. } = self;
+        for kind in handlers.kinds().filter(|kind| !kind.starts_with("on:")) {
+            if !catalog.jobs.contains_key(&**kind) {
+                return Err(Error::invalid("job.unknown_type", format!("a handler is for {kind:?}, which the catalog does not declare")));
+            }
+        }
+        let ids: Arc<dyn Ids> = Arc::new(UuidV7::from_os(clock.clone()));
+        let subscriptions = subscriptions(&catalog, &self.subscriptions)?;
+        let tokens = Arc::new(Tokens::new(&catalog, &config)?);
+        let keys = ApiKeys::new(&config)?;
+
+        let (store, sqlite) = open(&config, self.synced, self.on_fatal, clock.clone(), ids.clone())?;
+        let expander = Arc::new(Expander::new(catalog.clone(), subscriptions, ids));
+        let publisher = Arc::new(Publisher::new(expander, store.clone(), clock.clone()));
+        let users = EndUsers { tokens: tokens.clone(), tenants: config.tenants.clone() };
+        let gateway = Gateway::new(
+            catalog.clone(),
+            store.clone(),
+            Arc::new(users),
+            Arc::new(FromClients(publisher.clone())),
+            clock,
+            gateway_options(&config),
+        );
+        store.follow(gateway.follower());
+        publisher.broadcast_to(Arc::new(ToGateway(gateway.clone())));
+        store.limit_queues(limits(&catalog)).await?;
+
+        let mut queues: BTreeMap<Arc<str>, u32> = BTreeMap::new();
+        if handlers.kinds().next().is_some() {
+            queues.insert(HANDLER_QUEUE.into(), 10);
+            queues.extend(catalog.queues.values().map(|queue| (queue.name.clone(), queue.concurrency)));
+        }
+        let worker: Arc<str> = format!("local-{}", std::process::id()).into();
+        let workers = Workers::start(publisher.clone(), handlers, queues, worker);
+        let scheduler = Scheduler::start(publisher.clone());
+        let api = Api {
+            publisher,
+            gateway,
+            keys,
+            tokens,
+            tenants: config.tenants.clone(),
+            max_body_bytes: config.http.max_body_bytes,
+        };
+        Ok(App::new(Parts { api: Arc::new(api), sqlite, workers, scheduler, drain: config.http.drain }))
+    }
+}
+
+fn handler_job(name: &str) -> String {
+    format!("on:{name}")
+}
+
+/// The durable handlers as the expander knows them.
+fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec<Subscription>, Error> {
+    let mut subscriptions: Vec<Subscription> = Vec::new();
+    for (on, kind) in declared {
+        let wrong = |what: &str| Error::invalid("handler.invalid", format!("the handler {kind:?} of {on:?}: {what}"));
+        let pattern = Pattern::parse(on).ok_or_else(|| wrong("expected an event type or a pattern that ends in *"))?;
+        if !catalog.events.keys().any(|event| pattern.matches(event)) {
+            return Err(wrong("the catalog declares no such event"));
+        }
+        if subscriptions.iter().any(|known| &*known.job.name == kind) {
+            return Err(wrong("another handler has this name"));
+        }
+        let job = JobType {
+            name: kind.as_str().into(),
+            queue: HANDLER_QUEUE.into(),
+            priority: 3,
+            attempts: 10,
+            backoff: tidewire_core::retry::Backoff::default(),
+            timeout: std::time::Duration::from_secs(60),
+            delay: None,
+            run: None,
+            data: None,
+            description: format!("Handles {on}."),
+        };
+        subscriptions.push(Subscription { on: pattern, job });
+    }
+    Ok(subscriptions)
+}
+
+fn limits(catalog: &Catalog) -> BTreeMap<Arc<str>, QueueLimits> {
+    let limit = |queue: &tidewire_core::catalog::Queue| QueueLimits {
+        global: queue.global,
+        rate: queue.rate,
+        keep_completed: queue.keep_completed,
+        keep_failed: queue.keep_failed,
+    };
+    catalog.queues.values().map(|queue| (queue.name.clone(), limit(queue))).collect()
+}
+
+fn open(
+    config: &Config,
+    synced: bool,
+    on_fatal: Box<dyn FnOnce(&Error) + Send>,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn Ids>,
+) -> Result<(Arc<dyn Store>, Option<Sqlite>), Error> {
+    let default = || {
+        let data = config.data.clone().unwrap_or_else(|| PathBuf::from(".tidewire"));
+        format!("sqlite:{}", data.join("tidewire.db").display())
+    };
+    let url = config.store.clone().unwrap_or_else(default);
+    if url == "memory:" {
+        return Ok((Memory::open(clock, ids)?, None));
+    }
+    let Some(path) = url.strip_prefix("sqlite:") else {
+        let detail = format!("store: expected sqlite:FILE or memory:, got {url:?}");
+        return Err(Error::new(Kind::Invalid, "config.invalid", detail));
+    };
+    let options = SqliteOptions { path: Path::new(path).to_owned(), synced, on_fatal };
+    let sqlite = Sqlite::open(options, clock, ids)?;
+    Ok((sqlite.store(), Some(sqlite)))
+}
+
+fn gateway_options(config: &Config) -> Options {
+    let realtime = &config.realtime;
+    Options {
+        ping_interval: realtime.ping_interval,
+        ping_timeout: realtime.ping_timeout,
+        max_message: realtime.max_message_bytes,
+        max_backlog: realtime.max_backlog_bytes,
+        max_connections: realtime.max_connections,
+        max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
+        allowed_origins: realtime.allowed_origins.clone(),
+        ..Options::default()
+    }
+}
