@@ -1,1 +1,81 @@
-fn main() {}
+//! Load tools: what Tidewire does per second, and what each operation costs.
+//!
+//! Every bench prints the machine and the durability mode beside each figure, runs several times, and measures a peer in the same run
+//! where there is one. Run them on a quiet machine, in a release build: `cargo xtask bench`.
+
+mod fanout;
+mod http;
+mod inprocess;
+mod load;
+mod report;
+mod server;
+mod startup;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "tidewire-bench")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How often each measurement is made.
+    #[arg(long, global = true, default_value_t = 3)]
+    runs: usize,
+    /// Seconds of each timed measurement.
+    #[arg(long, global = true, default_value_t = 5)]
+    seconds: u64,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Durable publish, and enqueue + run + complete, inside one process.
+    Inprocess,
+    /// Durable publishes and whole job lives over HTTP keep-alive.
+    Http,
+    /// One event to many Socket.IO sockets, beside Node.js socket.io.
+    Fanout(fanout::Fanout),
+    /// Cold start, and what an idle server uses.
+    Startup,
+    /// Everything above.
+    All,
+    /// The server that the others measure.
+    #[command(hide = true)]
+    Serve(server::Serve),
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Serve(serve) => serve.run(),
+        command => measure(command, cli.runs.max(1), std::time::Duration::from_secs(cli.seconds.max(1))),
+    };
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidewire-bench: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(command: Command, runs: usize, time: std::time::Duration) -> anyhow::Result<()> {
+    println!("{}", report::machine());
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        match command {
+            Command::Inprocess => inprocess::run(runs, time).await,
+            Command::Http => http::run(runs, time).await,
+            Command::Fanout(fanout) => fanout.run(runs).await,
+            Command::Startup => startup::run(runs).await,
+            Command::All => {
+                inprocess::run(runs, time).await?;
+                http::run(runs, time).await?;
+                startup::run(runs).await?;
+                fanout::Fanout::default().run(runs).await
+            }
+            Command::Serve(_) => Ok(()),
+        }
+    })
+}

@@ -119,8 +119,8 @@ pub(crate) struct Cast<'a> {
     pub(crate) ticket: u64,
     at: Position,
     data: Option<Value>,
-    /// By the address of the claims, which live as long as the sockets that are looked at.
-    judged: HashMap<usize, bool>,
+    /// By the address of the claims, which are kept here so that the address stays theirs.
+    judged: HashMap<usize, (Arc<Value>, bool)>,
     frames: Vec<(Key, Bytes)>,
     pub(crate) deliveries: u64,
     pub(crate) delivery_bytes: u64,
@@ -168,8 +168,8 @@ impl<'a> Cast<'a> {
     pub(crate) fn is_visible(&mut self, claims: &Arc<Value>) -> bool {
         let Some(visible) = &self.route.declared.visible else { return true };
         let data = self.data.get_or_insert_with(|| self.body.data.to_value());
-        let judge = || visible.eval(&[("user", claims), ("data", data)]).unwrap_or(false);
-        *self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge)
+        let judge = || (claims.clone(), visible.eval(&[("user", claims), ("data", data)]).unwrap_or(false));
+        self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge).1
     }
 
     /// The frame for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.

@@ -51,6 +51,7 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
         }
         Begin::Moved => return Err(TransportError::BadRequest.into()),
     };
+    session.shared.stats.polls.up();
     let mut getting = Getting { session, answered: false };
     let taken = poll_fn(|cx| session.outbox.poll_take(cx, MAX_ANSWER));
     let taken = match probe {
@@ -88,6 +89,7 @@ struct Getting<'a> {
 
 impl Drop for Getting<'_> {
     fn drop(&mut self) {
+        self.session.shared.stats.polls.down();
         if !self.answered {
             return self.session.close(Closing::Lost);
         }

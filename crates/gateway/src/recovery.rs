@@ -66,13 +66,15 @@ impl Recent {
 
     pub(crate) fn put(&self, sid: &Arc<str>, saved: Saved) {
         let mut recent = self.0.lock();
+        // What is known of this session from before is outdated now, whether there is room for the new or not.
+        recent.remove(sid);
         if recent.len() < Self::MOST {
             recent.insert(sid.clone(), (saved, Instant::now()));
         }
     }
 
-    fn take(&self, sid: &str) -> Option<Saved> {
-        self.0.lock().remove(sid).map(|(saved, _)| saved)
+    fn find(&self, sid: &str) -> Option<Saved> {
+        self.0.lock().get(sid).map(|(saved, _)| saved.clone())
     }
 
     pub(crate) fn tidy(&self) {
@@ -183,10 +185,9 @@ pub(crate) async fn claim(
         Some(old) => {
             let saved = old.saved();
             old.session.close(Closing::Replaced);
-            shared.recent.take(&sid);
             saved
         }
-        None => match shared.recent.take(&sid) {
+        None => match shared.recent.find(&sid) {
             Some(saved) => saved,
             None => {
                 let kept = shared.store.session(&tenant.id, &sid).await.map_err(|error| unavailable(&error))?;

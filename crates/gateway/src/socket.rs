@@ -1,20 +1,21 @@
 //! A socket: one transport in one namespace, and how far it has been fed from its tenant's log.
 
+mod feed;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tidewire_core::catalog::Pattern;
-use tidewire_core::event::{Event, Offset, Position};
+use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, Timestamp};
 use tidewire_wire::socket as packet;
 
-use crate::cast::{Body, Cast, Target};
+use self::feed::Feed;
+pub(crate) use self::feed::{Joining, Replayed};
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
-use crate::outbox::{Class, Frame, Pushed};
 use crate::policy::Allowed;
 use crate::recovery::Saved;
 use crate::session::{Closing, Session};
@@ -60,36 +61,6 @@ struct Joined {
     name: Arc<str>,
     app: bool,
     auto: bool,
-}
-
-/// Where a socket's events come from.
-enum Feed {
-    /// The relay queues them as they are committed.
-    Live,
-    /// The log, when there is room: everything after `fed` is still to come.
-    Parked { since: Instant },
-    /// The log up to some position; what the relay brings meanwhile is held.
-    Holding { since: Instant, frames: Vec<(Position, Bytes)>, bytes: usize },
-}
-
-/// How a replayed event went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Replayed {
-    Sent,
-    /// Not for this socket.
-    Skipped,
-    /// No room now.
-    Full,
-}
-
-/// How a socket came to follow its tenant live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Joining {
-    Live,
-    /// More was held than may be: the log has it.
-    Overflowed,
-    /// The client has to take something first.
-    Full,
 }
 
 /// What a socket begins with.
@@ -271,177 +242,6 @@ impl Socket {
         // Not counted as a change: it would cost a write per event. It is kept with the next one, or at the end.
     }
 
-    /// Offers a copy of an event that is being fanned out to a room of this socket.
-    pub(crate) fn offer(&self, cast: &mut Cast<'_>, target: Target) {
-        let mut state = self.state.lock();
-        if state.closed || state.ticket == cast.ticket {
-            return;
-        }
-        state.ticket = cast.ticket;
-        if !state.wants(cast.body.kind) || !cast.is_visible(&state.principal.claims) {
-            return;
-        }
-        let stats = &self.shared().stats;
-        // Rooms that span tenants are not replayed, so their copies cannot wait on the log either.
-        let position = cast.body.position.filter(|_| !target.app);
-        match (&mut state.feed, position) {
-            (Feed::Live, None) => {}
-            (Feed::Live, Some(position)) => {
-                if position <= state.fed {
-                    return;
-                }
-                // Whatever happens to it below: what is sent later must not carry an earlier offset.
-                state.fed = position;
-            }
-            (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.dropped.up(),
-            (Feed::Parked { .. }, Some(_)) => return,
-            (Feed::Holding { since, frames, bytes }, Some(position)) => {
-                let frame = cast.frame(self.namespace, target.view, &self.tenant.id, position);
-                *bytes += frame.len();
-                if *bytes > self.shared().options.max_backlog {
-                    state.feed = Feed::Parked { since: *since };
-                } else {
-                    frames.push((position, frame));
-                }
-                return;
-            }
-        }
-        let frame = cast.frame(self.namespace, target.view, &self.tenant.id, self.tenant.delivered());
-        let len = frame.len();
-        let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
-        let pushed =
-            self.session.outbox.push(Frame { bytes: frame, class }, self.shared().options.max_backlog, &stats.dropped);
-        match (pushed, position) {
-            (Pushed::Queued, _) => cast.count(len),
-            (Pushed::Full, Some(position)) => {
-                self.park(&mut state, Position(position.0 - 1));
-                stats.parked.up();
-                drop(state);
-                self.session.drained();
-            }
-            (Pushed::Full, None) | (Pushed::Ended, _) => {}
-        }
-    }
-
-    /// Queues an event read from the log, if it is for this socket. `fed` moves on unless there was no room.
-    pub(crate) fn replay(&self, event: &Event) -> Replayed {
-        let shared = self.shared();
-        let mut state = self.state.lock();
-        if event.position <= state.fed {
-            return Replayed::Skipped;
-        }
-        let Some((mut cast, target)) = state.judge(shared, event) else {
-            state.fed = event.position;
-            return Replayed::Skipped;
-        };
-        let bytes = cast.frame(self.namespace, target.view, &self.tenant.id, event.position);
-        let len = bytes.len() as u64;
-        let pushed = self.session.outbox.push(
-            Frame { bytes, class: Class::Logged },
-            shared.options.max_backlog,
-            &shared.stats.dropped,
-        );
-        if pushed == Pushed::Full {
-            return Replayed::Full;
-        }
-        state.fed = event.position;
-        shared.stats.replayed.up();
-        shared.stats.deliveries.up();
-        shared.stats.delivery_bytes.add(len);
-        Replayed::Sent
-    }
-
-    /// Whether this socket may see an event of the log in its rooms, and which copy. Types are not looked at.
-    pub(crate) fn sees(&self, event: &Event) -> Option<Target> {
-        self.state.lock().sees(self.shared(), event).map(|(_, target)| target)
-    }
-
-    /// From now on the relay's events are held. Answers the position up to which the socket has been fed.
-    pub(crate) fn hold(&self) -> Position {
-        let mut state = self.state.lock();
-        state.feed = Feed::Holding { since: Instant::now(), frames: Vec::new(), bytes: 0 };
-        state.fed
-    }
-
-    /// Everything up to `up_to` was read from the log: queues what was held and goes live, unless there is more in the log by now or
-    /// no room for it.
-    pub(crate) fn go_live(&self, up_to: Position) -> Joining {
-        let shared = self.shared();
-        let mut state = self.state.lock();
-        let Feed::Holding { frames, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() })
-        else {
-            return Joining::Overflowed;
-        };
-        state.fed = state.fed.max(up_to);
-        for (position, bytes) in frames {
-            if position <= state.fed {
-                continue;
-            }
-            let len = bytes.len() as u64;
-            let frame = Frame { bytes, class: Class::Logged };
-            if self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats.dropped) == Pushed::Full {
-                // What lies between was not for this socket, or it would have been held.
-                state.fed = Position(position.0 - 1);
-                self.session.set_behind();
-                return Joining::Full;
-            }
-            shared.stats.deliveries.up();
-            shared.stats.delivery_bytes.add(len);
-            state.fed = position;
-        }
-        state.feed = Feed::Live;
-        if !state.closed {
-            shared.stats.behind.down();
-        }
-        Joining::Live
-    }
-
-    /// There is no room for more: the rest of the log waits.
-    pub(crate) fn wait_for_room(&self) {
-        let mut state = self.state.lock();
-        state.feed = Feed::Parked { since: Instant::now() };
-        self.session.set_behind();
-    }
-
-    pub(crate) fn is_parked(&self) -> bool {
-        matches!(self.state.lock().feed, Feed::Parked { .. })
-    }
-
-    pub(crate) fn is_behind(&self) -> bool {
-        !matches!(self.state.lock().feed, Feed::Live)
-    }
-
-    fn park(&self, state: &mut State, fed: Position) {
-        if matches!(state.feed, Feed::Live) {
-            self.shared().stats.behind.up();
-        }
-        state.fed = fed;
-        state.feed = Feed::Parked { since: Instant::now() };
-        self.session.set_behind();
-    }
-
-    /// Sends an event of the gateway's own, such as `connected`. Every one carries an offset, because the client takes the last
-    /// text of any event for it.
-    pub(crate) fn emit(&self, name: &str, data: &str) {
-        // The state stays locked until the frame is queued: an event queued in between would have the later offset.
-        let state = self.state.lock();
-        let position = match state.feed {
-            Feed::Live => state.fed.max(self.tenant.delivered()),
-            Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
-        };
-        let pushed = self.emit_at(name, data, position);
-        drop(state);
-        self.session.close_if_full(pushed);
-    }
-
-    /// The same with an offset that the caller knows, and without closing a full transport.
-    pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
-        let shared = self.shared();
-        let offset = Offset { epoch: shared.store.epoch().clone(), position }.to_string();
-        let offset = shared.options.recovery.then_some(offset.as_str());
-        self.session.push(&packet::event(self.namespace_name(), name, &[data], offset))
-    }
-
     /// Answers a message that waits for it.
     pub(crate) fn ack(&self, id: u64, data: &str) {
         let pushed = self.session.push(&packet::ack(self.namespace_name(), id, &[data]));
@@ -556,24 +356,6 @@ impl Socket {
 const WARNING: Duration = Duration::from_secs(60);
 
 impl State {
-    fn wants(&self, kind: &str) -> bool {
-        self.types.as_ref().is_none_or(|types| types.iter().any(|pattern| pattern.matches(kind)))
-    }
-
-    fn judge<'a>(&self, shared: &'a Shared, event: &'a Event) -> Option<(Cast<'a>, Target)> {
-        self.wants(&event.kind).then(|| self.sees(shared, event)).flatten()
-    }
-
-    fn sees<'a>(&self, shared: &'a Shared, event: &'a Event) -> Option<(Cast<'a>, Target)> {
-        // A type that the catalog no longer has: nobody knows who may see it.
-        let route = shared.routes.get(&event.kind)?;
-        let rooms = route.rooms(&event.rooms).into_iter().filter(|(_, target)| !target.app);
-        let mut mine = rooms.filter(|(room, _)| self.rooms.iter().any(|joined| !joined.app && &*joined.name == *room));
-        let (_, target) = mine.next()?;
-        let mut cast = Cast::new(shared, &event.tenant, route, Body::logged(event), event.position, 0);
-        cast.is_visible(&self.principal.claims).then_some((cast, target))
-    }
-
     fn to_save(&self) -> Saved {
         Saved {
             rooms: self.rooms.iter().filter(|room| !room.auto).map(|room| (*room.name).into()).collect(),

@@ -10,6 +10,8 @@ use serde::Serialize;
 pub struct Stats {
     /// Transports that are open now.
     pub connections: u64,
+    /// Polls that wait now.
+    pub polls: u64,
     /// Sockets (a transport in a namespace) that are joined now.
     pub sockets: u64,
     /// Rooms that have a member now.
@@ -74,6 +76,7 @@ macro_rules! counters {
 
 counters!(
     connections,
+    polls,
     sockets,
     behind,
     opened,

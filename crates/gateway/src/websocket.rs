@@ -227,7 +227,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     /// Serves the session until it ends.
     async fn serve(mut self, session: &Arc<Session>) {
         let closing = poll_fn(|cx| self.poll_serve(session, cx)).await;
-        if closing == Closing::Lost {
+        // In the middle of a frame that the client does not take, a close frame would only be read as a part of it.
+        if closing == Closing::Lost || !self.writing.is_empty() {
             return;
         }
         let (code, reason) = closing.frame();

@@ -8,6 +8,7 @@ pub mod auth;
 pub mod config;
 mod problem;
 pub mod serve;
+pub mod session;
 
 pub use api::{Api, router};
 pub use config::Config;

@@ -54,6 +54,40 @@ pub(crate) fn ask<R: Send + 'static, T: Send + 'static>(
     })
 }
 
+/// Sends a claim and waits for its answer. When it is dropped instead, even after the writer has answered, the jobs go back.
+pub(crate) fn ask_claim<R: Send + 'static>(inbox: &Arc<Inbox<Call<R>>>, claim: Claim) -> Answer<'static, Vec<Leased>> {
+    let (reply, answer) = oneshot::channel();
+    let sent = inbox.send(Call::Claim(claim, reply));
+    let mut claiming = Claiming { inbox: inbox.clone(), answer };
+    Box::pin(async move {
+        sent?;
+        (&mut claiming.answer).await.unwrap_or_else(|_| Err(closed()))
+    })
+}
+
+/// A claim that somebody waits for.
+struct Claiming<R> {
+    inbox: Arc<Inbox<Call<R>>>,
+    answer: oneshot::Receiver<Result<Vec<Leased>>>,
+}
+
+impl<R> Drop for Claiming<R> {
+    fn drop(&mut self) {
+        // From here on the writer sees that nobody waits; what it had answered before is still in the channel.
+        self.answer.close();
+        if let Ok(Ok(leased)) = self.answer.try_recv()
+            && !leased.is_empty()
+        {
+            // Closed means that the leases end with the process or by themselves.
+            drop(self.inbox.send(Call::Release(tokens(&leased))));
+        }
+    }
+}
+
+fn tokens(leased: &[Leased]) -> Vec<Token> {
+    leased.iter().filter_map(|leased| Token::decode(&leased.lease)).collect()
+}
+
 /// An answer that waits for the commit.
 pub(crate) enum Pending {
     Committed(Reply<Committed>, Result<Committed>),
@@ -72,7 +106,7 @@ impl Pending {
             Self::Committed(reply, answer) => drop(reply.send(answer)),
             Self::Leased(reply, leased) => {
                 if let Err(Ok(unwanted)) = reply.send(Ok(leased)) {
-                    return Some(unwanted.iter().filter_map(|leased| Token::decode(&leased.lease)).collect());
+                    return Some(tokens(&unwanted));
                 }
             }
             Self::Settled(reply, answer) => drop(reply.send(answer)),

@@ -1,6 +1,7 @@
 //! Applying a commit: checks first, then writes that cannot be refused.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tidewire_core::commit::{Append, Appended, Caused, Commit, Committed, Enqueue, Enqueued, IDEMPOTENCY_TTL};
@@ -11,7 +12,7 @@ use tidewire_core::{Error, Id, Result, TenantId};
 
 use crate::answer::Work;
 use crate::rows::{JobRow, Keys, LaneKey, NameId, Rows, Seq};
-use crate::writer::{Outcome, Writer};
+use crate::writer::{Outcome, Writer, panicked};
 
 impl<R: Rows> Writer<R> {
     /// Writes all of a commit or nothing.
@@ -29,7 +30,9 @@ impl<R: Rows> Writer<R> {
     /// Runs a caller's own writes and the commit that they lead to, or neither.
     pub(crate) fn commit_with(&mut self, work: Work<R>) -> Outcome<Committed> {
         self.rows.savepoint()?;
-        let outcome = match work(&mut self.rows) {
+        // A panic in the caller's code is the caller's alone: what it wrote is undone below like that of a refused one.
+        let worked = catch_unwind(AssertUnwindSafe(|| work(&mut self.rows)));
+        let outcome = match worked.unwrap_or_else(|panic| Err(panicked("the caller's part of the commit panicked", &*panic))) {
             Ok(commit) => self.commit(commit)?,
             Err(refused) => Err(refused),
         };
@@ -70,11 +73,18 @@ impl<R: Rows> Writer<R> {
             return Ok(Ok(()));
         }
         let mut versions: HashMap<&str, u64> = HashMap::new();
-        for event in &commit.events {
-            let Some(stream) = event.stream.as_deref() else { continue };
-            if event.given_id && self.rows.event_by_id(tenant, &event.id)?.is_some() {
+        let mut given: HashSet<&Id> = HashSet::new();
+        // Counts the events that will be written, and only those: the same that `write` passes over are passed over here.
+        let mut repeated: HashSet<usize> = HashSet::new();
+        for (index, event) in commit.events.iter().enumerate() {
+            if event.root.is_some_and(|root| repeated.contains(&root)) {
                 continue;
             }
+            if event.given_id && (!given.insert(&event.id) || self.rows.event_by_id(tenant, &event.id)?.is_some()) {
+                repeated.insert(index);
+                continue;
+            }
+            let Some(stream) = event.stream.as_deref() else { continue };
             let version = match versions.get(stream) {
                 Some(version) => *version,
                 None => self.rows.stream_version(tenant, stream)?,
@@ -259,6 +269,8 @@ impl<R: Rows> Writer<R> {
     /// Fires a slot of a schedule, at most once ever.
     pub(crate) fn fire(&mut self, fire: Fire) -> Outcome<Fired> {
         use tidewire_core::schedule::Overlap;
+        // The job of the slot before may be one of this same turn.
+        self.write_fresh()?;
         let tenant = self.names.tenant(&mut self.rows, &fire.tenant)?;
         let last = self.rows.slot(tenant, &fire.key)?;
         if last.as_ref().is_some_and(|(slot, _)| *slot >= fire.slot) {
@@ -289,15 +301,18 @@ impl<R: Rows> Writer<R> {
 
     /// Whether effects could be written: the checks of [`Writer::commit`] alone.
     pub(crate) fn check_effects(&mut self, tenant: NameId, effects: &Commit) -> Outcome<()> {
-        self.check_versions(tenant, effects)
+        match self.known(tenant, effects)? {
+            Some(known) => Ok(known.map(drop)),
+            None => self.check_versions(tenant, effects),
+        }
     }
 
     /// Writes effects that were checked.
     pub(crate) fn write_effects(&mut self, tenant: NameId, effects: Option<Commit>) -> Result<Committed> {
         match effects {
             Some(effects) => match self.known(tenant, &effects)? {
-                Some(Ok(known)) => Ok(known),
-                Some(Err(_)) | None => self.write(tenant, effects),
+                Some(known) => known,
+                None => self.write(tenant, effects),
             },
             None => Ok(Committed { caused: Caused::default(), ..Committed::default() }),
         }

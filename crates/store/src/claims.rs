@@ -12,7 +12,7 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use crate::answer::{Pending, Reply};
 use crate::dispatch::{Found, WINDOW, Wanted};
 use crate::lease::{Lease, Token};
-use crate::rows::{Holder, JobRow, LaneKey, NameId, Rows, Seq};
+use crate::rows::{Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
 /// How many completed jobs over the number to keep may gather before the oldest are deleted together.
@@ -83,7 +83,7 @@ impl<R: Rows> Writer<R> {
         for queue in queues {
             while leased.len() < parked.claim.max as usize && self.dispatch.is_ready(queue) {
                 match self.dispatch.next(queue, &parked.wanted, self.now) {
-                    Found::Job(seq) => leased.extend(self.lease(seq, &parked.claim)?),
+                    Found::Job(place) => leased.extend(self.lease(place, &parked.claim)?),
                     Found::Refill(lane) => self.refill(lane)?,
                     Found::Held(until) => {
                         self.held_until = self.held_until.into_iter().chain(until).min();
@@ -103,11 +103,11 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    /// Leases a pending job; nothing when it was taken back since its place was recorded.
-    fn lease(&mut self, seq: Seq, claim: &Claim) -> Result<Option<Leased>> {
+    /// Leases a pending job; nothing when it was taken back since its place was recorded, even if it is pending at another place.
+    fn lease(&mut self, (due, seq): Place, claim: &Claim) -> Result<Option<Leased>> {
         let nonce = self.ids.random();
         let until = self.now + claim.lease;
-        let holder = Holder { nonce, until, local: claim.local, worker: claim.worker.clone() };
+        let holder = Holder { nonce, until, local: claim.local, worker: claim.worker.clone(), cancelled: false };
         let now = self.now;
         let begin = |row: &mut JobRow| {
             row.job.state = State::Processing;
@@ -121,9 +121,8 @@ impl<R: Rows> Writer<R> {
                 row.clone()
             }
             None => {
-                let Some(mut row) = self.rows.job(seq)?.filter(|row| row.job.state == State::Pending) else {
-                    return Ok(None);
-                };
+                let is_there = |row: &JobRow| row.job.state == State::Pending && row.job.run_at.as_micros() == due;
+                let Some(mut row) = self.rows.job(seq)?.filter(is_there) else { return Ok(None) };
                 begin(&mut row);
                 self.rows.update_job(&row)?;
                 row
@@ -132,7 +131,7 @@ impl<R: Rows> Writer<R> {
         let leased = Leased { job: row.job.clone(), lease: Token { seq, nonce }.encode(), expires: until };
         self.dispatch.started(row.keys.queue);
         self.claimed.push(seq);
-        self.leases.insert(Lease { row, nonce, until, batch: self.batch, cancelled: false });
+        self.leases.insert(Lease { row, nonce, until, batch: self.batch });
         Ok(Some(leased))
     }
 
@@ -197,7 +196,7 @@ impl<R: Rows> Writer<R> {
         let Some(lease) = self.leases.of(seq) else { return Ok(Err(lease_lost(id))) };
         // A restart must still know that the worker is there.
         self.rows.update_job(&lease.row)?;
-        Ok(Ok(Renewed { expires: until, cancelled: lease.cancelled }))
+        Ok(Ok(Renewed { expires: until, cancelled: lease.is_cancelled() }))
     }
 
     /// Ends the lease of a job and writes what follows. Answers the state it reached.
@@ -210,11 +209,12 @@ impl<R: Rows> Writer<R> {
         self.dispatch.ended(row.keys.queue);
         let run = Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
         let fate = fate(&run, self.now);
-        self.write_fate(&mut row, fate, lease.cancelled)
+        self.write_fate(&mut row, fate)
     }
 
-    fn write_fate(&mut self, row: &mut JobRow, fate: Fate, cancelled: bool) -> Result<State> {
+    fn write_fate(&mut self, row: &mut JobRow, fate: Fate) -> Result<State> {
         let holder = row.holder.take();
+        let cancelled = holder.as_ref().is_some_and(|holder| holder.cancelled);
         if let Some(error) = &fate.error {
             let attempt = FailedAttempt {
                 attempt: row.job.attempt,
@@ -322,16 +322,20 @@ impl<R: Rows> Writer<R> {
                     continue;
                 };
                 let Some(holder) = row.holder.clone() else { continue };
+                if self.leases.of(seq).is_some() {
+                    // An older record that is still needed for another job lists it, too.
+                    continue;
+                }
                 if holder.local || holder.until <= self.now {
                     let run = Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
                     let why = if holder.local { "the process ended during the run" } else { "the lease ended without a result" };
                     let fate = run.lose(why.to_owned(), self.now);
-                    self.write_fate(&mut row, fate, false)?;
+                    self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;
                     self.dispatch.started(row.keys.queue);
                     let Holder { nonce, until, .. } = holder;
-                    self.leases.insert(Lease { row, nonce, until, batch, cancelled: false });
+                    self.leases.insert(Lease { row, nonce, until, batch });
                 }
             }
             if held == 0 {

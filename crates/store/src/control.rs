@@ -36,7 +36,10 @@ impl<R: Rows> Writer<R> {
             }
             (Control::Cancel, State::Processing) => {
                 if let Some(lease) = self.leases.of(seq) {
-                    lease.cancelled = true;
+                    if let Some(holder) = &mut lease.row.holder {
+                        holder.cancelled = true;
+                    }
+                    self.rows.update_job(&lease.row)?;
                 }
                 return Ok(Ok(row.job));
             }
@@ -64,9 +67,13 @@ impl<R: Rows> Writer<R> {
     pub(crate) fn limit_queues(&mut self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Result<()> {
         for (queue, limits) in limits {
             let queue = self.names.other(&mut self.rows, &queue)?;
-            if matches!(limits.keep_completed, Keep::Count(_)) && !self.completed.contains_key(&queue) {
-                let kept = self.rows.completed(queue)?;
-                self.completed.insert(queue, kept.into());
+            match limits.keep_completed {
+                Keep::Age(_) => drop(self.completed.remove(&queue)),
+                Keep::Count(_) if self.completed.contains_key(&queue) => {}
+                Keep::Count(_) => {
+                    let kept = self.rows.completed(queue)?;
+                    self.completed.insert(queue, kept.into());
+                }
             }
             self.dispatch.limit(queue, limits);
         }

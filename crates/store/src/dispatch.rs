@@ -1,8 +1,8 @@
 //! Which job is next: the dispatch heads.
 //!
 //! Pending jobs wait in lanes, one for each queue, type, priority and tenant. Memory holds the first [`WINDOW`] places of each lane;
-//! the rest stays on disk and is read when the window has drained. Tenants with work stand in a ring per type and priority, so that each
-//! gets its turn however long the line of another is.
+//! the rest stays on disk and is read when the window has drained. Inside a priority the tenant that had its turn longest ago is next,
+//! whatever the types of its jobs are, so that each gets its turn however long the line of another is.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -10,7 +10,7 @@ use tidewire_core::Timestamp;
 use tidewire_core::limit::RateState;
 use tidewire_core::store::QueueLimits;
 
-use crate::rows::{Keys, LaneKey, NameId, Place, Seq};
+use crate::rows::{Keys, LaneKey, NameId, Place};
 
 /// How many places of a lane are held in memory.
 pub(crate) const WINDOW: usize = 256;
@@ -30,17 +30,22 @@ pub(crate) struct QueueHeads {
     running: u32,
     /// Lanes that may have pending jobs.
     ready_lanes: usize,
+    /// The number of the last turn that was given.
+    turn: u64,
 }
 
-/// The tenants that have pending jobs of one type and priority, in the order of their turns.
+/// The tenants that have pending jobs of one type and priority.
 #[derive(Default)]
 struct Ring {
-    turns: VecDeque<NameId>,
+    /// Tenants by the number of their last turn: the first had it longest ago.
+    turns: BTreeMap<u64, NameId>,
     lanes: HashMap<NameId, Lane>,
 }
 
 /// The first places of one lane.
 struct Lane {
+    /// The last turn of its tenant, the same in all the tenant's lanes of one priority.
+    turn: u64,
     window: VecDeque<Place>,
     /// Whether the window holds every pending job of the lane.
     complete: bool,
@@ -48,8 +53,8 @@ struct Lane {
 
 /// What a look for the next job found.
 pub(crate) enum Found {
-    /// This job is next. It may have been cancelled since; the row decides.
-    Job(Seq),
+    /// The job that became pending with this place is next. It may have moved on since; the row decides.
+    Job(Place),
     /// The window of this lane has drained; read more.
     Refill(LaneKey),
     /// The queue is at a limit until then.
@@ -96,25 +101,12 @@ impl Dispatch {
 
     /// A job became pending.
     pub(crate) fn push(&mut self, lane: LaneKey, place: Place) {
-        let heads = self.queues.entry(lane.keys.queue).or_default();
-        let ring = &mut heads.types.entry(lane.keys.kind).or_default()[usize::from(lane.priority - 1)];
-        let is_new = !ring.lanes.contains_key(&lane.keys.tenant);
-        let window = ring.lanes.entry(lane.keys.tenant).or_insert_with(Lane::empty);
-        window.push(place);
-        if is_new {
-            ring.turns.push_back(lane.keys.tenant);
-            heads.ready_lanes += 1;
-        }
+        self.queues.entry(lane.keys.queue).or_default().lane(lane, true).push(place);
     }
 
     /// A lane has pending jobs on disk, how many is not known.
     pub(crate) fn push_unread(&mut self, lane: LaneKey) {
-        let heads = self.queues.entry(lane.keys.queue).or_default();
-        let ring = &mut heads.types.entry(lane.keys.kind).or_default()[usize::from(lane.priority - 1)];
-        if ring.lanes.insert(lane.keys.tenant, Lane { window: VecDeque::new(), complete: false }).is_none() {
-            ring.turns.push_back(lane.keys.tenant);
-            heads.ready_lanes += 1;
-        }
+        self.queues.entry(lane.keys.queue).or_default().lane(lane, false);
     }
 
     /// What was read from disk for a lane: its first places, at most [`WINDOW`].
@@ -155,14 +147,15 @@ impl Dispatch {
             {
                 return Found::Held(Some(at));
             }
-            let Some((_, seq)) = window.window.pop_front() else { continue };
+            let Some(place) = window.window.pop_front() else { continue };
             if window.window.is_empty() && window.complete {
                 ring.remove(tenant);
                 heads.ready_lanes -= 1;
-            } else if wanted.tenant.is_none() {
-                ring.turns.rotate_left(1);
             }
-            return Found::Job(seq);
+            if wanted.tenant.is_none() {
+                heads.pass_turn(priority, tenant);
+            }
+            return Found::Job(place);
         }
         Found::Nothing
     }
@@ -186,40 +179,62 @@ impl Dispatch {
 }
 
 impl QueueHeads {
-    /// The type and tenant whose turn it is at a priority: of the types wanted, the one whose head is oldest.
+    /// The lane of this name. A new one is empty; `complete` says whether that is all of it. A tenant that had no lane of this
+    /// priority stands behind all others.
+    fn lane(&mut self, name: LaneKey, complete: bool) -> &mut Lane {
+        let (index, tenant) = (usize::from(name.priority - 1), name.keys.tenant);
+        let known = self.types.values().find_map(|rings| Some(rings[index].lanes.get(&tenant)?.turn));
+        let ring = &mut self.types.entry(name.keys.kind).or_default()[index];
+        ring.lanes.entry(tenant).or_insert_with(|| {
+            let turn = known.unwrap_or(self.turn + 1);
+            self.turn = self.turn.max(turn);
+            self.ready_lanes += 1;
+            ring.turns.insert(turn, tenant);
+            Lane { turn, window: VecDeque::new(), complete }
+        })
+    }
+
+    /// The type and tenant whose turn it is at a priority: of the tenants with jobs of the types wanted, the one that had its turn
+    /// longest ago, and of its types the one whose head is oldest.
     fn first(&self, priority: u8, wanted: &Wanted) -> Option<(NameId, NameId)> {
         let wanted_kind = |kind: &NameId| wanted.kinds.is_empty() || wanted.kinds.contains(kind);
-        let turns = self.types.iter().filter(|(kind, _)| wanted_kind(kind)).filter_map(|(kind, rings)| {
-            let ring = &rings[usize::from(priority - 1)];
-            let tenant = match wanted.tenant {
-                Some(tenant) => tenant,
-                None => *ring.turns.front()?,
-            };
+        let kinds = || self.types.iter().filter(|(kind, _)| wanted_kind(kind));
+        let rings = || kinds().map(|(kind, rings)| (*kind, &rings[usize::from(priority - 1)]));
+        let tenant = match wanted.tenant {
+            Some(tenant) => tenant,
+            None => *rings().filter_map(|(_, ring)| ring.turns.first_key_value()).min()?.1,
+        };
+        let heads = rings().filter_map(|(kind, ring)| {
             let lane = ring.lanes.get(&tenant)?;
             // A drained window is looked at first: only its rows know how old its head is.
-            let head = lane.window.front().copied().unwrap_or((i64::MIN, 0));
-            Some((head, *kind, tenant))
+            Some((lane.window.front().copied().unwrap_or((i64::MIN, 0)), kind))
         });
-        turns.min().map(|(_, kind, tenant)| (kind, tenant))
+        heads.min().map(|(_, kind)| (kind, tenant))
+    }
+
+    /// A tenant has had its turn at a priority, in all its types.
+    fn pass_turn(&mut self, priority: u8, tenant: NameId) {
+        self.turn += 1;
+        for rings in self.types.values_mut() {
+            let ring = &mut rings[usize::from(priority - 1)];
+            if let Some(lane) = ring.lanes.get_mut(&tenant) {
+                ring.turns.remove(&lane.turn);
+                lane.turn = self.turn;
+                ring.turns.insert(self.turn, tenant);
+            }
+        }
     }
 }
 
 impl Ring {
     fn remove(&mut self, tenant: NameId) {
-        self.lanes.remove(&tenant);
-        if self.turns.front() == Some(&tenant) {
-            self.turns.pop_front();
-        } else {
-            self.turns.retain(|turn| *turn != tenant);
+        if let Some(lane) = self.lanes.remove(&tenant) {
+            self.turns.remove(&lane.turn);
         }
     }
 }
 
 impl Lane {
-    fn empty() -> Self {
-        Self { window: VecDeque::new(), complete: true }
-    }
-
     /// Takes a place into the window, or leaves it to the disk when it belongs behind the window.
     fn push(&mut self, place: Place) {
         let belongs = self.complete || self.window.back().is_some_and(|last| place < *last);
@@ -243,6 +258,7 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::Seq;
 
     const NOW: Timestamp = Timestamp::from_millis(1);
 
@@ -256,7 +272,7 @@ mod tests {
 
     fn drain(dispatch: &mut Dispatch, wanted: &Wanted) -> Vec<Seq> {
         let mut seqs = Vec::new();
-        while let Found::Job(seq) = dispatch.next(1, wanted, NOW) {
+        while let Found::Job((_, seq)) = dispatch.next(1, wanted, NOW) {
             seqs.push(seq);
         }
         seqs
@@ -270,7 +286,7 @@ mod tests {
         {
             dispatch.push(lane(tenant, kind, priority), (seq, seq));
         }
-        assert_eq!(drain(&mut dispatch, &any()), [15, 10, 12, 13, 11, 14]);
+        assert_eq!(drain(&mut dispatch, &any()), [15, 10, 13, 11, 14, 12]);
     }
 
     #[test]
@@ -281,7 +297,7 @@ mod tests {
         }
         assert_eq!(drain(&mut dispatch, &Wanted { kinds: vec![2], tenant: Some(2), ..any() }), [12]);
         assert_eq!(drain(&mut dispatch, &Wanted { kinds: vec![2], ..any() }), [11]);
-        assert_eq!(drain(&mut dispatch, &any()), [10, 13]);
+        assert_eq!(drain(&mut dispatch, &any()), [13, 10]);
     }
 
     #[test]
@@ -302,7 +318,7 @@ mod tests {
 
     #[test]
     fn an_earlier_place_goes_into_an_incomplete_window_and_a_later_one_stays_on_disk() {
-        let mut lane = Lane { window: (10..10 + WINDOW as i64).map(|n| (n, n)).collect(), complete: false };
+        let mut lane = Lane { turn: 1, window: (10..10 + WINDOW as i64).map(|n| (n, n)).collect(), complete: false };
         lane.push((5, 5));
         assert_eq!((lane.window.front(), lane.window.len()), (Some(&(5, 5)), WINDOW));
         lane.push((100_000, 1));

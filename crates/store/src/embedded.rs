@@ -15,7 +15,7 @@ use tidewire_core::store::{
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
-use crate::answer::{Call, ask};
+use crate::answer::{Call, ask, ask_claim};
 use crate::inbox::Inbox;
 use crate::rows::Rows;
 use crate::writer::{OnFatal, Writer};
@@ -132,7 +132,7 @@ impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
     }
 
     fn claim(&self, claim: Claim) -> Answer<'_, Vec<Leased>> {
-        ask(&self.inbox, |reply| Call::Claim(claim, reply))
+        ask_claim(&self.inbox, claim)
     }
 
     fn settle(&self, settle: Settle) -> Answer<'_, Settled> {

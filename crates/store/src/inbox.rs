@@ -69,6 +69,13 @@ impl<T> Inbox<T> {
         self.state.lock().closed = true;
         self.wake.notify_one();
     }
+
+    /// Refuses calls from now on and drops those that wait: there is no writer any more.
+    pub(crate) fn abandon(&self) {
+        self.close();
+        let waiting = std::mem::take(&mut self.state.lock().calls);
+        drop(waiting);
+    }
 }
 
 /// The answer of a store that takes no more calls.

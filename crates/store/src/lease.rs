@@ -16,8 +16,18 @@ pub(crate) struct Lease {
     pub(crate) until: Timestamp,
     /// The batch whose claims record lists it.
     pub(crate) batch: u64,
-    /// Somebody asked to cancel it.
-    pub(crate) cancelled: bool,
+}
+
+impl Lease {
+    /// Whether somebody asked to cancel it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.row.holder.as_ref().is_some_and(|holder| holder.cancelled)
+    }
+
+    /// Whether it ends with this process and not by time.
+    fn is_local(&self) -> bool {
+        self.row.holder.as_ref().is_some_and(|holder| holder.local)
+    }
 }
 
 /// Every lease by its job.
@@ -34,7 +44,7 @@ impl Leases {
     /// Records a lease.
     pub(crate) fn insert(&mut self, lease: Lease) {
         let seq = lease.row.seq;
-        if !lease.row.holder.as_ref().is_some_and(|holder| holder.local) {
+        if !lease.is_local() {
             self.ends.push(Reverse((lease.until, seq)));
         }
         *self.batches.entry(lease.batch).or_default() += 1;
@@ -76,7 +86,9 @@ impl Leases {
             if let Some(holder) = &mut lease.row.holder {
                 holder.until = until;
             }
-            self.ends.push(Reverse((until, seq)));
+            if !lease.is_local() {
+                self.ends.push(Reverse((until, seq)));
+            }
         }
     }
 
@@ -87,7 +99,7 @@ impl Leases {
                 return None;
             }
             self.ends.pop();
-            if self.held.get(&seq).is_some_and(|lease| lease.until == until) {
+            if self.held.get(&seq).is_some_and(|lease| lease.until == until && !lease.is_local()) {
                 return Some(seq);
             }
         }

@@ -39,6 +39,8 @@ pub(crate) struct Holder {
     pub(crate) until: Timestamp,
     pub(crate) local: bool,
     pub(crate) worker: Arc<str>,
+    /// Somebody asked to cancel the run; a restart must not forget it.
+    pub(crate) cancelled: bool,
 }
 
 /// The place of a pending job in its lane: due time, then arrival.

@@ -1,6 +1,8 @@
 //! The writer: one thread, one transaction for all waiting calls, one commit, then the answers.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,21 +113,23 @@ impl<R: Rows> Writer<R> {
         Ok(writer)
     }
 
-    /// Runs until the store is closed or the medium fails.
-    pub(crate) fn run(mut self, on_fatal: OnFatal) {
+    /// Runs until the store is closed, or until the medium fails or a follower panics: then `on_fatal` is told.
+    pub(crate) fn run(self, on_fatal: OnFatal) {
+        let inbox = self.inbox.clone();
+        let ended = catch_unwind(AssertUnwindSafe(|| self.turns()));
+        let Err(error) = ended.unwrap_or_else(|panic| Err(panicked("the writer panicked", &*panic))) else { return };
+        tracing::error!(%error, "the store failed and takes no more calls");
+        inbox.abandon();
+        on_fatal(&error);
+    }
+
+    fn turns(mut self) -> Result<()> {
         let mut batch = Vec::new();
         while self.inbox.take(&mut batch, MAX_BATCH, self.timeout()) {
             if let Err(error) = self.turn(&mut batch) {
-                tracing::error!(%error, "the store failed and takes no more calls");
+                // Dropping the replies with the writer answers every caller of this turn, and those that wait, with `unavailable`.
                 self.rows.rollback();
-                self.inbox.close();
-                // Dropping the replies answers every caller of this turn, and of those that wait, with `unavailable`.
-                batch.clear();
-                while self.inbox.take(&mut batch, MAX_BATCH, Some(Duration::ZERO)) {
-                    batch.clear();
-                }
-                on_fatal(&error);
-                return;
+                return Err(error);
             }
         }
         let Self { rows, closing, .. } = self;
@@ -133,6 +137,7 @@ impl<R: Rows> Writer<R> {
         for reply in closing {
             drop(reply.send(Ok(())));
         }
+        Ok(())
     }
 
     fn turn(&mut self, batch: &mut Vec<Call<R>>) -> Result<()> {
@@ -238,4 +243,10 @@ impl<R: Rows> Writer<R> {
         self.rows.purge(self.now)?;
         self.purge_jobs()
     }
+}
+
+/// A panic as an error, with what it said.
+pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> Error {
+    let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    Error::internal(what, said.unwrap_or("no message"))
 }

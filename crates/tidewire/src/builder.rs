@@ -15,6 +15,7 @@ use tidewire_core::{Error, Kind};
 use tidewire_gateway::{Gateway, Options};
 use tidewire_runtime::{HandlerResult, Handlers, JobContext, Publisher, Scheduler, Workers};
 use tidewire_server::auth::{ApiKeys, Tokens};
+use tidewire_server::session::Sessions;
 use tidewire_server::{Api, Config};
 use tidewire_store::{Memory, Sqlite, SqliteOptions};
 
@@ -152,12 +153,13 @@ impl Builder {
         let ids: Arc<dyn Ids> = Arc::new(UuidV7::from_os(clock.clone()));
         let subscriptions = subscriptions(&catalog, &self.subscriptions)?;
         let tokens = Arc::new(Tokens::new(&catalog, &config)?);
+        let sessions = Sessions::new(&catalog, clock.clone())?;
         let keys = ApiKeys::new(&config)?;
 
         let (store, sqlite) = open(&config, self.synced, self.on_fatal, clock.clone(), ids.clone())?;
         let expander = Arc::new(Expander::new(catalog.clone(), subscriptions, ids));
         let publisher = Arc::new(Publisher::new(expander, store.clone(), clock.clone()));
-        let users = EndUsers { tokens: tokens.clone(), tenants: config.tenants.clone() };
+        let users = EndUsers { tokens: tokens.clone(), sessions, tenants: config.tenants.clone() };
         let gateway = Gateway::new(
             catalog.clone(),
             store.clone(),

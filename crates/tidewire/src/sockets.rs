@@ -12,10 +12,13 @@ use tidewire_core::{Error, TenantId};
 use tidewire_gateway::{Authenticate, Credential, Gateway, Publish, Refusal};
 use tidewire_runtime::{Broadcast, Publisher};
 use tidewire_server::auth::Tokens;
+use tidewire_server::session::{Sessions, is_jwt};
 
-/// Verifies the tokens of end users.
+/// Verifies the tokens and sessions of end users.
 pub(crate) struct EndUsers {
     pub(crate) tokens: Arc<Option<Tokens>>,
+    /// Sessions that the app itself checks; absent where the catalog names no endpoint for them.
+    pub(crate) sessions: Option<Sessions>,
     /// Which tenants exist; absent means any.
     pub(crate) tenants: Option<Vec<TenantId>>,
 }
@@ -25,18 +28,24 @@ impl Authenticate for EndUsers {
         &'a self,
         credential: Option<Credential<'a>>,
     ) -> Pin<Box<dyn Future<Output = Result<Principal, Refusal>> + Send + 'a>> {
-        Box::pin(std::future::ready(self.verify(credential)))
+        Box::pin(self.verify(credential))
     }
 }
 
 impl EndUsers {
-    fn verify(&self, credential: Option<Credential<'_>>) -> Result<Principal, Refusal> {
+    /// One verifier decides by the look of the credential alone, and what it refuses no other one is asked about.
+    async fn verify(&self, credential: Option<Credential<'_>>) -> Result<Principal, Refusal> {
         let credential = credential.ok_or(Refusal::Missing)?;
-        let tokens = (*self.tokens).as_ref().ok_or(Refusal::Unchecked)?;
-        let principal = tokens.verify(credential.value).map_err(|error| {
-            tracing::debug!(%error, "a token was refused");
-            Refusal::Invalid(String::new())
-        })?;
+        let principal = match ((*self.tokens).as_ref(), &self.sessions) {
+            (Some(tokens), sessions) if sessions.is_none() || is_jwt(credential.value) => {
+                tokens.verify(credential.value).map_err(|error| {
+                    tracing::debug!(%error, "a token was refused");
+                    Refusal::Invalid(String::new())
+                })?
+            }
+            (_, Some(sessions)) => sessions.verify(credential).await?,
+            (_, None) => return Err(Refusal::Unchecked),
+        };
         if self.tenants.as_ref().is_some_and(|known| !known.contains(&principal.tenant)) {
             return Err(Refusal::Invalid(String::new()));
         }
@@ -70,5 +79,55 @@ pub(crate) struct ToGateway(pub(crate) Gateway);
 impl Broadcast for ToGateway {
     fn broadcast(&self, events: &[Ephemeral]) {
         self.0.deliver_ephemeral(events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidewire_core::catalog::{self, CredentialSource};
+    use tidewire_core::time::{Clock, SystemClock};
+    use tidewire_server::Config;
+
+    use super::*;
+
+    const JWT: &str = "[auth.jwt]\nalgorithms = [\"HS256\"]\n";
+    /// Nobody listens on port 1, so whoever asks there gets no answer.
+    const SESSION: &str = "[auth.session]\nintrospect = \"http://127.0.0.1:1/session\"\n";
+
+    fn users(auth: &str) -> EndUsers {
+        let catalog = catalog::parse(&format!("[app]\nname = \"shop\"\ntenant = \"orgId\"\n{auth}")).expect("catalog");
+        let mut config = Config::default();
+        config.auth.jwt.secret = Some("a secret of more than thirty-two bytes".to_owned());
+        EndUsers {
+            tokens: Arc::new(Tokens::new(&catalog, &config).expect("tokens")),
+            sessions: Sessions::new(&catalog, Arc::new(SystemClock)).expect("sessions"),
+            tenants: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_look_of_a_credential_decides_who_checks_it_and_a_bad_one_never_falls_through() {
+        let tenant = TenantId::new("dock-1").expect("tenant");
+        let tokens = users(JWT).tokens;
+        let expires = SystemClock.now() + std::time::Duration::from_secs(60);
+        let tokens = (*tokens).as_ref().expect("tokens");
+        let good = tokens.mint(&tenant, "ann", &[], serde_json::Map::new(), expires).expect("token");
+        let forged = format!("{good}x");
+        let (invalid, unchecked) = (Err(Refusal::Invalid(String::new())), Err(Refusal::Unchecked));
+        let both = format!("{JWT}{SESSION}");
+        for (auth, value, expected) in [
+            (both.as_str(), good.as_str(), Ok(())),
+            (&both, &forged, invalid.clone()),
+            (&both, "a-session", unchecked.clone()),
+            (JWT, &good, Ok(())),
+            (JWT, "a-session", invalid),
+            (SESSION, &good, unchecked.clone()),
+            ("", &good, unchecked),
+        ] {
+            let credential = Credential { source: &CredentialSource::AuthToken, value };
+            let answer = users(auth).authenticate(Some(credential)).await;
+            assert_eq!(answer.map(drop), expected, "{auth}{value}");
+        }
+        assert_eq!(users(&both).authenticate(None).await.map(drop), Err(Refusal::Missing));
     }
 }

@@ -1,5 +1,6 @@
 //! `history`: what happened lately, as far as this user may see it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -45,16 +46,16 @@ pub(super) async fn history(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let (events, read_to, reached) = match after {
         Some(after) => {
             let (events, read_to) = reader.forward(after.max(floor).min(head), limit).await?;
-            let whole = read_to.0 >= head.0 && (after >= floor && reader.has_all_after(after).await?);
+            let whole = read_to >= head && after >= floor && reader.has_all_after(after).await?;
             (events, read_to, whole)
         }
         None => {
-            let (mut events, read_to) = reader.forward(floor, usize::MAX).await?;
-            let cut = events.len().saturating_sub(limit);
-            events.drain(..cut);
-            (events, read_to, cut == 0 && read_to.0 >= head.0)
+            let from = floor.max(Position(head.0.saturating_sub(MOST_READ)));
+            let (events, whole) = reader.latest(from, limit).await?;
+            (events, head, whole && from == floor)
         }
     };
+    let events = events.iter().filter_map(|event| reader.show(event)).collect();
     Ok(fields([("events", Value::Array(events)), ("complete", json!(reached)), ("position", json!(read_to))]))
 }
 
@@ -67,23 +68,52 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Up to `limit` visible events after `after`, and how far the log has been read for them.
-    async fn forward(&self, after: Position, limit: usize) -> Result<(Vec<Value>, Position)> {
+    async fn forward(&self, after: Position, limit: usize) -> Result<(Vec<Arc<Event>>, Position)> {
         let (mut found, mut at) = (Vec::new(), after);
         while at < self.head && at.0 - after.0 < MOST_READ {
-            let query = LogQuery { after: at, up_to: Some(self.head), limit: PAGE, ..LogQuery::default() };
-            let page = self.socket.shared().store.read(&self.socket.tenant.id, query).await?;
+            let page = self.page(at).await?;
             if page.is_empty() {
                 at = self.head;
             }
             for event in page {
                 at = event.position;
-                found.extend(self.show(&event));
+                if self.is_shown(&event) {
+                    found.push(event);
+                }
                 if found.len() >= limit {
                     return Ok((found, at));
                 }
             }
         }
         Ok((found, at))
+    }
+
+    /// The last `limit` visible events after `after`, and whether these are all.
+    async fn latest(&self, after: Position, limit: usize) -> Result<(Vec<Arc<Event>>, bool)> {
+        let (mut found, mut at, mut all) = (VecDeque::new(), after, true);
+        while at < self.head {
+            let page = self.page(at).await?;
+            at = page.last().map_or(self.head, |event| event.position);
+            for event in page.into_iter().filter(|event| self.is_shown(event)) {
+                found.push_back(event);
+                if found.len() > limit {
+                    found.pop_front();
+                    all = false;
+                }
+            }
+        }
+        Ok((found.into(), all))
+    }
+
+    async fn page(&self, after: Position) -> Result<Vec<Arc<Event>>> {
+        let query = LogQuery { after, up_to: Some(self.head), limit: PAGE, ..LogQuery::default() };
+        self.socket.shared().store.read(&self.socket.tenant.id, query).await
+    }
+
+    fn is_shown(&self, event: &Event) -> bool {
+        let asked_for =
+            self.types.as_ref().is_none_or(|types| types.iter().any(|pattern| pattern.matches(&event.kind)));
+        asked_for && event.time >= self.oldest && self.socket.sees(event).is_some()
     }
 
     /// Whether nothing after this position is too old to be shown.
@@ -97,11 +127,6 @@ impl Reader<'_> {
     }
 
     fn show(&self, event: &Event) -> Option<Value> {
-        if event.time < self.oldest
-            || self.types.as_ref().is_some_and(|types| !types.iter().any(|t| t.matches(&event.kind)))
-        {
-            return None;
-        }
         let target = self.socket.sees(event)?;
         let body = Body::logged(event);
         let route = self.socket.shared().routes.get(&event.kind)?;

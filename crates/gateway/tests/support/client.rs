@@ -11,35 +11,35 @@ use tokio::net::TcpStream;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One WebSocket, with the Socket.IO packets of one namespace on it.
-pub struct Socket {
+pub(crate) struct Socket {
     stream: TcpStream,
     read: Vec<u8>,
     namespace: &'static str,
     next_ack: u64,
     /// What CONNECT answered.
-    pub sid: String,
-    pub pid: String,
+    pub(crate) sid: String,
+    pub(crate) pid: String,
     /// The last text argument of any event, as the stock client keeps it.
-    pub offset: Option<String>,
+    pub(crate) offset: Option<String>,
     /// Events that came before CONNECT was answered, and those skipped while waiting for something else.
-    pub early: Vec<Value>,
+    pub(crate) early: Vec<Value>,
 }
 
 impl Socket {
     /// Opens a WebSocket and takes the engine's first packet.
-    pub async fn open(address: SocketAddr) -> Self {
+    pub(crate) async fn open(address: SocketAddr) -> Self {
         Self::open_with(address, "", "").await.expect("a 101")
     }
 
     /// `Err` is the status of a refusal.
-    pub async fn open_with(address: SocketAddr, query: &str, headers: &str) -> Result<Self, u16> {
+    pub(crate) async fn open_with(address: SocketAddr, query: &str, headers: &str) -> Result<Self, u16> {
         let mut socket = Self::upgrade(address, query, headers).await?;
         let open = socket.packet().await.expect("an open packet");
         assert!(open.starts_with("0{"), "{open}");
         Ok(socket)
     }
 
-    pub async fn upgrade(address: SocketAddr, query: &str, headers: &str) -> Result<Self, u16> {
+    pub(crate) async fn upgrade(address: SocketAddr, query: &str, headers: &str) -> Result<Self, u16> {
         let mut stream = TcpStream::connect(address).await.expect("connected");
         let request = format!(
             "GET /socket.io/?EIO=4&transport=websocket{query} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
@@ -72,12 +72,12 @@ impl Socket {
     }
 
     /// Opens and joins `/` as the user of a token.
-    pub async fn connect(address: SocketAddr, token: &str) -> (Self, Value) {
+    pub(crate) async fn connect(address: SocketAddr, token: &str) -> (Self, Value) {
         Self::open(address).await.join("/", json!({ "token": token })).await.expect("let in")
     }
 
     /// Comes back as the stock client does, with pid and offset. Answers the missed events too.
-    pub async fn reconnect(self, address: SocketAddr, token: &str) -> (Self, Value) {
+    pub(crate) async fn reconnect(self, address: SocketAddr, token: &str) -> (Self, Value) {
         let mut auth = json!({ "token": token, "pid": self.pid });
         if let Some(offset) = &self.offset {
             auth["offset"] = json!(offset);
@@ -86,7 +86,7 @@ impl Socket {
     }
 
     /// Joins a namespace; answers the data of `connected`, or the error.
-    pub async fn join(mut self, namespace: &'static str, auth: Value) -> Result<(Self, Value), Value> {
+    pub(crate) async fn join(mut self, namespace: &'static str, auth: Value) -> Result<(Self, Value), Value> {
         self.namespace = namespace;
         let prefix = self.prefix();
         self.send(&format!("40{prefix}{auth}")).await;
@@ -125,7 +125,7 @@ impl Socket {
     }
 
     /// The next event, `["name", data, "offset"]`.
-    pub async fn event(&mut self) -> Value {
+    pub(crate) async fn event(&mut self) -> Value {
         loop {
             let packet = self.packet().await.expect("an event before the end");
             let prefix = format!("42{}", self.prefix());
@@ -137,19 +137,19 @@ impl Socket {
     }
 
     /// The next event has this name; answers its data.
-    pub async fn expect(&mut self, name: &str) -> Value {
+    pub(crate) async fn expect(&mut self, name: &str) -> Value {
         let event = self.event().await;
         assert_eq!(event[0], name, "{event}");
         event[1].clone()
     }
 
-    pub async fn emit(&mut self, name: &str, args: &[Value]) {
+    pub(crate) async fn emit(&mut self, name: &str, args: &[Value]) {
         let payload: Vec<Value> = [json!(name)].into_iter().chain(args.iter().cloned()).collect();
         self.send(&format!("42{}{}", self.prefix(), json!(payload))).await;
     }
 
     /// Sends a message and waits for its acknowledgement; events that come before it are kept in `early`.
-    pub async fn ask(&mut self, name: &str, args: &[Value]) -> Value {
+    pub(crate) async fn ask(&mut self, name: &str, args: &[Value]) -> Value {
         let (id, prefix) = (self.next_ack, self.prefix());
         self.next_ack += 1;
         let payload: Vec<Value> = [json!(name)].into_iter().chain(args.iter().cloned()).collect();
@@ -166,7 +166,7 @@ impl Socket {
     }
 
     /// The next packet that is no ping; `None` at the end of the connection.
-    pub async fn packet(&mut self) -> Option<String> {
+    pub(crate) async fn packet(&mut self) -> Option<String> {
         loop {
             let packet = self.any_packet().await?;
             if packet == "2" {
@@ -178,7 +178,7 @@ impl Socket {
     }
 
     /// The next packet, pings too.
-    pub async fn any_packet(&mut self) -> Option<String> {
+    pub(crate) async fn any_packet(&mut self) -> Option<String> {
         loop {
             match self.frame().await? {
                 (1, payload) => return Some(String::from_utf8(payload).expect("text")),
@@ -190,25 +190,23 @@ impl Socket {
     }
 
     /// The code and reason of the close frame that comes next; packets before it are dropped.
-    pub async fn closed(&mut self) -> Option<(u16, String)> {
+    pub(crate) async fn closed(&mut self) -> Option<(u16, String)> {
         loop {
-            match self.frame().await? {
-                (8, payload) => {
-                    let (code, reason) = payload.split_first_chunk::<2>()?;
-                    return Some((u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned()));
-                }
-                _ => {}
+            if let (8, payload) = self.frame().await? {
+                let (code, reason) = payload.split_first_chunk::<2>()?;
+                return Some((u16::from_be_bytes(*code), String::from_utf8_lossy(reason).into_owned()));
             }
         }
     }
 
     /// Opcode and payload of the next frame.
-    pub async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
+    pub(crate) async fn frame(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             if let Some(frame) = self.take_frame() {
                 return Some(frame);
             }
-            let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await.expect("a frame in time");
+            let read =
+                tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await.expect("a frame in time");
             if read.is_err() || read.is_ok_and(|read| read == 0) {
                 return None;
             }
@@ -228,11 +226,11 @@ impl Socket {
         Some((first & 0x0f, payload))
     }
 
-    pub async fn send(&mut self, text: &str) {
+    pub(crate) async fn send(&mut self, text: &str) {
         self.send_frame(1, text.as_bytes()).await;
     }
 
-    pub async fn send_frame(&mut self, opcode: u8, payload: &[u8]) {
+    pub(crate) async fn send_frame(&mut self, opcode: u8, payload: &[u8]) {
         let mut frame = vec![0x80 | opcode];
         match payload.len() {
             len @ 0..126 => frame.push(0x80 | len as u8),
@@ -252,21 +250,21 @@ impl Socket {
         let _ = self.stream.write_all(&frame).await;
     }
 
-    pub async fn send_raw(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.expect("written");
     }
 }
 
 /// An answer to a plain HTTP request.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 /// One request on a connection of its own.
-pub async fn http(address: SocketAddr, method: &str, query: &str, headers: &str, body: &str) -> Answer {
+pub(crate) async fn http(address: SocketAddr, method: &str, query: &str, headers: &str, body: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.expect("connected");
     let len = body.len();
     let request = format!(
@@ -282,13 +280,13 @@ pub async fn http(address: SocketAddr, method: &str, query: &str, headers: &str,
 }
 
 /// A session over HTTP polling.
-pub struct Polling {
-    pub address: SocketAddr,
-    pub sid: String,
+pub(crate) struct Polling {
+    pub(crate) address: SocketAddr,
+    pub(crate) sid: String,
 }
 
 impl Polling {
-    pub async fn open(address: SocketAddr, headers: &str) -> Self {
+    pub(crate) async fn open(address: SocketAddr, headers: &str) -> Self {
         let answer = http(address, "GET", "EIO=4&transport=polling", headers, "").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let open: Value = serde_json::from_str(&answer.body[1..]).expect("json");
@@ -296,20 +294,20 @@ impl Polling {
         Self { address, sid: open["sid"].as_str().expect("sid").to_owned() }
     }
 
-    pub fn query(&self) -> String {
+    pub(crate) fn query(&self) -> String {
         format!("EIO=4&transport=polling&sid={}", self.sid)
     }
 
-    pub async fn get(&self) -> Answer {
+    pub(crate) async fn get(&self) -> Answer {
         http(self.address, "GET", &self.query(), "", "").await
     }
 
-    pub async fn post(&self, body: &str) -> Answer {
+    pub(crate) async fn post(&self, body: &str) -> Answer {
         http(self.address, "POST", &self.query(), "Content-Type: text/plain\r\n", body).await
     }
 
     /// Packets of polls until one that starts with `start` has come.
-    pub async fn until(&self, start: &str) -> Vec<String> {
+    pub(crate) async fn until(&self, start: &str) -> Vec<String> {
         let mut packets: Vec<String> = Vec::new();
         while !packets.iter().any(|packet| packet.starts_with(start)) {
             let answer = self.get().await;

@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-pub mod client;
-pub mod store;
+pub(crate) mod client;
+pub(crate) mod store;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -26,30 +26,30 @@ use tidewire_gateway::{Authenticate, Credential, Gateway, Options, Publish, Refu
 use store::Fake;
 
 /// A running gateway.
-pub struct Server {
-    pub gateway: Gateway,
-    pub store: Arc<Fake>,
-    pub publisher: Arc<Publisher>,
-    pub address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) gateway: Gateway,
+    pub(crate) store: Arc<Fake>,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) address: SocketAddr,
     accepting: tokio::task::JoinHandle<()>,
 }
 
-pub fn catalog() -> Arc<Catalog> {
+pub(crate) fn catalog() -> Arc<Catalog> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/app");
     Arc::new(catalog::load(&dir).unwrap_or_else(|error| panic!("{error}")))
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::over(Arc::new(Fake::new("e1")), Options::default()).await
     }
 
-    pub async fn with(options: Options) -> Self {
+    pub(crate) async fn with(options: Options) -> Self {
         Self::over(Arc::new(Fake::new("e1")), options).await
     }
 
     /// A gateway over a store that may have a past.
-    pub async fn over(store: Arc<Fake>, options: Options) -> Self {
+    pub(crate) async fn over(store: Arc<Fake>, options: Options) -> Self {
         let catalog = catalog();
         let ids = Arc::new(UuidV7::from_os(Arc::new(SystemClock)));
         let expander = Expander::new(catalog.clone(), Vec::new(), ids);
@@ -64,14 +64,14 @@ impl Server {
         Self { gateway, store, publisher, address, accepting }
     }
 
-    pub async fn publish(&self, tenant: &str, kind: &str, data: Value) -> Position {
+    pub(crate) async fn publish(&self, tenant: &str, kind: &str, data: Value) -> Position {
         let tenant = TenantId::new(tenant).expect("tenant");
         let request = Request { events: vec![NewEvent::new(kind, data)], ..Request::default() };
         let committed = self.publisher.publish(&tenant, None, request).await.expect("published");
         committed.events.first().and_then(|event| event.position).unwrap_or_default()
     }
 
-    pub async fn publish_for(&self, tenant: &str, kind: &str, data: Value, params: &[(&str, &str)]) {
+    pub(crate) async fn publish_for(&self, tenant: &str, kind: &str, data: Value, params: &[(&str, &str)]) {
         let mut event = NewEvent::new(kind, data);
         for (name, value) in params {
             event = event.param(name, *value);
@@ -81,7 +81,7 @@ impl Server {
     }
 
     /// As after kill -9: nothing is told to anybody, and the store is opened again by another process.
-    pub async fn crash_and_restart(self) -> Self {
+    pub(crate) async fn crash_and_restart(self) -> Self {
         self.accepting.abort();
         let store = Arc::new(self.store.reopened());
         self.gateway.drain(Duration::ZERO).await;
@@ -106,7 +106,7 @@ async fn accept(listener: tokio::net::TcpListener, gateway: Gateway) {
 }
 
 /// Tokens are `tenant/user/role,role` with `/seconds` to live at the end, or `cross` for the claim of the cross-port view.
-pub struct Tokens;
+pub(crate) struct Tokens;
 
 impl Authenticate for Tokens {
     fn authenticate<'a>(
@@ -122,8 +122,7 @@ impl Authenticate for Tokens {
             let [tenant, user, roles, rest @ ..] = &parts[..] else {
                 return Err(Refusal::Invalid("expected tenant/user/roles".to_owned()));
             };
-            let roles: Arc<[String]> =
-                roles.split(',').filter(|role| !role.is_empty()).map(str::to_owned).collect();
+            let roles: Arc<[String]> = roles.split(',').filter(|role| !role.is_empty()).map(str::to_owned).collect();
             let cross = rest.first() == Some(&"cross");
             let claims = json!({ "id": user, "tenant": tenant, "roles": &*roles, "crossPort": cross });
             let seconds: Option<u64> = rest.first().and_then(|seconds| seconds.parse().ok());
@@ -139,7 +138,7 @@ impl Authenticate for Tokens {
 }
 
 /// Expands by the catalog and commits to the fake store, as the server crate does with a real one.
-pub struct Publisher {
+pub(crate) struct Publisher {
     expander: Expander,
     store: Arc<Fake>,
     gateway: parking_lot::Mutex<Option<Gateway>>,
@@ -160,6 +159,6 @@ impl Publish for Publisher {
     }
 }
 
-pub fn as_store(store: Arc<Fake>) -> Arc<dyn Store> {
+pub(crate) fn as_store(store: Arc<Fake>) -> Arc<dyn Store> {
     store
 }

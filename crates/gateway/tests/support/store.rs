@@ -17,21 +17,22 @@ use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Id, TenantId, Timestamp};
 
 type Logs = HashMap<TenantId, Vec<Arc<Event>>>;
+type Kept = HashMap<(TenantId, String), (String, Timestamp)>;
 
-pub struct Fake {
+pub(crate) struct Fake {
     epoch: Epoch,
     logs: Arc<Mutex<Logs>>,
-    sessions: Arc<Mutex<HashMap<(TenantId, String), (String, Timestamp)>>>,
+    sessions: Arc<Mutex<Kept>>,
     followers: Mutex<Vec<Arc<dyn Follower>>>,
     /// Reads fail while this is set.
-    pub broken: AtomicBool,
+    pub(crate) broken: AtomicBool,
     /// Committed events are not told to the follower while this is set.
-    pub mute: AtomicBool,
-    pub session_writes: AtomicU64,
+    pub(crate) mute: AtomicBool,
+    pub(crate) session_writes: AtomicU64,
 }
 
 impl Fake {
-    pub fn new(epoch: &str) -> Self {
+    pub(crate) fn new(epoch: &str) -> Self {
         Self {
             epoch: Epoch::new(epoch).expect("epoch"),
             logs: Arc::default(),
@@ -44,13 +45,13 @@ impl Fake {
     }
 
     /// The same data in another process.
-    pub fn reopened(&self) -> Self {
+    pub(crate) fn reopened(&self) -> Self {
         let fresh = Self::new(self.epoch.as_str());
         Self { logs: self.logs.clone(), sessions: self.sessions.clone(), ..fresh }
     }
 
     /// Another incarnation, as after a restore.
-    pub fn restored(&self, epoch: &str) -> Self {
+    pub(crate) fn restored(&self, epoch: &str) -> Self {
         Self { epoch: Epoch::new(epoch).expect("epoch"), ..self.reopened() }
     }
 }
@@ -163,6 +164,9 @@ impl Jobs for Fake {
     fn settle(&self, _: Settle) -> Answer<'_, Settled> {
         unused()
     }
+    fn leased(&self, _: Option<&TenantId>, _: &Id, _: &str) -> Answer<'_, Job> {
+        unused()
+    }
     fn renew(&self, _: Option<&TenantId>, _: &Id, _: &str, _: Duration) -> Answer<'_, Renewed> {
         unused()
     }
@@ -188,4 +192,3 @@ impl Schedules for Fake {
         unused()
     }
 }
-

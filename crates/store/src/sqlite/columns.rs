@@ -93,7 +93,7 @@ pub(super) fn event(tenant: &TenantId, row: &Row<'_>) -> rusqlite::Result<Event>
 /// The columns of [`job_row`], for a query that joins `names q` and `names n`, and `tenants t`.
 pub(super) const JOB_COLUMNS: &str = "j.seq, j.tenant, t.name, j.id, j.type, n.name, j.queue, q.name, j.state, j.priority, \
      j.run_at, j.attempt, j.attempts, j.created_at, j.started_at, j.finished_at, j.nonce, j.lease_until, j.local, j.worker, \
-     j.timeout, j.depth, j.backoff, j.user_id, j.correlation_id, j.causation_id, j.data, j.result, j.error";
+     j.timeout, j.depth, j.backoff, j.user_id, j.correlation_id, j.causation_id, j.data, j.result, j.error, j.cancelled";
 
 /// The joins that [`JOB_COLUMNS`] needs.
 pub(super) const JOB_TABLES: &str =
@@ -108,6 +108,7 @@ pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
             until: row.get::<_, Micros>(17)?.0,
             local: row.get(18)?,
             worker: row.get_ref(19)?.as_str()?.into(),
+            cancelled: row.get(29)?,
         }),
         None => None,
     };
@@ -165,7 +166,7 @@ fn parse(text: &str) -> rusqlite::Result<Json> {
     Json::parse(text.to_owned()).map_err(conversion)
 }
 
-fn conversion(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+pub(super) fn conversion(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
 }
 

@@ -8,7 +8,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
@@ -50,11 +51,14 @@ impl Sqlite {
     /// `store.version` when another version of Tidewire wrote it.
     pub fn open(options: Options, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
         let lock = lock(&options.path)?;
-        let connection = Connection::open(&options.path).map_err(|error| at(&options.path, fault(error)))?;
+        // One thread uses the connection, so SQLite need not lock it.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection =
+            Connection::open_with_flags(&options.path, flags).map_err(|error| at(&options.path, fault(error)))?;
         let identity = prepare(&connection, &options, &*ids).map_err(|error| at(&options.path, error))?;
-        let reader = SqliteReader { readers: Arc::new(Readers::new(&options.path)), clock: clock.clone(), _lock: lock };
+        let reader = SqliteReader { readers: Arc::new(Readers::new(&options.path)), clock: clock.clone() };
         let on_fatal: OnFatal = options.on_fatal;
-        let engine = Embedded::start(SqliteRows::new(connection), reader, identity, clock, ids, on_fatal)?;
+        let engine = Embedded::start(SqliteRows::new(connection, lock), reader, identity, clock, ids, on_fatal)?;
         Ok(Self { engine: Arc::new(engine) })
     }
 
@@ -79,7 +83,7 @@ fn at(path: &Path, error: Error) -> Error {
     Error::new(kind, code, format!("{}: {error}", path.display()))
 }
 
-/// Makes the directory and takes the lock beside the file, held as long as the value lives.
+/// Makes the directory and takes the lock beside the file, held as long as the value lives: until the writer has closed.
 fn lock(path: &Path) -> Result<File> {
     let unusable = |what: &str, error: std::io::Error| {
         Error::new(Kind::Unavailable, "store.failed", format!("{}: {what}: {error}", path.display()))
@@ -115,6 +119,8 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
     pragma("cache_size", &-65_536)?;
     pragma("temp_store", &"MEMORY")?;
 
+    keep_plans(connection)?;
+
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fault)?;
     match version {
         SCHEMA_VERSION => {}
@@ -134,6 +140,11 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
     })
 }
 
+/// Plans statements once. Otherwise SQLite looks at the bound values and prepares a statement anew whenever they change.
+fn keep_plans(connection: &Connection) -> Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop).map_err(fault)
+}
+
 fn create(connection: &Connection, ids: &dyn Ids) -> Result<()> {
     let schema = include_str!("schema.sql");
     let epoch = Epoch::from_random(ids.random());
@@ -151,8 +162,6 @@ fn create(connection: &Connection, ids: &dyn Ids) -> Result<()> {
 struct SqliteReader {
     readers: Arc<Readers>,
     clock: Arc<dyn Clock>,
-    /// Keeps other processes out.
-    _lock: File,
 }
 
 impl Reader for SqliteReader {

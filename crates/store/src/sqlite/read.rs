@@ -62,6 +62,7 @@ fn open(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(fault)?;
     connection.set_prepared_statement_cache_capacity(32);
+    super::keep_plans(&connection)?;
     Ok(connection)
 }
 
@@ -117,7 +118,7 @@ pub(super) fn job(connection: &Connection, tenant: &TenantId, id: &Id) -> Result
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
     let row = statement.query_row(params![tenant.as_str(), IdColumn(id)], job_row).optional().map_err(fault)?;
     let Some(row) = row else { return Ok(None) };
-    let sql = "SELECT attempt, started_at, ended_at, error, worker FROM attempts WHERE job = ?1 ORDER BY ended_at";
+    let sql = "SELECT attempt, started_at, ended_at, error, worker FROM attempts WHERE job = ?1 ORDER BY rowid";
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let attempts = statement.query_map([row.seq], failed_attempt).map_err(fault)?;
     Ok(Some((row.job, attempts.collect::<rusqlite::Result<_>>().map_err(fault)?)))

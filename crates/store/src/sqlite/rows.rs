@@ -1,6 +1,7 @@
 //! The write side: every statement the writer runs, on its one connection.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::sync::{Arc, LazyLock};
 
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use tidewire_core::event::{Event, Position};
@@ -17,12 +18,14 @@ pub(crate) struct SqliteRows {
     pub(super) connection: Connection,
     /// Whether what is written so far is inside `BEGIN`.
     open: bool,
+    /// Keeps other processes out until the connection is closed.
+    _lock: File,
 }
 
 impl SqliteRows {
-    pub(super) fn new(connection: Connection) -> Self {
+    pub(super) fn new(connection: Connection, lock: File) -> Self {
         connection.set_prepared_statement_cache_capacity(64);
-        Self { connection, open: false }
+        Self { connection, open: false, _lock: lock }
     }
 
     fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
@@ -165,8 +168,10 @@ impl Rows for SqliteRows {
         let (job, holder) = (&row.job, row.holder.as_ref());
         self.run(
             "INSERT INTO jobs (seq, tenant, id, type, queue, state, priority, run_at, attempt, attempts, created_at, started_at, \
-             finished_at, nonce, lease_until, local, worker, timeout, depth, backoff, user_id, correlation_id, causation_id, data) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
+             finished_at, nonce, lease_until, local, worker, timeout, depth, backoff, user_id, correlation_id, causation_id, data, \
+             cancelled) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, \
+             ?25)",
             params![
                 row.seq,
                 row.keys.tenant,
@@ -192,6 +197,7 @@ impl Rows for SqliteRows {
                 job.correlation_id.as_deref(),
                 job.causation_id.as_deref(),
                 job.data.get(),
+                holder.map(|holder| holder.cancelled),
             ],
         )
         .map(drop)
@@ -201,7 +207,7 @@ impl Rows for SqliteRows {
         let (job, holder) = (&row.job, row.holder.as_ref());
         self.run(
             "UPDATE jobs SET state = ?2, run_at = ?3, attempt = ?4, started_at = ?5, finished_at = ?6, nonce = ?7, lease_until = ?8, \
-             local = ?9, worker = ?10, result = ?11, error = ?12 WHERE seq = ?1",
+             local = ?9, worker = ?10, result = ?11, error = ?12, cancelled = ?13 WHERE seq = ?1",
             params![
                 row.seq,
                 job.state as u8,
@@ -215,6 +221,7 @@ impl Rows for SqliteRows {
                 holder.map(|holder| &*holder.worker),
                 job.result.as_ref().map(tidewire_core::Json::get),
                 job.error.as_deref(),
+                holder.map(|holder| holder.cancelled),
             ],
         )
         .map(drop)
@@ -226,7 +233,9 @@ impl Rows for SqliteRows {
     }
 
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>> {
-        self.one(&format!("SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.seq = ?1"), [seq], job_row)
+        static SQL: LazyLock<String> =
+            LazyLock::new(|| format!("SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.seq = ?1"));
+        self.one(&SQL, [seq], job_row)
     }
 
     fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>> {
@@ -283,7 +292,7 @@ impl Rows for SqliteRows {
     }
 
     fn due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>> {
-        let sql = "SELECT seq FROM jobs WHERE state = 0 AND run_at <= ?1 ORDER BY run_at LIMIT ?2";
+        let sql = "SELECT seq FROM jobs WHERE state = 0 AND run_at <= ?1 ORDER BY run_at, seq LIMIT ?2";
         self.all(sql, params![Micros(now), limit.cast_signed()], |row| row.get(0))
     }
 
@@ -293,7 +302,7 @@ impl Rows for SqliteRows {
     }
 
     fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>> {
-        self.all("SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 ORDER BY finished_at", [queue], |row| row.get(0))
+        self.all("SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 ORDER BY finished_at, seq", [queue], |row| row.get(0))
     }
 
     fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
@@ -306,7 +315,7 @@ impl Rows for SqliteRows {
     }
 
     fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>> {
-        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) ORDER BY finished_at DESC LIMIT ?3 OFFSET ?2";
+        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2";
         self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| row.get(0))
     }
 

@@ -42,6 +42,7 @@ CREATE TABLE jobs (
   lease_until INTEGER,
   local INTEGER,
   worker TEXT,
+  cancelled INTEGER,
   timeout INTEGER NOT NULL,
   depth INTEGER NOT NULL,
   backoff TEXT NOT NULL,

@@ -13,6 +13,7 @@ every_engine![
     versions_count_each_stream,
     a_version_conflict_leaves_nothing,
     an_expected_version_counts_the_events_before_it_in_the_commit,
+    an_event_that_is_not_written_counts_for_no_version,
     an_event_id_is_written_once,
     what_rules_made_of_a_known_event_is_not_written_again,
     a_job_id_is_written_once,
@@ -90,6 +91,22 @@ async fn an_expected_version_counts_the_events_before_it_in_the_commit(world: Wo
     assert_eq!(world.append(&a, events).await.len(), 3);
     assert_eq!(code(world.try_commit(commit(&a, vec![of(Some(3)), of(Some(3))], Vec::new())).await), "event.version_conflict");
     assert_eq!(world.head(&a).await, 3);
+}
+
+async fn an_event_that_is_not_written_counts_for_no_version(world: World) {
+    let a = tenant("a");
+    let of = |expected| Append { stream: Some("s".into()), expected_version: expected, ..world.event("x") };
+    let given = || Append { id: id("e1"), given_id: true, ..of(None) };
+    // The id twice in one commit, and what followed from the second of them.
+    let mut asked = commit(&a, vec![given(), given(), of(Some(1)), Append { root: Some(1), ..of(None) }], Vec::new());
+    asked.asked_events = 3;
+    let first = world.commit(asked).await;
+    assert_eq!(first.events.iter().map(|event| event.version).collect::<Vec<_>>(), [Some(1), Some(1), Some(2)]);
+    assert!(first.events[1].deduplicated && first.caused.events.is_empty());
+    // The id of an earlier commit, the version it once expected long gone.
+    let again = Append { expected_version: Some(0), ..given() };
+    let again = world.commit(commit(&a, vec![again, of(Some(2))], Vec::new())).await;
+    assert_eq!((again.events[0].version, again.events[1].version), (Some(1), Some(3)));
 }
 
 async fn an_event_id_is_written_once(world: World) {

@@ -342,7 +342,7 @@ async fn many_lanes_beyond_the_window_come_out_complete(world: World) {
     let mut total = 0;
     for name in ["a", "b", "c"] {
         for kind in ["x", "y"] {
-            let jobs = (0..300).map(|number| Enqueue { priority: number % 2 + 1, ..world.job(kind) });
+            let jobs = (0..300_u32).map(|number| Enqueue { priority: number as u8 % 2 + 1, ..world.job(kind) });
             total += world.enqueue(&tenant(name), jobs.collect()).await.len();
         }
     }

@@ -18,6 +18,7 @@ every_engine![
     a_cancelled_run_does_not_come_back,
     a_cancelled_run_that_finished_is_completed,
     a_worker_of_this_process_holds_its_job_until_the_process_ends,
+    the_end_of_an_earlier_lease_does_not_end_a_local_one,
 ];
 
 async fn running(world: &World) -> Leased {
@@ -172,4 +173,14 @@ async fn a_worker_of_this_process_holds_its_job_until_the_process_ends(world: Wo
     assert!(!world.try_renew(&leased, SECOND).await.expect("renew").cancelled);
     world.advance(HOUR).await;
     assert_eq!(world.settle(&leased, done()).await, State::Completed);
+}
+
+async fn the_end_of_an_earlier_lease_does_not_end_a_local_one(world: World) {
+    world.enqueue_one(&tenant("a")).await;
+    let remote = world.claim_one().await;
+    world.settle(&remote, Verdict::Release).await;
+    let local = world.claim(Claim { local: true, ..any() }).await.remove(0);
+    assert_eq!(local.expires, remote.expires);
+    world.advance(LEASE).await;
+    assert_eq!(world.settle(&local, done()).await, State::Completed);
 }

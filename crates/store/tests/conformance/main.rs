@@ -20,6 +20,8 @@ mod commits;
 mod control;
 mod dispatch;
 #[cfg(feature = "sqlite")]
+mod disk;
+#[cfg(feature = "sqlite")]
 mod files;
 mod keep;
 mod leases;
@@ -27,8 +29,12 @@ mod limits;
 mod log;
 #[cfg(feature = "sqlite")]
 mod model;
+#[cfg(feature = "sqlite")]
+mod restart;
 mod schedules;
 mod sessions;
 mod settle;
 mod tenants;
+#[cfg(feature = "sqlite")]
+mod together;
 mod world;

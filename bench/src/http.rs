@@ -1,0 +1,113 @@
+//! Durable work over HTTP keep-alive; server and client share the machine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::load::http::{self, Connection};
+use crate::report::{Row, per_second, repeat};
+use crate::server::{FSYNC, Server, TENANT, data, event};
+
+const PORT: u16 = 7461;
+const CONNECTIONS: usize = 64;
+
+pub(crate) async fn run(runs: usize, time: Duration) -> Result<()> {
+    println!("\nover HTTP, 300-byte data, server and client on the same cores; CPU is the server's\n{}", Row::HEADING);
+    let one = Arc::new(event("r", 0).to_string());
+    let name = format!("publish, {CONNECTIONS} connections, one event each");
+    repeat(&name, "events/s", runs, async |_| publish(time, CONNECTIONS, one.clone(), 1, &name).await).await?;
+    let many = Arc::new(Value::Array((0..100).map(|n| event("r", n)).collect()).to_string());
+    let name = "publish, 8 connections, 100 events each";
+    repeat(name, "events/s", runs, async |_| publish(time, 8, many.clone(), 100, name).await).await?;
+    let name = "enqueue, lease, settle, 100 at a time";
+    repeat(name, "jobs/s", runs, async |_| lives(time, name).await).await?;
+    Ok(())
+}
+
+async fn publish(time: Duration, connections: usize, body: Arc<String>, per_request: u64, name: &str) -> Result<f64> {
+    let server = Server::start("http", "0-1", PORT).await?;
+    let cpu = server.peer.cpu()?;
+    let request = Server::post("/v1/events", &body);
+    let load = http::run(server.addr, connections, time, move |_| request.clone(), per_request).await?;
+    let row = Row {
+        name,
+        durability: FSYNC,
+        ops: load.ops,
+        elapsed: load.elapsed,
+        latency: Some(&load.latency),
+        cpu: Some(cpu.spent()?),
+    };
+    println!("{row}");
+    ensure!(load.errors == 0, "{} requests were lost", load.errors);
+    Ok(per_second(load.ops, load.elapsed))
+}
+
+/// Producers enqueue arrays of 100; workers lease 100 and settle them.
+async fn lives(time: Duration, name: &str) -> Result<f64> {
+    let server = Server::start("http", "0-1", PORT).await?;
+    let cpu = server.peer.cpu()?;
+    let job = json!({ "tenant": TENANT, "type": "bench", "data": data(0) });
+    let enqueue = Server::post("/v1/jobs", &Value::Array(vec![job; 100]).to_string());
+    let (enqueued, settled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let stopped = Arc::new(AtomicBool::new(false));
+    let begin = Instant::now();
+    let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+    for _ in 0..4 {
+        let (addr, enqueue, enqueued, settled) = (server.addr, enqueue.clone(), enqueued.clone(), settled.clone());
+        tasks.spawn(async move {
+            let mut connection = Connection::open(addr).await?;
+            while begin.elapsed() < time {
+                if enqueued.load(Ordering::Relaxed) > settled.load(Ordering::Relaxed) + 4_000 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    continue;
+                }
+                let answer = connection.exchange(&enqueue).await?;
+                ensure!(answer.status == 201, "enqueueing was answered {}", answer.status);
+                enqueued.fetch_add(100, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+    }
+    for _ in 0..4 {
+        let (addr, stopped, settled) = (server.addr, stopped.clone(), settled.clone());
+        tasks.spawn(async move {
+            let mut connection = Connection::open(addr).await?;
+            let lease = Server::post("/v1/leases", &json!({ "queues": ["bench"], "max": 100, "wait": "100ms" }).to_string());
+            loop {
+                let answer = connection.exchange(&lease).await?;
+                let leased: Value = serde_json::from_slice(answer.body)?;
+                let jobs = leased["jobs"].as_array().context("no jobs in the answer")?;
+                if jobs.is_empty() {
+                    if stopped.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                let done = |job: &Value| json!({ "id": job["id"], "lease": job["lease"], "verdict": "done" });
+                let results: Vec<Value> = jobs.iter().map(done).collect();
+                let settle = Server::post("/v1/leases/settle", &json!({ "results": results }).to_string());
+                let answer = connection.exchange(&settle).await?;
+                ensure!(answer.status == 200, "settling was answered {}", answer.status);
+                settled.fetch_add(results.len() as u64, Ordering::Relaxed);
+            }
+        });
+    }
+    for _ in 0..4 {
+        tasks.join_next().await.context("no producer")???;
+    }
+    while settled.load(Ordering::Relaxed) < enqueued.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let elapsed = begin.elapsed();
+    stopped.store(true, Ordering::Relaxed);
+    while let Some(task) = tasks.join_next().await {
+        task??;
+    }
+    let ops = settled.load(Ordering::Relaxed);
+    println!("{}", Row { name, durability: FSYNC, ops, elapsed, latency: None, cpu: Some(cpu.spent()?) });
+    Ok(per_second(ops, elapsed))
+}
