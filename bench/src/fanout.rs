@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::load::http::{Connection, request};
 use crate::load::peer::{Peer, node_socketio};
 use crate::load::sockets::{Fleet, now_micros};
-use crate::report::{Cpu, Row, per_second, repeat, rss};
+use crate::report::{Cpu, Row, Runs, per_second, rss};
 use crate::server::{FSYNC, Server, event};
 
 const PORT: u16 = 7462;
@@ -40,23 +40,27 @@ impl Default for Fanout {
 }
 
 impl Fanout {
-    pub(crate) async fn run(&self, runs: usize) -> Result<()> {
+    pub(crate) async fn run(&self, runs: &Runs) -> Result<()> {
         pin_clients()?;
-        println!("\nfan-out over Socket.IO, WebSocket, 300-byte data; server on core 0, clients on core 1\n{}", Row::HEADING);
+        println!(
+            "\nfan-out over Socket.IO, WebSocket, 300-byte data; server on core 0, clients on core 1\n{}",
+            Row::HEADING
+        );
         let Self { sockets, events, .. } = *self;
         for in_flight in [1, 8] {
             let name = format!("room of {sockets}, {in_flight} in flight");
-            repeat(&name, "deliveries/s", runs, async |_| big_room(sockets, events, in_flight, &name).await).await?;
+            runs.repeat(&name, "deliveries/s", async |_| big_room(sockets, events, in_flight, &name).await).await?;
             if !self.no_peer {
                 let name = format!("node socket.io: {name}");
                 let events = events / 4;
-                repeat(&name, "deliveries/s", runs, async |_| node_room(sockets, events, in_flight, &name).await).await?;
+                runs.repeat(&name, "deliveries/s", async |_| node_room(sockets, events, in_flight, &name).await)
+                    .await?;
             }
         }
         let name = "publish to browser, 1,000/s, rooms of 10, p99";
-        repeat(name, "µs", runs, async |_| paced(name).await).await?;
+        runs.repeat(name, "µs", async |_| paced(name).await).await?;
         let name = format!("idle connection, {sockets} sockets");
-        repeat(&name, "bytes", runs, async |_| idle(sockets).await).await?;
+        runs.repeat(&name, "bytes", async |_| idle(sockets).await).await?;
         Ok(())
     }
 }
@@ -177,7 +181,11 @@ async fn idle(sockets: usize) -> Result<f64> {
     let after = server.peer.rss()?;
     let idle = Cpu::of(server.peer.pid())?;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    println!("  server with {sockets} idle sockets: {} MB RSS, {:.2} % of a core", rss(server.peer.pid())? / 1_000_000, idle.spent()?.as_secs_f64() * 20.0);
+    println!(
+        "  server with {sockets} idle sockets: {} MB RSS, {:.2} % of a core",
+        rss(server.peer.pid())? / 1_000_000,
+        idle.spent()?.as_secs_f64() * 20.0
+    );
     fleet.close().await;
     Ok((after.saturating_sub(before)) as f64 / sockets as f64)
 }

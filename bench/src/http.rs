@@ -9,22 +9,22 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::load::http::{self, Connection};
-use crate::report::{Row, per_second, repeat};
+use crate::report::{Row, Runs, per_second};
 use crate::server::{FSYNC, Server, TENANT, data, event};
 
 const PORT: u16 = 7461;
 const CONNECTIONS: usize = 64;
 
-pub(crate) async fn run(runs: usize, time: Duration) -> Result<()> {
+pub(crate) async fn run(runs: &Runs, time: Duration) -> Result<()> {
     println!("\nover HTTP, 300-byte data, server and client on the same cores; CPU is the server's\n{}", Row::HEADING);
     let one = Arc::new(event("r", 0).to_string());
     let name = format!("publish, {CONNECTIONS} connections, one event each");
-    repeat(&name, "events/s", runs, async |_| publish(time, CONNECTIONS, one.clone(), 1, &name).await).await?;
+    runs.repeat(&name, "events/s", async |_| publish(time, CONNECTIONS, one.clone(), 1, &name).await).await?;
     let many = Arc::new(Value::Array((0..100).map(|n| event("r", n)).collect()).to_string());
     let name = "publish, 8 connections, 100 events each";
-    repeat(name, "events/s", runs, async |_| publish(time, 8, many.clone(), 100, name).await).await?;
+    runs.repeat(name, "events/s", async |_| publish(time, 8, many.clone(), 100, name).await).await?;
     let name = "enqueue, lease, settle, 100 at a time";
-    repeat(name, "jobs/s", runs, async |_| lives(time, name).await).await?;
+    runs.repeat(name, "jobs/s", async |_| lives(time, name).await).await?;
     Ok(())
 }
 
@@ -76,7 +76,8 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
         let (addr, stopped, settled) = (server.addr, stopped.clone(), settled.clone());
         tasks.spawn(async move {
             let mut connection = Connection::open(addr).await?;
-            let lease = Server::post("/v1/leases", &json!({ "queues": ["bench"], "max": 100, "wait": "100ms" }).to_string());
+            let lease =
+                Server::post("/v1/leases", &json!({ "queues": ["bench"], "max": 100, "wait": "100ms" }).to_string());
             loop {
                 let answer = connection.exchange(&lease).await?;
                 let leased: Value = serde_json::from_slice(answer.body)?;

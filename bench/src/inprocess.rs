@@ -9,7 +9,7 @@ use tidewire::{App, Job, JobContext, NewEvent, NewJob, Request, TenantId, done};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::report::{Cpu, Histogram, Row, per_second, repeat};
+use crate::report::{Cpu, Histogram, Row, Runs, per_second};
 use crate::server::{FSYNC, Scratch, TENANT, catalog, config, data};
 
 /// Callers that each wait for their answer before they ask again.
@@ -27,14 +27,14 @@ impl Job for Bench {
     const TYPE: &'static str = "bench";
 }
 
-pub(crate) async fn run(runs: usize, time: Duration) -> Result<()> {
+pub(crate) async fn run(runs: &Runs, time: Duration) -> Result<()> {
     println!("\nin process, 300-byte data\n{}", Row::HEADING);
     let name = format!("publish, {CALLERS} callers, one event each");
-    repeat(&name, "events/s", runs, async |_| publish(time, 1, &name).await).await?;
+    runs.repeat(&name, "events/s", async |_| publish(time, 1, &name).await).await?;
     let name = "publish, 16 callers, 100 events each";
-    repeat(name, "events/s", runs, async |_| publish(time, 100, name).await).await?;
+    runs.repeat(name, "events/s", async |_| publish(time, 100, name).await).await?;
     let name = format!("enqueue + run + complete, {IN_FLIGHT} in flight");
-    repeat(&name, "jobs/s", runs, async |_| lives(time, &name).await).await?;
+    runs.repeat(&name, "jobs/s", async |_| lives(time, &name).await).await?;
     Ok(())
 }
 
@@ -110,9 +110,13 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
         total += caller??;
     }
     // Completed means settled and durable, not only run.
-    while app.store().counts(None).await?.values().any(|states| {
-        states.iter().any(|(state, count)| !state.is_final() && *count > 0)
-    }) {
+    while app
+        .store()
+        .counts(None)
+        .await?
+        .values()
+        .any(|states| states.iter().any(|(state, count)| !state.is_final() && *count > 0))
+    {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let elapsed = begin.elapsed();

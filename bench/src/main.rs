@@ -24,6 +24,9 @@ struct Cli {
     /// How often each measurement is made.
     #[arg(long, global = true, default_value_t = 3)]
     runs: usize,
+    /// Only measurements whose name contains this text.
+    #[arg(long, global = true)]
+    only: Option<String>,
     /// Seconds of each timed measurement.
     #[arg(long, global = true, default_value_t = 5)]
     seconds: u64,
@@ -50,7 +53,10 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Serve(serve) => serve.run(),
-        command => measure(command, cli.runs.max(1), std::time::Duration::from_secs(cli.seconds.max(1))),
+        command => {
+            let runs = report::Runs { count: cli.runs.max(1), only: cli.only };
+            measure(command, &runs, std::time::Duration::from_secs(cli.seconds.max(1)))
+        }
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -61,7 +67,7 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-fn measure(command: Command, runs: usize, time: std::time::Duration) -> anyhow::Result<()> {
+fn measure(command: Command, runs: &report::Runs, time: std::time::Duration) -> anyhow::Result<()> {
     println!("{}", report::machine());
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         match command {

@@ -95,11 +95,6 @@ impl Histogram {
     pub(crate) fn p99(&self) -> Duration {
         self.quantile(0.99)
     }
-
-    /// The largest value, exactly.
-    pub(crate) fn max(&self) -> Duration {
-        Duration::from_nanos(self.max_ns)
-    }
 }
 
 /// A stop watch for the CPU time (user and system, all threads) of one process.
@@ -248,28 +243,37 @@ impl Spread {
     }
 }
 
-/// Runs `measure` `n` times, one after the other, with the number of the run from 0, and prints the spread of what it
-/// returned: `name: min 90,120  median 98,400  max 101,000 ops/s (5 runs)`.
-///
-/// # Errors
-/// The first error of `measure`, after which no further run is started.
-///
-/// # Panics
-/// If `n` is 0.
-pub(crate) async fn repeat(
-    name: &str,
-    unit: &str,
-    n: usize,
-    mut measure: impl AsyncFnMut(usize) -> Result<f64>,
-) -> Result<Spread> {
-    let mut values = Vec::with_capacity(n);
-    for run in 0..n {
-        values.push(measure(run).await.with_context(|| format!("{name}, run {} of {n}", run + 1))?);
+/// How often to measure, and what.
+pub(crate) struct Runs {
+    /// Runs of each measurement, at least 1.
+    pub(crate) count: usize,
+    /// Only measurements whose name contains this.
+    pub(crate) only: Option<String>,
+}
+
+impl Runs {
+    /// Runs `measure` and prints the lowest, middle and highest of what it returns.
+    ///
+    /// # Errors
+    /// The first error of `measure`, after which no further run is started.
+    pub(crate) async fn repeat(
+        &self,
+        name: &str,
+        unit: &str,
+        mut measure: impl AsyncFnMut(usize) -> Result<f64>,
+    ) -> Result<()> {
+        if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            return Ok(());
+        }
+        let mut values = Vec::with_capacity(self.count);
+        for run in 0..self.count {
+            values.push(measure(run).await.with_context(|| format!("{name}, run {} of {}", run + 1, self.count))?);
+        }
+        let spread = Spread::of(values);
+        let [min, median, max] = [spread.min, spread.median, spread.max].map(thousands);
+        println!("{name}: min {min}  median {median}  max {max} {unit} ({} runs)", self.count);
+        Ok(())
     }
-    let spread = Spread::of(values);
-    let [min, median, max] = [spread.min, spread.median, spread.max].map(thousands);
-    println!("{name}: min {min}  median {median}  max {max} {unit} ({n} runs)");
-    Ok(spread)
 }
 
 /// A number with thousands separators; decimals only where they still say something.

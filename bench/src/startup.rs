@@ -5,18 +5,19 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::load::http::{Connection, request};
-use crate::report::repeat;
+use crate::report::Runs;
 use crate::server::Server;
 
 const PORT: u16 = 7465;
 const IDLE: Duration = Duration::from_secs(10);
 
-pub(crate) async fn run(runs: usize) -> Result<()> {
+pub(crate) async fn run(runs: &Runs) -> Result<()> {
     println!("\nstart and idle (fsync)");
-    repeat("cold start to ready", "ms", runs, async |_| {
+    runs.repeat("cold start to ready", "ms", async |_| {
         let begin = Instant::now();
         let server = Server::start("startup", "0-1", PORT).await?;
-        let answer = Connection::open(server.addr).await?.exchange(&request("GET", "/health/ready", "", "")).await?.status;
+        let answer =
+            Connection::open(server.addr).await?.exchange(&request("GET", "/health/ready", "", "")).await?.status;
         anyhow::ensure!(answer == 200, "not ready: {answer}");
         Ok(begin.elapsed().as_secs_f64() * 1e3)
     })

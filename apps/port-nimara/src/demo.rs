@@ -72,9 +72,10 @@ struct Which {
 }
 
 async fn session(State(app): State<App>, Query(which): Query<Which>) -> Result<Json<Value>, Problem> {
-    let port = PORTS.iter().find(|port| port.id == which.port).ok_or_else(|| {
-        Error::not_found("port.not_found", format!("there is no port {:?}", which.port))
-    })?;
+    let port = PORTS
+        .iter()
+        .find(|port| port.id == which.port)
+        .ok_or_else(|| Error::not_found("port.not_found", format!("there is no port {:?}", which.port)))?;
     let token = app.token(&TenantId::new(port.id)?, port.user_id, &["sales".to_owned()], TOKEN_TTL)?;
     Ok(Json(json!({
         "port": { "id": port.id, "name": port.name },

@@ -11,7 +11,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidewire::rusqlite::{Connection, OptionalExtension, params};
-use tidewire::{App, Committed, Error, FieldError, Kind, NewEvent, Problem, Rate, RateState, Request, Result, TenantId};
+use tidewire::{
+    App, Committed, Error, FieldError, Kind, NewEvent, Problem, Rate, RateState, Request, Result, TenantId,
+};
 
 /// Registrations that the form takes in a second: it is open to everybody.
 const RATE: &str = "20/s";
@@ -149,7 +151,9 @@ fn record(sql: &Connection, request: &mut Request, form: &Form) -> tidewire::rus
     let port = form.port_id.as_str();
     let new_id = || sql.query_row("SELECT lower(hex(randomblob(8)))", [], |row| row.get::<_, String>(0));
     let known: Option<String> = sql
-        .query_row("SELECT id FROM nimara_clients WHERE port = ?1 AND email = ?2", [port, &form.email], |row| row.get(0))
+        .query_row("SELECT id FROM nimara_clients WHERE port = ?1 AND email = ?2", [port, &form.email], |row| {
+            row.get(0)
+        })
         .optional()?;
     let existing = known.is_some();
     let client = match known {

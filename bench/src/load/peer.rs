@@ -79,11 +79,6 @@ impl Peer {
         self.child.id()
     }
 
-    /// From its start until it listened, to about 10 ms.
-    pub(crate) fn startup(&self) -> Duration {
-        self.started
-    }
-
     /// A stop watch on the CPU time of the process, starting now.
     ///
     /// # Errors
@@ -98,11 +93,6 @@ impl Peer {
     /// If the process has ended; the end of its output is in the error.
     pub(crate) fn rss(&self) -> Result<u64> {
         report::rss(self.pid()).with_context(|| self.obituary())
-    }
-
-    /// Where its output goes: `tidewire-bench-NAME.log` in the directory for temporary files. It is kept.
-    pub(crate) fn log(&self) -> &PathBuf {
-        &self.log
     }
 
     fn obituary(&self) -> String {

@@ -141,11 +141,6 @@ impl Fleet {
         self.size
     }
 
-    /// Clients connected per second, from the first TCP connect to the last accepted CONNECT packet.
-    pub(crate) fn connects_per_second(&self) -> f64 {
-        per_second(self.size as u64, self.connecting)
-    }
-
     /// The time that connecting all clients took.
     pub(crate) fn connecting(&self) -> Duration {
         self.connecting
@@ -159,16 +154,6 @@ impl Fleet {
     /// EVENT packets received by all clients since they connected, greetings not included.
     pub(crate) fn received(&self) -> u64 {
         self.tally.received.load(Ordering::SeqCst)
-    }
-
-    /// Bytes of these packets, attachments included, WebSocket headers not.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.tally.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Events named `connected` received.
-    pub(crate) fn greetings(&self) -> u64 {
-        self.tally.greetings.load(Ordering::Relaxed)
     }
 
     /// Connections that the server ended or broke.

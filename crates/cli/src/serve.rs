@@ -43,7 +43,12 @@ impl Serve {
         crate::runtime()?.block_on(async {
             let listener = listen(&config).await?;
             let app = App::builder(&self.app).config(config).on_fatal(crate::on_fatal).build().await?;
-            println!("tidewire: {} on http://{} ({})", app.catalog().app.name, listener.local_addr()?, app.store().durability().as_str());
+            println!(
+                "tidewire: {} on http://{} ({})",
+                app.catalog().app.name,
+                listener.local_addr()?,
+                app.store().durability().as_str()
+            );
             app.serve(listener, app.router()).await;
             Ok(())
         })
@@ -57,7 +62,8 @@ pub(crate) fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
         Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?),
         None => None,
     };
-    let environment = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     Ok(Config::load(name.as_deref().zip(text.as_deref()), environment)?)
 }
 

@@ -94,6 +94,7 @@ impl UuidV7 {
     }
 
     /// Ids by `clock`, seeded by the operating system.
+    #[allow(clippy::disallowed_methods, reason = "the one place where randomness comes in")]
     pub fn from_os(clock: Arc<dyn Clock>) -> Self {
         let (high, low) = Uuid::new_v4().as_u64_pair();
         Self::new(clock, high ^ low.rotate_left(32))

@@ -19,9 +19,8 @@ pub struct Rate {
 impl FromStr for Rate {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || {
-            Error::invalid("rate.invalid", format!("expected a rate such as \"10/s\" or \"100/5m\", got {text:?}"))
-        };
+        let wrong =
+            || Error::invalid("rate.invalid", format!("expected a rate such as \"10/s\" or \"100/5m\", got {text:?}"));
         let (amount, per) = text.split_once('/').ok_or_else(wrong)?;
         let amount = amount.trim().parse().ok().filter(|amount| *amount > 0).ok_or_else(wrong)?;
         let per = per.trim();

@@ -28,6 +28,23 @@ async fn a_websocket_connects_and_gets_the_events_of_its_rooms() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_not_bare_tcp_works_through_an_adapter() {
+    let server = Server::start().await;
+    let address = server.wrapped().await;
+    let (mut socket, _) = Socket::connect(address, "p1/ann/").await;
+    let text = "x".repeat(100_000);
+    for n in 0..20 {
+        server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n, "text": text })).await;
+    }
+    for n in 0..20 {
+        assert_eq!(socket.expect("lead:created").await["n"], n);
+    }
+    assert_eq!(socket.ask("say", &[json!({ "text": text })]).await["ok"], true);
+    server.gateway.drain(Duration::ZERO).await;
+    assert_eq!(socket.closed().await.expect("closed").0, 1012);
+}
+
+#[tokio::test]
 async fn every_refusal_has_its_message_and_code() {
     let server = Server::start().await;
     for (auth, message, code) in [

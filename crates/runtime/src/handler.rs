@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidewire_core::commit::{NewEvent, NewJob, Request};
+use tidewire_core::event::Event;
 use tidewire_core::job::{Job, Verdict};
+use tidewire_core::store::{LogQuery, Store};
 use tidewire_core::{Json, Result, TenantId};
 
 /// What a handler answers: a verdict, or an error that makes the job run again.
@@ -90,13 +92,14 @@ pub fn cancel() -> HandlerResult {
 #[derive(Clone)]
 pub struct JobContext {
     job: Arc<Job>,
+    store: Arc<dyn Store>,
     staged: Arc<Mutex<Request>>,
 }
 
 impl JobContext {
     /// A context for one run of `job`.
-    pub fn new(job: Job) -> Self {
-        Self { job: Arc::new(job), staged: Arc::new(Mutex::new(Request::default())) }
+    pub fn new(job: Job, store: Arc<dyn Store>) -> Self {
+        Self { job: Arc::new(job), store, staged: Arc::new(Mutex::new(Request::default())) }
     }
 
     /// The job, its `attempt` counting this run.
@@ -113,6 +116,11 @@ impl JobContext {
     /// [`Handlers::on`](crate::Handlers::on), which fails the job.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T> {
         self.job.data.to()
+    }
+
+    /// Events of the job's tenant, ascending by position.
+    pub async fn events(&self, query: LogQuery) -> Result<Vec<Arc<Event>>> {
+        self.store.read(&self.job.tenant, query).await
     }
 
     /// Stages an event.

@@ -58,8 +58,7 @@ impl Publisher {
         let mut expansion = self.expand(tenant, request, &Origin::default())?;
         expansion.commit.idempotency = idempotency;
         let Expansion { commit, ephemeral } = expansion;
-        let committed =
-            if commit.is_empty() { Committed::default() } else { self.store.commit(commit).await? };
+        let committed = if commit.is_empty() { Committed::default() } else { self.store.commit(commit).await? };
         Ok(self.with_ephemeral(committed, &ephemeral))
     }
 

@@ -80,7 +80,12 @@ pub struct Workers {
 
 impl Workers {
     /// Starts one loop per queue that has a job type with a handler. `queues` says how many jobs each runs at once.
-    pub fn start(publisher: Arc<Publisher>, handlers: Handlers, queues: BTreeMap<Arc<str>, u32>, name: Arc<str>) -> Self {
+    pub fn start(
+        publisher: Arc<Publisher>,
+        handlers: Handlers,
+        queues: BTreeMap<Arc<str>, u32>,
+        name: Arc<str>,
+    ) -> Self {
         let workers = Self {
             stop: CancellationToken::new(),
             loops: TaskTracker::new(),
@@ -186,7 +191,7 @@ impl Queue {
         let (publisher, abort) = (self.publisher.clone(), self.abort.clone());
         self.runs.spawn(async move {
             let Leased { job, lease, .. } = leased;
-            let context = JobContext::new(job);
+            let context = JobContext::new(job, publisher.store().clone());
             let run = run(handler, context.clone());
             let verdict = tokio::select! {
                 verdict = run => verdict,

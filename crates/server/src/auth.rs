@@ -30,6 +30,14 @@ impl Caller {
         Err(Error::new(Kind::Forbidden, "auth.forbidden", format!("this API key lacks the scope {word:?}")))
     }
 
+    /// Refuses callers that are bound to one tenant. Code `auth.forbidden`.
+    pub fn require_all_tenants(&self) -> Result<()> {
+        match &self.tenant {
+            None => Ok(()),
+            Some(_) => Err(Error::new(Kind::Forbidden, "auth.forbidden", "this needs an API key for all tenants")),
+        }
+    }
+
     /// The tenant to act for: the key's own, or the one that is named. Codes `tenant.required`, `tenant.unknown`.
     pub fn tenant(&self, named: Option<&TenantId>, known: Option<&[TenantId]>) -> Result<TenantId> {
         let tenant = match (&self.tenant, named) {
@@ -50,7 +58,10 @@ impl Caller {
 }
 
 fn unknown_tenant(tenant: &TenantId) -> Error {
-    Error::not_found("tenant.unknown", format!("there is no tenant {tenant:?} for this API key", tenant = tenant.as_str()))
+    Error::not_found(
+        "tenant.unknown",
+        format!("there is no tenant {tenant:?} for this API key", tenant = tenant.as_str()),
+    )
 }
 
 /// The configured API keys, as digests.
@@ -121,9 +132,10 @@ impl Tokens {
         let Some(jwt) = &catalog.auth.jwt else { return Ok(None) };
         let wrong = |what: String| Error::new(Kind::Invalid, "config.invalid", what);
         let pem = match &config.auth.jwt.public_key_file {
-            Some(path) => Some(std::fs::read(path).map_err(|error| {
-                wrong(format!("auth.jwt.publicKeyFile: {}: {error}", path.display()))
-            })?),
+            Some(path) => Some(
+                std::fs::read(path)
+                    .map_err(|error| wrong(format!("auth.jwt.publicKeyFile: {}: {error}", path.display())))?,
+            ),
             None => None,
         };
         let mut keys = Vec::new();
@@ -208,7 +220,10 @@ impl Tokens {
         expires: Timestamp,
     ) -> Result<String> {
         let signing = self.signing.as_ref().ok_or_else(|| {
-            Error::invalid("token.no_secret", "tokens can only be minted where the catalog accepts HS256 and a secret is set")
+            Error::invalid(
+                "token.no_secret",
+                "tokens can only be minted where the catalog accepts HS256 and a secret is set",
+            )
         })?;
         let mut claims = claims;
         claims.insert(self.user.clone(), json!(user));
@@ -246,7 +261,6 @@ fn public_key(algorithm: Algorithm, pem: &[u8]) -> jsonwebtoken::errors::Result<
 pub fn random_secret() -> Result<String> {
     use base64::Engine;
     let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| Error::internal("the system gave no randomness", "aws-lc-rs"))?;
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::internal("the system gave no randomness", "aws-lc-rs"))?;
     Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }

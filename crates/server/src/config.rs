@@ -167,6 +167,9 @@ const KEYS: [&str; 16] = [
     "tenants",
 ];
 
+/// Variables that are read elsewhere: the log filter, and what the project's tests and tools use.
+const OTHER_VARIABLES: [&str; 4] = ["LOG", "BIN", "URL", "KEY"];
+
 impl Config {
     /// Reads `file`, if there is one, and overlays `environment`. Code `config.invalid`; the detail names the file or variable.
     pub fn load(file: Option<(&str, &str)>, environment: impl Iterator<Item = (String, String)>) -> Result<Self> {
@@ -180,16 +183,15 @@ impl Config {
                 Some("ADMIN_KEY") => set(&mut table, "auth.adminKey", toml::Value::String(value)),
                 Some(path) => match KEYS.iter().find(|key| environment_form(key) == path) {
                     Some(key) => set(&mut table, key, environment_value(key, value)),
-                    None if path.contains("__") => return Err(unknown_variable(&name)),
-                    None => {}
+                    None if OTHER_VARIABLES.contains(&path) => {}
+                    None => return Err(unknown_variable(&name)),
                 },
                 None if name == "FRONTEND_URL" => frontend = Some(value),
                 None => {}
             }
         }
-        let mut config: Self = toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-            invalid(file, error.message())
-        })?;
+        let mut config: Self =
+            toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| invalid(file, error.message()))?;
         if let Some(origin) = frontend.filter(|origin| !config.realtime.allowed_origins.contains(origin)) {
             config.realtime.allowed_origins.push(origin.trim_end_matches('/').to_owned());
         }
@@ -199,7 +201,11 @@ impl Config {
 
     fn validate(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::new(Kind::Invalid, "config.invalid", what));
-        let keys = self.keys.iter().map(|key| ("keys.key", &key.key)).chain(self.auth.admin_key.iter().map(|key| ("auth.adminKey (TIDEWIRE_ADMIN_KEY)", key)));
+        let keys = self
+            .keys
+            .iter()
+            .map(|key| ("keys.key", &key.key))
+            .chain(self.auth.admin_key.iter().map(|key| ("auth.adminKey (TIDEWIRE_ADMIN_KEY)", key)));
         for (name, key) in keys {
             if key.len() < 16 {
                 return wrong(format!("{name}: expected at least 16 characters, got {}", key.len()));

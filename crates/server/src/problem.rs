@@ -6,12 +6,23 @@ use serde_json::json;
 use tidewire_core::{Error, Kind};
 
 /// An error as an HTTP answer.
-pub struct Problem(Error);
+pub struct Problem {
+    error: Error,
+    /// Instead of the status that the error's kind stands for.
+    status: Option<StatusCode>,
+}
 
 impl Problem {
-    /// The status of an error.
+    /// An error with a status of its own.
+    pub(crate) fn with_status(error: Error, status: StatusCode) -> Self {
+        Self { error, status: Some(status) }
+    }
+
     fn status(&self) -> StatusCode {
-        match self.0.kind() {
+        if let Some(status) = self.status {
+            return status;
+        }
+        match self.error.kind() {
             Kind::Invalid => StatusCode::BAD_REQUEST,
             Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
             Kind::Forbidden => StatusCode::FORBIDDEN,
@@ -27,14 +38,14 @@ impl Problem {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        Self(error)
+        Self { error, status: None }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.status();
-        let error = &self.0;
+        let error = &self.error;
         if status.is_server_error() {
             tracing::error!(%error, "a request failed");
         }

@@ -43,7 +43,8 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         drop(stream.set_nodelay(true));
         let (builder, router, stop) = (builder.clone(), router.clone(), stop.clone());
         connections.spawn(async move {
-            let service = service_fn(move |request: http::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+            let service =
+                service_fn(move |request: http::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
             let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
             let mut connection = std::pin::pin!(connection);
             tokio::select! {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::job::Job;
-use tidewire_core::store::{Answer, Claim, Control, Fire, Fired, Follower, Leased, QueueLimits, Renewed, Settle, Settled};
+use tidewire_core::store::{
+    Answer, Claim, Control, Fire, Fired, Follower, Leased, QueueLimits, Renewed, Settle, Settled,
+};
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 use tokio::sync::oneshot;
 
@@ -25,16 +27,40 @@ pub(crate) enum Call<R> {
     With(Work<R>, Reply<Committed>),
     Claim(Claim, Reply<Vec<Leased>>),
     Settle(Settle, Reply<Settled>),
-    Leased { tenant: Option<TenantId>, id: Id, lease: Box<str>, reply: Reply<Job> },
-    Renew { tenant: Option<TenantId>, id: Id, lease: Box<str>, extend: Duration, reply: Reply<Renewed> },
-    Control { tenant: TenantId, id: Id, control: Control, reply: Reply<Job> },
+    Leased {
+        tenant: Option<TenantId>,
+        id: Id,
+        lease: Box<str>,
+        reply: Reply<Job>,
+    },
+    Renew {
+        tenant: Option<TenantId>,
+        id: Id,
+        lease: Box<str>,
+        extend: Duration,
+        reply: Reply<Renewed>,
+    },
+    Control {
+        tenant: TenantId,
+        id: Id,
+        control: Control,
+        reply: Reply<Job>,
+    },
     Limit(BTreeMap<Arc<str>, QueueLimits>, Reply<()>),
     /// How many jobs run, by queue.
     Running(Option<TenantId>, Reply<BTreeMap<Arc<str>, u64>>),
     Fire(Fire, Reply<Fired>),
     Slots(Reply<BTreeMap<(TenantId, Arc<str>), Timestamp>>),
-    PutSession { tenant: TenantId, sid: String, state: String, until: Timestamp },
-    DeleteSession { tenant: TenantId, sid: String },
+    PutSession {
+        tenant: TenantId,
+        sid: String,
+        state: String,
+        until: Timestamp,
+    },
+    DeleteSession {
+        tenant: TenantId,
+        sid: String,
+    },
     /// A worker was given these and is no longer there.
     Release(Vec<Token>),
     Follow(Arc<dyn Follower>),

@@ -32,10 +32,11 @@ impl<R: Rows> Writer<R> {
         self.rows.savepoint()?;
         // A panic in the caller's code is the caller's alone: what it wrote is undone below like that of a refused one.
         let worked = catch_unwind(AssertUnwindSafe(|| work(&mut self.rows)));
-        let outcome = match worked.unwrap_or_else(|panic| Err(panicked("the caller's part of the commit panicked", &*panic))) {
-            Ok(commit) => self.commit(commit)?,
-            Err(refused) => Err(refused),
-        };
+        let outcome =
+            match worked.unwrap_or_else(|panic| Err(panicked("the caller's part of the commit panicked", &*panic))) {
+                Ok(commit) => self.commit(commit)?,
+                Err(refused) => Err(refused),
+            };
         if outcome.is_ok() {
             self.rows.release_savepoint()?;
         } else {

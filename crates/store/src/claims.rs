@@ -150,7 +150,8 @@ impl<R: Rows> Writer<R> {
         let Settle { tenant, id, lease, verdict, effects } = settle;
         let Some(seq) = self.held(tenant.as_ref(), &id, &lease) else { return Ok(Err(lease_lost(&id))) };
         let effects = effects.filter(|_| matches!(verdict, Verdict::Done { .. }));
-        let Some((tenant, owner)) = self.leases.of(seq).map(|lease| (lease.row.keys.tenant, lease.row.job.tenant.clone()))
+        let Some((tenant, owner)) =
+            self.leases.of(seq).map(|lease| (lease.row.keys.tenant, lease.row.job.tenant.clone()))
         else {
             return Ok(Err(lease_lost(&id)));
         };
@@ -177,7 +178,12 @@ impl<R: Rows> Writer<R> {
     }
 
     /// The job that a lease is on.
-    pub(crate) fn leased(&mut self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Result<tidewire_core::job::Job> {
+    pub(crate) fn leased(
+        &mut self,
+        tenant: Option<&TenantId>,
+        id: &Id,
+        lease: &str,
+    ) -> Result<tidewire_core::job::Job> {
         let held = self.held(tenant, id, lease).and_then(|seq| self.leases.of(seq));
         held.map(|lease| lease.row.job.clone()).ok_or_else(|| lease_lost(id))
     }
@@ -327,8 +333,13 @@ impl<R: Rows> Writer<R> {
                     continue;
                 }
                 if holder.local || holder.until <= self.now {
-                    let run = Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
-                    let why = if holder.local { "the process ended during the run" } else { "the lease ended without a result" };
+                    let run =
+                        Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
+                    let why = if holder.local {
+                        "the process ended during the run"
+                    } else {
+                        "the lease ended without a result"
+                    };
                     let fate = run.lose(why.to_owned(), self.now);
                     self.write_fate(&mut row, fate)?;
                 } else {

@@ -9,8 +9,8 @@ use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, State};
 use tidewire_core::store::{
-    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Follower, JobQuery, Jobs, Leased, Log, LogQuery, Page,
-    QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Follower, JobQuery, Jobs, Leased, Log, LogQuery,
+    Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};

@@ -1,7 +1,7 @@
 //! The leases that are held, and when the next of them ends.
 
-use std::collections::{BinaryHeap, HashMap};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 
 use tidewire_core::Timestamp;
 

@@ -125,8 +125,8 @@ impl Rows for MemoryRows {
             NameKind::Tenant => (&mut tables.tenants, &mut tables.tenant_names),
             NameKind::Other => (&mut tables.names, &mut tables.other_names),
         };
-        let id = NameId::try_from(by_id.len())
-            .map_err(|error| Error::internal("the store holds too many names", error))?;
+        let id =
+            NameId::try_from(by_id.len()).map_err(|error| Error::internal("the store holds too many names", error))?;
         by_id.push(name.to_owned());
         by_name.insert(name.to_owned(), id);
         Ok(id)
@@ -283,7 +283,14 @@ impl Rows for MemoryRows {
         Ok(self.tables().idempotency.get(&(tenant, key.to_owned())).cloned())
     }
 
-    fn put_idempotent(&mut self, tenant: NameId, key: &str, digest: &[u8], answer: &str, until: Timestamp) -> Result<()> {
+    fn put_idempotent(
+        &mut self,
+        tenant: NameId,
+        key: &str,
+        digest: &[u8],
+        answer: &str,
+        until: Timestamp,
+    ) -> Result<()> {
         self.tables().idempotency.insert((tenant, key.to_owned()), (digest.to_vec(), answer.to_owned(), until));
         Ok(())
     }

@@ -117,7 +117,14 @@ pub(crate) trait Rows: Send + 'static {
     fn put_dedup(&mut self, tenant: NameId, key: &str, until: Timestamp) -> Result<()>;
     /// The digest and answer kept for an idempotency key, and until when.
     fn idempotent(&mut self, tenant: NameId, key: &str) -> Result<Option<(Vec<u8>, String, Timestamp)>>;
-    fn put_idempotent(&mut self, tenant: NameId, key: &str, digest: &[u8], answer: &str, until: Timestamp) -> Result<()>;
+    fn put_idempotent(
+        &mut self,
+        tenant: NameId,
+        key: &str,
+        digest: &[u8],
+        answer: &str,
+        until: Timestamp,
+    ) -> Result<()>;
     /// The last slot of a schedule and the job it enqueued.
     fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>>;
     fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()>;

@@ -43,7 +43,6 @@ struct Running {
     /// Taken by the first stop.
     parts: Mutex<Option<(Workers, Scheduler)>>,
     drain: Duration,
-    stop: CancellationToken,
 }
 
 impl App {
@@ -58,7 +57,6 @@ impl App {
             sqlite: parts.sqlite,
             parts: Mutex::new(Some((parts.workers, parts.scheduler))),
             drain: parts.drain,
-            stop: CancellationToken::new(),
         }))
     }
 
@@ -152,7 +150,7 @@ impl App {
 
     /// Ends when the process is told to stop: SIGTERM or ctrl-c, or [`App::stop`].
     pub fn shutdown_signal(&self) -> impl Future<Output = ()> + Send + 'static {
-        let stop = self.0.stop.clone();
+        let stop = self.0.api.stopping.clone();
         async move {
             let term = async {
                 match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
@@ -172,7 +170,7 @@ impl App {
     /// elsewhere, running jobs and requests finish or are handed back, the store closes.
     pub async fn serve(&self, listener: TcpListener, router: Router) {
         let signal = self.shutdown_signal();
-        let stopping = self.0.stop.clone();
+        let stopping = self.0.api.stopping.clone();
         let closed = CancellationToken::new();
         let serving = serve::serve(listener, router, closed.clone(), self.0.drain);
         let stop = async {
@@ -188,7 +186,7 @@ impl App {
     /// Stops workers and schedules and closes the store. Running jobs get the configured time to finish and are then handed back
     /// with their attempt refunded.
     pub async fn stop(&self) {
-        self.0.stop.cancel();
+        self.0.api.stopping.cancel();
         let parts = self.0.parts.lock().take();
         if let Some((workers, scheduler)) = parts {
             scheduler.stop().await;

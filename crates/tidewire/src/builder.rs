@@ -18,6 +18,7 @@ use tidewire_server::auth::{ApiKeys, Tokens};
 use tidewire_server::session::Sessions;
 use tidewire_server::{Api, Config};
 use tidewire_store::{Memory, Sqlite, SqliteOptions};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Parts};
 use crate::job::Job;
@@ -147,7 +148,10 @@ impl Builder {
         let Self { config, handlers, clock, .. } = self;
         for kind in handlers.kinds().filter(|kind| !kind.starts_with("on:")) {
             if !catalog.jobs.contains_key(&**kind) {
-                return Err(Error::invalid("job.unknown_type", format!("a handler is for {kind:?}, which the catalog does not declare")));
+                return Err(Error::invalid(
+                    "job.unknown_type",
+                    format!("a handler is for {kind:?}, which the catalog does not declare"),
+                ));
             }
         }
         let ids: Arc<dyn Ids> = Arc::new(UuidV7::from_os(clock.clone()));
@@ -187,6 +191,7 @@ impl Builder {
             tokens,
             tenants: config.tenants.clone(),
             max_body_bytes: config.http.max_body_bytes,
+            stopping: CancellationToken::new(),
         };
         Ok(App::new(Parts { api: Arc::new(api), sqlite, workers, scheduler, drain: config.http.drain }))
     }

@@ -5,22 +5,25 @@
 //!
 //! ```no_run
 //! use serde::{Deserialize, Serialize};
-//! use tidewire::{App, Job, JobContext, NewEvent, Request, TenantId, done};
+//! use tidewire::{App, Config, Job, JobContext, NewEvent, Request, TenantId, done};
 //!
 //! #[derive(Serialize, Deserialize)]
-//! struct SendWelcome {
-//!     to: String,
+//! #[serde(rename_all = "camelCase")]
+//! struct EoiReminder {
+//!     document_id: String,
+//!     recipient_email: String,
 //! }
 //!
-//! impl Job for SendWelcome {
-//!     const TYPE: &'static str = "send-welcome";
+//! impl Job for EoiReminder {
+//!     const TYPE: &'static str = "eoi-reminder";
 //! }
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let app = App::builder("apps/port-nimara")
+//!     .config(Config::load(None, std::env::vars())?) // secrets come from the environment
 //!     .store("sqlite:data/tidewire.db")
-//!     .job(|job: SendWelcome, cx: JobContext| async move {
-//!         println!("welcome {}, attempt {}", job.to, cx.job().attempt);
+//!     .job(|job: EoiReminder, cx: JobContext| async move {
+//!         println!("reminding {}, attempt {}", job.recipient_email, cx.job().attempt);
 //!         done()
 //!     })
 //!     .build()
@@ -29,7 +32,8 @@
 //! let tenant = TenantId::new("marina-bay")?;
 //! let mut request = Request::default();
 //! request.events.push(NewEvent::new("client:archived", serde_json::json!({ "clientId": "c1" })));
-//! request.jobs.push(SendWelcome { to: "ada@example.com".to_owned() }.stage()?);
+//! let reminder = EoiReminder { document_id: "d1".to_owned(), recipient_email: "ada@example.com".to_owned() };
+//! request.jobs.push(reminder.stage()?);
 //! app.commit(&tenant, request).await?; // the event and the job are there, or neither is
 //!
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:7400").await?;
@@ -50,9 +54,7 @@ pub use tidewire_core::commit::{Committed, NewEvent, NewJob, ParamValue, Request
 pub use tidewire_core::job::Verdict;
 pub use tidewire_core::limit::{Rate, RateState};
 pub use tidewire_core::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp, catalog, store};
-pub use tidewire_runtime::{
-    HandlerError, HandlerResult, JobContext, cancel, done, done_with, fail, retry, snooze,
-};
+pub use tidewire_runtime::{HandlerError, HandlerResult, JobContext, cancel, done, done_with, fail, retry, snooze};
 pub use tidewire_server::auth::random_secret;
 pub use tidewire_server::{Config, Problem, config};
 

@@ -372,7 +372,10 @@ impl Run<'_> {
         if origin.depth > MAX_DEPTH {
             return Err(Error::invalid(
                 "commit.too_deep",
-                format!("{:?} would be cause number {} in a row; a chain is cut at {MAX_DEPTH}", event.kind, origin.depth),
+                format!(
+                    "{:?} would be cause number {} in a row; a chain is cut at {MAX_DEPTH}",
+                    event.kind, origin.depth
+                ),
             ));
         }
         let params: BTreeMap<&str, String> =

@@ -170,7 +170,6 @@ fn names(args: &Value, field: &str) -> Result<Option<Vec<String>>> {
     let fits = |text: &str| (1..=policy::MAX_ROOM_BYTES).contains(&text.len());
     match &args[field] {
         Value::Null => Ok(None),
-        Value::String(text) if fits(text) => Ok(Some(vec![text.clone()])),
         Value::Array(items) if items.len() <= 100 => {
             let text = |item: &Value| item.as_str().filter(|text| fits(text)).map(str::to_owned).ok_or_else(wrong);
             items.iter().map(text).collect::<Result<_>>().map(Some)

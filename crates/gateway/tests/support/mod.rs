@@ -18,12 +18,14 @@ use tidewire_core::commit::{Committed, Expander, NewEvent, Origin, Request};
 use tidewire_core::event::Position;
 use tidewire_core::id::UuidV7;
 use tidewire_core::principal::Principal;
-use tidewire_core::store::{Answer, Commits, Store};
+use tidewire_core::store::{Answer, Commits};
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{TenantId, Timestamp};
 use tidewire_gateway::{Authenticate, Credential, Gateway, Options, Publish, Refusal};
 
 use store::Fake;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 
 /// A running gateway.
 pub(crate) struct Server {
@@ -58,7 +60,7 @@ impl Server {
             Gateway::new(catalog, store.clone(), Arc::new(Tokens), publisher.clone(), Arc::new(SystemClock), options);
         *publisher.gateway.lock() = Some(gateway.clone());
         tidewire_core::store::Log::follow(&*store, gateway.follower());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("address");
         let accepting = tokio::spawn(accept(listener, gateway.clone()));
         Self { gateway, store, publisher, address, accepting }
@@ -89,19 +91,35 @@ impl Server {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, gateway: Gateway) {
+async fn accept(listener: TcpListener, gateway: Gateway) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
+        tokio::spawn(serve(stream, gateway.clone()));
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, gateway: Gateway) {
+    let service = hyper::service::service_fn(move |request| {
         let gateway = gateway.clone();
+        async move { Ok::<_, std::convert::Infallible>(gateway.handle(request).await) }
+    });
+    let stream = hyper_util::rt::TokioIo::new(stream);
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).with_upgrades().await;
+}
+
+impl Server {
+    /// Another port of the same gateway, behind something that is no bare TCP connection, as TLS would be.
+    pub(crate) async fn wrapped(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let (address, gateway) = (listener.local_addr().expect("address"), self.gateway.clone());
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request| {
-                let gateway = gateway.clone();
-                async move { Ok::<_, std::convert::Infallible>(gateway.handle(request).await) }
-            });
-            let stream = hyper_util::rt::TokioIo::new(stream);
-            let connection = hyper::server::conn::http1::Builder::new().serve_connection(stream, service);
-            let _ = connection.with_upgrades().await;
+            while let Ok((mut outer, _)) = listener.accept().await {
+                let (inner, mut bridge) = tokio::io::duplex(16 * 1024);
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut outer, &mut bridge).await });
+                tokio::spawn(serve(inner, gateway.clone()));
+            }
         });
+        address
     }
 }
 
@@ -157,8 +175,4 @@ impl Publish for Publisher {
             Ok(committed)
         })
     }
-}
-
-pub(crate) fn as_store(store: Arc<Fake>) -> Arc<dyn Store> {
-    store
 }

@@ -14,7 +14,7 @@ use tidewire_core::event::{Event, Position};
 use tidewire_core::store::{LogQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp, commit};
 
-use super::extract::{Call, Query, Tenant};
+use super::extract::{Call, Query, Tenant, page_limit};
 use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -48,8 +48,7 @@ async fn commit_all(State(api): State<Shared>, request: Request<Body>) -> Answer
     }
     let request = commit::Request { events: body.events, jobs: body.jobs, dedup: body.dedup };
     let committed = commit(&api, &call, body.tenant.as_ref(), request).await?;
-    let status = if committed.deduplicated { StatusCode::OK } else { StatusCode::CREATED };
-    Ok((status, Json(committed)).into_response())
+    Ok((StatusCode::CREATED, Json(committed)).into_response())
 }
 
 async fn publish(State(api): State<Shared>, request: Request<Body>) -> Answer {
@@ -95,7 +94,7 @@ struct ListQuery {
 async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<ListQuery>) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
-    let limit = query.limit.unwrap_or(100).clamp(1, LogQuery::MAX);
+    let limit = page_limit(query.limit, 100, LogQuery::MAX)?;
     let query = LogQuery {
         after: query.cursor.or(query.after).unwrap_or_default(),
         up_to: query.before.map(|before| Position(before.0.saturating_sub(1))),
@@ -113,12 +112,7 @@ async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<Lis
     Ok(Json(Page { items, next_cursor }).into_response())
 }
 
-async fn one(
-    State(api): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Query(query): Query<Tenant>,
-) -> Answer {
+async fn one(State(api): State<Shared>, caller: Caller, Path(id): Path<String>, Query(query): Query<Tenant>) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
     let id = Id::parse(&id)?;

@@ -1,10 +1,10 @@
 //! From a raw request to typed values: the caller, the body, the query.
 
+use aws_lc_rs::digest::{Context, SHA256};
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use http::Request;
 use serde::Deserialize;
@@ -87,9 +87,9 @@ impl Call {
     /// The `Idempotency-Key`, with a digest of what was asked. Code `idempotency.invalid_key`.
     pub(super) fn idempotency(&self) -> Result<Option<Idempotency>> {
         let Some(key) = self.headers.get("idempotency-key") else { return Ok(None) };
-        let key = key.to_str().map_err(|_| {
-            Error::invalid("idempotency.invalid_key", "Idempotency-Key: expected printable ASCII")
-        })?;
+        let key = key
+            .to_str()
+            .map_err(|_| Error::invalid("idempotency.invalid_key", "Idempotency-Key: expected printable ASCII"))?;
         let mut digest = Context::new(&SHA256);
         digest.update(self.path.as_bytes());
         digest.update(&[0]);
@@ -101,12 +101,23 @@ impl Call {
 /// JSON as `T`: text that is no JSON is `json.invalid`, JSON of another shape is `request.invalid`.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
     serde_json::from_slice(body).map_err(|error| {
-        if error.is_data() {
+        // A wrong type can be met before the end of a text that is no JSON at all.
+        let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+        if error.is_data() && is_json() {
             Error::invalid("request.invalid", error.to_string())
         } else {
             Error::invalid("json.invalid", format!("the body is not valid JSON: {error}"))
         }
     })
+}
+
+/// How many items a page may have: what was asked for, within 1 to `most`. Code `request.invalid`.
+pub(super) fn page_limit(asked: Option<u32>, default: u32, most: u32) -> Result<u32> {
+    match asked {
+        None => Ok(default),
+        Some(limit) if (1..=most).contains(&limit) => Ok(limit),
+        Some(limit) => Err(Error::invalid("request.invalid", format!("limit: expected 1 to {most}, got {limit}"))),
+    }
 }
 
 /// A tenant in a query string.

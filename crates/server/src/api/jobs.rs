@@ -16,7 +16,7 @@ use tidewire_core::job::{FailedAttempt, Job, State as JobState};
 use tidewire_core::store::{Control, JobQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, commit};
 
-use super::extract::{Call, Query, Tenant};
+use super::extract::{Call, Query, Tenant, page_limit};
 use super::{Answer, Api, Shared, events};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -29,9 +29,18 @@ pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/jobs", post(enqueue).get(list))
         .route("/jobs/{id}", get(one))
-        .route("/jobs/{id}/retry", post(|state, caller, path, query| control(Control::Redrive, state, caller, path, query)))
-        .route("/jobs/{id}/cancel", post(|state, caller, path, query| control(Control::Cancel, state, caller, path, query)))
-        .route("/jobs/{id}/promote", post(|state, caller, path, query| control(Control::Promote, state, caller, path, query)))
+        .route(
+            "/jobs/{id}/retry",
+            post(|state, caller, path, query| control(Control::Redrive, state, caller, path, query)),
+        )
+        .route(
+            "/jobs/{id}/cancel",
+            post(|state, caller, path, query| control(Control::Cancel, state, caller, path, query)),
+        )
+        .route(
+            "/jobs/{id}/promote",
+            post(|state, caller, path, query| control(Control::Promote, state, caller, path, query)),
+        )
         .route("/queues", get(queues))
         .route("/dead-letters", get(dead_letters))
         .route("/dead-letters/redrive", post(redrive))
@@ -77,7 +86,7 @@ impl ListQuery {
             kind: self.kind,
             states,
             cursor: self.cursor,
-            limit: self.limit.unwrap_or(50),
+            limit: page_limit(self.limit, 50, JobQuery::MAX)?,
         })
     }
 }
@@ -120,12 +129,7 @@ impl Flat {
     }
 }
 
-async fn one(
-    State(api): State<Shared>,
-    caller: Caller,
-    Path(id): Path<String>,
-    Query(query): Query<Tenant>,
-) -> Answer {
+async fn one(State(api): State<Shared>, caller: Caller, Path(id): Path<String>, Query(query): Query<Tenant>) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
     let id = Id::parse(&id)?;

@@ -13,11 +13,12 @@ use serde_json::json;
 use tidewire_core::commit::{Committed, Delay};
 use tidewire_core::job::State as JobState;
 use tidewire_core::store::{Claim, Leased};
+use tidewire_core::time::duration_text;
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp};
 use tidewire_runtime::{Effects, Settlement, settle, verdict};
 
 use super::extract::Call;
-use super::{Answer, Api, Shared, unavailable};
+use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
 
@@ -53,12 +54,33 @@ struct LeaseBody {
 
 /// A job as a worker gets it.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct LeasedView {
-    lease: Box<str>,
+struct LeasedView<'a> {
+    lease: &'a str,
     expires: Timestamp,
-    #[serde(flatten)]
-    job: serde_json::Map<String, serde_json::Value>,
+    tenant: &'a TenantId,
+    id: &'a Id,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    queue: &'a str,
+    data: &'a RawJson,
+    attempt: u16,
+    attempts: u16,
+    priority: u8,
+    #[serde(with = "duration_text")]
+    timeout: Duration,
+    #[serde(rename = "createdAt")]
+    created_at: Timestamp,
+    #[serde(rename = "userId", skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'a str>,
+    #[serde(rename = "correlationId", skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<&'a str>,
+    #[serde(rename = "causationId", skip_serializing_if = "Option::is_none")]
+    causation_id: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct LeasedJobs<'a> {
+    jobs: Vec<LeasedView<'a>>,
 }
 
 async fn lease(State(api): State<Shared>, request: Request<Body>) -> Answer {
@@ -67,9 +89,11 @@ async fn lease(State(api): State<Shared>, request: Request<Body>) -> Answer {
     let body: LeaseBody = call.json()?;
     let claim = claim(&api, &call.caller, body)?;
     // Dropping the answer, as when the worker hangs up, gives the jobs back.
-    let leased = api.publisher.store().claim(claim).await?;
-    let jobs: Vec<LeasedView> = leased.into_iter().map(view).collect::<Result<_>>()?;
-    Ok(Json(json!({ "jobs": jobs })).into_response())
+    let leased = tokio::select! {
+        leased = api.publisher.store().claim(claim) => leased?,
+        () = api.stopping.cancelled() => Vec::new(),
+    };
+    Ok(Json(LeasedJobs { jobs: leased.iter().map(view).collect() }).into_response())
 }
 
 fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
@@ -81,7 +105,10 @@ fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
     let catalog = api.catalog();
     for queue in &body.queues {
         if !catalog.queues.contains_key(queue) {
-            return Err(Error::invalid("job.unknown_queue", format!("queues: {queue:?} is not declared in the catalog")));
+            return Err(Error::invalid(
+                "job.unknown_queue",
+                format!("queues: {queue:?} is not declared in the catalog"),
+            ));
         }
     }
     for kind in &body.types {
@@ -122,11 +149,24 @@ fn lease_time(asked: Option<Delay>) -> Result<Duration> {
     Ok(lease)
 }
 
-fn view(leased: Leased) -> Result<LeasedView> {
-    match serde_json::to_value(&leased.job) {
-        Ok(serde_json::Value::Object(job)) => Ok(LeasedView { lease: leased.lease, expires: leased.expires, job }),
-        Ok(_) => Err(unavailable("a job cannot be shown")),
-        Err(error) => Err(Error::internal("a job cannot be shown", error)),
+fn view(leased: &Leased) -> LeasedView<'_> {
+    let job = &leased.job;
+    LeasedView {
+        lease: &leased.lease,
+        expires: leased.expires,
+        tenant: &job.tenant,
+        id: &job.id,
+        kind: &job.kind,
+        queue: &job.queue,
+        data: &job.data,
+        attempt: job.attempt,
+        attempts: job.attempts,
+        priority: job.priority,
+        timeout: job.timeout,
+        created_at: job.created_at,
+        user_id: job.user_id.as_deref(),
+        correlation_id: job.correlation_id.as_deref(),
+        causation_id: job.causation_id.as_deref(),
     }
 }
 

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use tidewire_core::catalog::Catalog;
-use tidewire_core::{Error, Kind, TenantId};
+use tidewire_core::{Error, TenantId};
 use tidewire_gateway::Gateway;
 use tidewire_runtime::Publisher;
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::{ApiKeys, Tokens};
 use crate::problem::Problem;
@@ -39,6 +40,8 @@ pub struct Api {
     pub tenants: Option<Vec<TenantId>>,
     /// The largest request body in bytes.
     pub max_body_bytes: usize,
+    /// Cancelled when the process begins to stop: calls that wait answer at once with what they have.
+    pub stopping: CancellationToken,
 }
 
 type Shared = Arc<Api>;
@@ -74,11 +77,9 @@ async fn no_route() -> Problem {
     Error::not_found("http.no_route", "there is no such path").into()
 }
 
-async fn no_method() -> Response {
+async fn no_method() -> Problem {
     let error = Error::invalid("http.no_method", "this path does not take this method");
-    let mut response = Problem::from(error).into_response();
-    *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
-    response
+    Problem::with_status(error, StatusCode::METHOD_NOT_ALLOWED)
 }
 
 async fn socket_io(State(api): State<Shared>, request: Request) -> Response {
@@ -91,9 +92,4 @@ async fn client_bundle() -> Response {
     let javascript = HeaderValue::from_static("text/javascript; charset=utf-8");
     let cache = HeaderValue::from_static("public, max-age=86400");
     ([(header::CONTENT_TYPE, javascript), (header::CACHE_CONTROL, cache)], script).into_response()
-}
-
-/// An answer to a request that cannot be served while the process is like this.
-fn unavailable(detail: &str) -> Error {
-    Error::new(Kind::Unavailable, "unavailable", detail)
 }

@@ -17,7 +17,10 @@ use crate::auth::Caller;
 use crate::config::Scope;
 
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/schedules", get(list)).route("/schedules/{key}", get(one)).route("/schedules/{key}/run", post(run))
+    Router::new()
+        .route("/schedules", get(list))
+        .route("/schedules/{key}", get(one))
+        .route("/schedules/{key}/run", post(run))
 }
 
 async fn list(State(api): State<Shared>, caller: Caller) -> Answer {
@@ -37,6 +40,7 @@ async fn one(State(api): State<Shared>, caller: Caller, Path(key): Path<String>)
 async fn run(State(api): State<Shared>, Path(key): Path<String>, request: Request<Body>) -> Answer {
     let call = Call::read(&api, request).await?;
     call.caller.require(Scope::Admin)?;
+    call.caller.require_all_tenants()?;
     let spec = api.catalog().schedules.get(&*key).ok_or_else(|| not_found(&key))?;
     let job = NewJob::new(&*spec.job, spec.data.clone());
     let request = commit::Request { jobs: vec![job], ..commit::Request::default() };

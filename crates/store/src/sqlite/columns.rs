@@ -135,7 +135,12 @@ pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         result: row.get_ref(27)?.as_str_or_null()?.map(parse).transpose()?,
         error: text(row, 28)?,
     };
-    Ok(JobRow { seq: row.get(0)?, keys: Keys { tenant: row.get(1)?, kind: row.get(4)?, queue: row.get(6)? }, job, holder })
+    Ok(JobRow {
+        seq: row.get(0)?,
+        keys: Keys { tenant: row.get(1)?, kind: row.get(4)?, queue: row.get(6)? },
+        job,
+        holder,
+    })
 }
 
 /// Reads a failed run from `attempt, started_at, ended_at, error, worker`.
@@ -173,8 +178,5 @@ pub(super) fn conversion(error: impl Into<Box<dyn std::error::Error + Send + Syn
 /// One value of the table `meta`.
 pub(super) fn meta<T: FromSql>(connection: &Connection, key: &str) -> Result<Option<T>> {
     use rusqlite::OptionalExtension;
-    connection
-        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
-        .optional()
-        .map_err(fault)
+    connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional().map_err(fault)
 }

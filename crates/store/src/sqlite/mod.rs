@@ -71,7 +71,10 @@ impl Sqlite {
     ///
     /// `work` runs on the writer's thread while every other write waits: keep it to a few statements, do no IO of another kind, and
     /// leave transactions and the tables of Tidewire alone. Returning an error undoes what it wrote.
-    pub fn commit_with(&self, work: impl FnOnce(&Connection) -> Result<Commit> + Send + 'static) -> Answer<'static, Committed> {
+    pub fn commit_with(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<Commit> + Send + 'static,
+    ) -> Answer<'static, Committed> {
         let work: Work<SqliteRows> = Box::new(move |rows| work(&rows.connection));
         ask(self.engine.inbox(), |reply| Call::With(work, reply))
     }
@@ -102,7 +105,10 @@ fn lock(path: &Path) -> Result<File> {
         Err(TryLockError::WouldBlock) => Err(Error::new(
             Kind::Unavailable,
             "store.locked",
-            format!("{}: another Tidewire process is using this data directory; stop it or choose another --data", path.display()),
+            format!(
+                "{}: another Tidewire process is using this data directory; stop it or choose another --data",
+                path.display()
+            ),
         )),
         Err(TryLockError::Error(error)) => Err(unusable("the data directory cannot be locked", error)),
     }
@@ -110,9 +116,7 @@ fn lock(path: &Path) -> Result<File> {
 
 /// Sets the connection up, creates the schema when the file is new, and reads who the store is.
 fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<Identity> {
-    let pragma = |name: &str, value: &dyn rusqlite::ToSql| {
-        connection.pragma_update(None, name, value).map_err(fault)
-    };
+    let pragma = |name: &str, value: &dyn rusqlite::ToSql| connection.pragma_update(None, name, value).map_err(fault);
     pragma("journal_mode", &"WAL")?;
     pragma("synchronous", &if options.synced { "FULL" } else { "OFF" })?;
     pragma("wal_autocheckpoint", &CHECKPOINT_PAGES)?;
@@ -126,7 +130,8 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
         SCHEMA_VERSION => {}
         0 => create(connection, ids)?,
         other => {
-            let detail = format!("the database has schema version {other}, this Tidewire reads version {SCHEMA_VERSION}");
+            let detail =
+                format!("the database has schema version {other}, this Tidewire reads version {SCHEMA_VERSION}");
             return Err(Error::new(Kind::Unavailable, "store.version", detail));
         }
     }

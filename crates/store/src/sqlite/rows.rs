@@ -8,9 +8,7 @@ use tidewire_core::event::{Event, Position};
 use tidewire_core::job::FailedAttempt;
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 
-use super::columns::{
-    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id,
-};
+use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id};
 use crate::rows::{JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
 
 /// The writer's connection.
@@ -32,14 +30,24 @@ impl SqliteRows {
         self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(params)).map_err(fault)
     }
 
-    fn one<T>(&self, sql: &str, params: impl Params, read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>) -> Result<Option<T>> {
+    fn one<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
         self.connection
             .prepare_cached(sql)
             .and_then(|mut statement| statement.query_row(params, read).optional())
             .map_err(fault)
     }
 
-    fn all<T>(&self, sql: &str, params: impl Params, read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>> {
+    fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
         let mut statement = self.connection.prepare_cached(sql).map_err(fault)?;
         let rows = statement.query_map(params, read).map_err(fault)?;
         rows.collect::<rusqlite::Result<_>>().map_err(fault)
@@ -302,7 +310,9 @@ impl Rows for SqliteRows {
     }
 
     fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>> {
-        self.all("SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 ORDER BY finished_at, seq", [queue], |row| row.get(0))
+        self.all("SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 ORDER BY finished_at, seq", [queue], |row| {
+            row.get(0)
+        })
     }
 
     fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
@@ -350,7 +360,14 @@ impl Rows for SqliteRows {
         self.one(sql, params![tenant, key], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, Micros>(2)?.0)))
     }
 
-    fn put_idempotent(&mut self, tenant: NameId, key: &str, digest: &[u8], answer: &str, until: Timestamp) -> Result<()> {
+    fn put_idempotent(
+        &mut self,
+        tenant: NameId,
+        key: &str,
+        digest: &[u8],
+        answer: &str,
+        until: Timestamp,
+    ) -> Result<()> {
         let sql = "INSERT OR REPLACE INTO idempotency (tenant, key, digest, answer, until) VALUES (?1, ?2, ?3, ?4, ?5)";
         self.run(sql, params![tenant, key, digest, answer, Micros(until)]).map(drop)
     }

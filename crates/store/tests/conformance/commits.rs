@@ -46,7 +46,8 @@ async fn job_count(world: &World, tenant: &TenantId) -> usize {
 
 async fn events_and_jobs_come_together(world: World) {
     let a = tenant("a");
-    let mut asked = commit(&a, vec![world.event("asked"), world.event("caused")], vec![world.job("asked"), world.job("caused")]);
+    let mut asked =
+        commit(&a, vec![world.event("asked"), world.event("caused")], vec![world.job("asked"), world.job("caused")]);
     (asked.asked_events, asked.asked_jobs) = (1, 1);
     asked.events[1].root = Some(0);
     asked.jobs[1].root = Some(0);
@@ -89,7 +90,10 @@ async fn an_expected_version_counts_the_events_before_it_in_the_commit(world: Wo
     let of = |expected| Append { stream: Some("s".into()), expected_version: expected, ..world.event("x") };
     let events = vec![of(Some(0)), of(None), of(Some(2))];
     assert_eq!(world.append(&a, events).await.len(), 3);
-    assert_eq!(code(world.try_commit(commit(&a, vec![of(Some(3)), of(Some(3))], Vec::new())).await), "event.version_conflict");
+    assert_eq!(
+        code(world.try_commit(commit(&a, vec![of(Some(3)), of(Some(3))], Vec::new())).await),
+        "event.version_conflict"
+    );
     assert_eq!(world.head(&a).await, 3);
 }
 
@@ -133,7 +137,12 @@ async fn what_rules_made_of_a_known_event_is_not_written_again(world: World) {
         let other = world.event("other");
         let mut asked = commit(
             &a,
-            vec![known, other, Append { root: Some(0), ..world.event("of known") }, Append { root: Some(1), ..world.event("of other") }],
+            vec![
+                known,
+                other,
+                Append { root: Some(0), ..world.event("of known") },
+                Append { root: Some(1), ..world.event("of other") },
+            ],
             vec![
                 world.job("asked"),
                 Enqueue { root: Some(0), ..world.job("of known") },
@@ -273,7 +282,10 @@ async fn jobs_are_listed_newest_first_in_pages(world: World) {
     let (a, b) = (tenant("a"), tenant("b"));
     for number in 0..25 {
         let queue = if number % 5 == 0 { "slow" } else { "q" };
-        let job = Enqueue { queue: queue.into(), ..given(&world, if number % 2 == 0 { "even" } else { "odd" }, &format!("j{number}")) };
+        let job = Enqueue {
+            queue: queue.into(),
+            ..given(&world, if number % 2 == 0 { "even" } else { "odd" }, &format!("j{number}"))
+        };
         world.enqueue(if number % 4 == 0 { &b } else { &a }, vec![job]).await;
     }
     let list = async |query: JobQuery| {
@@ -293,7 +305,10 @@ async fn jobs_are_listed_newest_first_in_pages(world: World) {
     };
     assert_eq!(list(JobQuery::default()).await, expected(&|_| true));
     assert_eq!(list(JobQuery { tenant: Some(a.clone()), ..JobQuery::default() }).await, expected(&|n| n % 4 != 0));
-    assert_eq!(list(JobQuery { queue: Some("slow".to_owned()), ..JobQuery::default() }).await, expected(&|n| n % 5 == 0));
+    assert_eq!(
+        list(JobQuery { queue: Some("slow".to_owned()), ..JobQuery::default() }).await,
+        expected(&|n| n % 5 == 0)
+    );
     let odd = JobQuery { kind: Some("odd".to_owned()), tenant: Some(a), ..JobQuery::default() };
     assert_eq!(list(odd).await, expected(&|n| n % 2 == 1));
     let finished = JobQuery { states: vec![State::Completed, State::Dead], ..JobQuery::default() };

@@ -77,7 +77,10 @@ async fn a_scheduled_job_is_promoted(world: World) {
     assert_eq!(pending.state, State::Pending);
     assert_eq!(world.claim(any()).await.len(), 2);
     world.clock.advance(HOUR);
-    assert!(world.claim(Claim { kinds: vec!["other".into()], ..any() }).await.is_empty(), "it does not become due twice");
+    assert!(
+        world.claim(Claim { kinds: vec!["other".into()], ..any() }).await.is_empty(),
+        "it does not become due twice"
+    );
 }
 
 async fn the_wrong_state_is_refused_and_nothing_changes(world: World) {

@@ -235,7 +235,8 @@ async fn a_waiting_claim_is_woken_by_a_lost_worker(world: World) {
 
 async fn waiting_claims_are_served_in_the_order_they_came(world: World) {
     let claim = || Claim { wait: HOUR, max: 1, ..any() };
-    let (first, second, third) = (world.waiting(claim()).await, world.waiting(claim()).await, world.waiting(claim()).await);
+    let (first, second, third) =
+        (world.waiting(claim()).await, world.waiting(claim()).await, world.waiting(claim()).await);
     for (name, waiting) in [("j1", first), ("j2", second), ("j3", third)] {
         world.enqueue(&tenant("a"), vec![named(&world, "x", name)]).await;
         assert_eq!(job_ids(&within(waiting).await.expect("claim")), [name]);
@@ -243,7 +244,8 @@ async fn waiting_claims_are_served_in_the_order_they_came(world: World) {
 }
 
 async fn a_waiting_claim_is_not_woken_by_what_it_does_not_want(world: World) {
-    let wanted = Claim { wait: HOUR, tenant: Some(tenant("b")), kinds: vec!["y".into()], queues: vec!["q".into()], ..any() };
+    let wanted =
+        Claim { wait: HOUR, tenant: Some(tenant("b")), kinds: vec!["y".into()], queues: vec!["q".into()], ..any() };
     let waiting = world.waiting(wanted).await;
     world.enqueue(&tenant("a"), vec![named(&world, "y", "tenant")]).await;
     world.enqueue(&tenant("b"), vec![named(&world, "x", "type")]).await;
@@ -284,11 +286,11 @@ async fn a_claim_dropped_after_it_was_answered_gives_back(world: World) {
 async fn two_thousand_jobs_come_out_complete_and_in_order(world: World) {
     let a = tenant("a");
     let begin = world.now();
-    // Scattered, and the same every time.
+    // Scattered, and the same every time. Each lane has far more than an engine keeps at hand.
     let scatter = |number: u32| number.wrapping_mul(7919) % 1009;
     let asked = |number: u32| {
-        let delay = if number.is_multiple_of(2) { 0 } else { scatter(number + 3) };
-        (scatter(number) as u8 % 5 + 1, begin + SECOND * delay)
+        let delay = if number % 4 == 3 { scatter(number + 3) } else { 0 };
+        (scatter(number) as u8 % 3 + 1, begin + SECOND * delay)
     };
     for chunk in 0..4 {
         let job = |number| {
@@ -298,34 +300,21 @@ async fn two_thousand_jobs_come_out_complete_and_in_order(world: World) {
         world.enqueue(&a, (chunk * 500..(chunk + 1) * 500).map(job).collect()).await;
     }
     let number = |job: &Job| job.id.to_string()[1..].parse::<u32>().expect("number");
-    let mut taken = HashSet::new();
+    let mut waiting: HashSet<u32> = (0..2_000).collect();
     // What is due is taken while more becomes due: windows drain, are filled from behind and pushed into from the front.
-    for _ in 0..40 {
-        for leased in world.claim(Claim { max: 13, ..any() }).await {
-            assert!(leased.job.run_at <= world.now());
-            assert_eq!((leased.job.priority, leased.job.run_at), asked(number(&leased.job)));
-            assert!(taken.insert(number(&leased.job)), "{} came twice", leased.job.id);
+    while !waiting.is_empty() {
+        let due = |number: &u32| asked(*number).1 <= world.now();
+        let mut expected: Vec<u32> = waiting.iter().copied().filter(due).collect();
+        expected.sort_unstable_by_key(|number| (asked(*number), *number));
+        expected.truncate(17);
+        let leased = world.claim(Claim { max: 17, ..any() }).await;
+        assert_eq!(leased.iter().map(|leased| number(&leased.job)).collect::<Vec<_>>(), expected);
+        for leased in leased {
+            waiting.remove(&number(&leased.job));
             world.settle(&leased, done()).await;
         }
-        world.advance(SECOND * 7).await;
+        world.clock.advance(SECOND * 7);
     }
-    world.advance(HOUR).await;
-    world.turn().await;
-    let mut rest = Vec::new();
-    loop {
-        let leased = world.claim(Claim { max: 97, ..any() }).await;
-        if leased.is_empty() {
-            break;
-        }
-        for leased in leased {
-            let (priority, run_at) = asked(number(&leased.job));
-            rest.push((priority, run_at, number(&leased.job)));
-            assert!(taken.insert(number(&leased.job)), "{} came twice", leased.job.id);
-        }
-    }
-    assert!(rest.len() > 1_000);
-    assert!(rest.is_sorted(), "by priority, then due time, then arrival");
-    assert_eq!(taken.len(), 2_000);
 }
 
 async fn jobs_taken_back_behind_the_window_do_not_come_out(world: World) {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use tidewire_core::Json;
 use tidewire_core::commit::Append;
 use tidewire_core::event::{Event, Position};
 use tidewire_core::store::{Follower, LogQuery};
-use tidewire_core::Json;
 use tokio::sync::mpsc;
 
 use crate::world::{HOUR, SECOND, START, World, code, commit, id, job_ids, tenant, within};
@@ -28,7 +28,10 @@ async fn positions_have_no_gaps_in_each_tenant(world: World) {
     assert_eq!(world.append(&a, vec![world.event("x"), world.event("y")]).await, [Position(1), Position(2)]);
     assert_eq!(world.append(&b, vec![world.event("x")]).await, [Position(1)]);
     let wrong = Append { stream: Some("s".into()), expected_version: Some(9), ..world.event("x") };
-    assert_eq!(code(world.try_commit(commit(&a, vec![world.event("x"), wrong], Vec::new())).await), "event.version_conflict");
+    assert_eq!(
+        code(world.try_commit(commit(&a, vec![world.event("x"), wrong], Vec::new())).await),
+        "event.version_conflict"
+    );
     assert_eq!(world.append(&a, vec![world.event("z")]).await, [Position(3)]);
     assert_eq!((world.head(&a).await, world.head(&b).await), (3, 1));
     let positions: Vec<_> = world.log(&a).await.iter().map(|event| event.position.0).collect();
@@ -145,7 +148,8 @@ async fn a_long_log_is_read_in_pages(world: World) {
     assert_eq!(within(world.store.read(&a, too_many)).await.expect("read").len(), LogQuery::MAX as usize);
     let (mut after, mut seen) = (Position(0), 0);
     loop {
-        let page = within(world.store.read(&a, LogQuery { after, limit: 400, ..LogQuery::default() })).await.expect("read");
+        let page =
+            within(world.store.read(&a, LogQuery { after, limit: 400, ..LogQuery::default() })).await.expect("read");
         let Some(last) = page.last() else { break };
         for event in &page {
             seen += 1;
@@ -180,7 +184,8 @@ async fn a_follower_is_told_every_commit_in_order(world: World) {
     for _ in 0..60 {
         let event = within(told.recv()).await.expect("told");
         // What a follower hears of can be read.
-        let logged = within(world.store.event(&event.tenant, &event.id)).await.expect("read").expect("it is in the log");
+        let logged =
+            within(world.store.event(&event.tenant, &event.id)).await.expect("read").expect("it is in the log");
         assert_eq!((logged.position, &logged.kind, logged.time), (event.position, &event.kind, event.time));
         let next = if event.tenant == a { &mut next_a } else { &mut next_b };
         assert_eq!(event.position.0, *next);

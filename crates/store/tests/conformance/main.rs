@@ -18,9 +18,9 @@ macro_rules! every_engine {
 
 mod commits;
 mod control;
-mod dispatch;
 #[cfg(feature = "sqlite")]
 mod disk;
+mod dispatch;
 #[cfg(feature = "sqlite")]
 mod files;
 mod keep;

@@ -36,7 +36,9 @@ async fn a_closed_store_opens_as_the_same_one() {
     let world = &second.world;
     assert_eq!((world.store.epoch(), world.store.secret()), (&epoch, &secret));
     assert_eq!(world.head(&a).await, 2);
-    let again = world.commit(commit(&a, vec![event], vec![Enqueue { id: id("j1"), given_id: true, ..world.job("work") }])).await;
+    let again = world
+        .commit(commit(&a, vec![event], vec![Enqueue { id: id("j1"), given_id: true, ..world.job("work") }]))
+        .await;
     assert!(again.events[0].deduplicated && again.jobs[0].deduplicated);
     let next = Append { stream: Some("s".into()), expected_version: Some(1), ..world.event("z") };
     let next = world.commit(commit(&a, vec![next], Vec::new())).await.events.remove(0);

@@ -178,7 +178,8 @@ async fn a_lease_that_was_never_given_settles_nothing(world: World) {
         let settle = Settle { tenant, id: id.clone(), lease: lease.clone().into(), verdict: done(), effects: None };
         assert_eq!(code(within(world.store.settle(settle)).await), "job.lease_lost", "{lease:?}");
     }
-    let settle = Settle { tenant: Some(tenant("a")), id: job.clone(), lease: lease.into(), verdict: done(), effects: None };
+    let settle =
+        Settle { tenant: Some(tenant("a")), id: job.clone(), lease: lease.into(), verdict: done(), effects: None };
     assert_eq!(within(world.store.settle(settle)).await.expect("it was held all along").state, State::Completed);
 }
 

@@ -19,7 +19,13 @@ every_engine![
 
 /// The same commit for whoever it is, with an id or a key wherever there can be one.
 fn same(world: &World, tenant: &TenantId) -> Commit {
-    let event = Append { id: id("e1"), given_id: true, stream: Some("s1".into()), expected_version: Some(0), ..world.event("x") };
+    let event = Append {
+        id: id("e1"),
+        given_id: true,
+        stream: Some("s1".into()),
+        expected_version: Some(0),
+        ..world.event("x")
+    };
     let event = Append { user_id: Some("u1".into()), ..event };
     let job = Enqueue { id: id("j1"), given_id: true, ..world.job("x") };
     Commit {
@@ -63,13 +69,15 @@ async fn a_bound_worker_cannot_touch_the_others_lease(world: World) {
     assert_eq!((&of_a.job.tenant, &of_b.job.tenant), (&a, &b));
     // The ids are equal; only the lease and the tenant tell them apart.
     for (bound, lease) in [(&a, &of_b.lease), (&b, &of_a.lease)] {
-        let settle = Settle { tenant: Some(bound.clone()), id: id("j1"), lease: lease.clone(), verdict: done(), effects: None };
+        let settle =
+            Settle { tenant: Some(bound.clone()), id: id("j1"), lease: lease.clone(), verdict: done(), effects: None };
         assert_eq!(code(within(world.store.settle(settle)).await), "job.lease_lost");
         let renewed = within(world.store.renew(Some(bound), &id("j1"), lease, Duration::from_secs(600))).await;
         assert_eq!(code(renewed), "job.lease_lost");
     }
     for (bound, lease) in [(&a, &of_a.lease), (&b, &of_b.lease)] {
-        let settle = Settle { tenant: Some(bound.clone()), id: id("j1"), lease: lease.clone(), verdict: done(), effects: None };
+        let settle =
+            Settle { tenant: Some(bound.clone()), id: id("j1"), lease: lease.clone(), verdict: done(), effects: None };
         assert_eq!(within(world.store.settle(settle)).await.expect("settle").state, State::Completed);
     }
 }
@@ -79,7 +87,10 @@ async fn an_operator_of_one_tenant_cannot_touch_the_others_job(world: World) {
     world.enqueue(&b, vec![Enqueue { id: id("only-b"), given_id: true, ..world.job("x") }]).await;
     assert_eq!(code(world.control(&a, &id("only-b"), Control::Cancel).await), "job.not_found");
     world.control(&a, &id("j1"), Control::Cancel).await.expect("cancel");
-    assert_eq!((world.state(&a, &id("j1")).await, world.state(&b, &id("j1")).await), (State::Cancelled, State::Pending));
+    assert_eq!(
+        (world.state(&a, &id("j1")).await, world.state(&b, &id("j1")).await),
+        (State::Cancelled, State::Pending)
+    );
 }
 
 async fn reads_show_one_tenant(world: World) {
@@ -90,7 +101,8 @@ async fn reads_show_one_tenant(world: World) {
     for (tenant, events) in [(&a, 1), (&b, 2)] {
         let log = world.log(tenant).await;
         assert_eq!((log.len(), log.iter().all(|event| event.tenant == *tenant)), (events, true));
-        let user = LogQuery { user: Some("u1".to_owned()), stream: Some("s1".to_owned()), limit: 9, ..LogQuery::default() };
+        let user =
+            LogQuery { user: Some("u1".to_owned()), stream: Some("s1".to_owned()), limit: 9, ..LogQuery::default() };
         assert_eq!(within(world.store.read(tenant, user)).await.expect("read").len(), 1);
         let jobs = JobQuery { tenant: Some(tenant.clone()), limit: 9, ..JobQuery::default() };
         let jobs = within(world.store.jobs(jobs)).await.expect("jobs").items;

@@ -83,7 +83,8 @@ async fn a_refused_commit_undoes_it() {
     let refused = commit(&tenant("new"), vec![wrong], vec![Enqueue { queue: "new".into(), ..world.job("new") }]);
     assert_eq!(code(place(&opened, "o1", refused).await), "event.version_conflict");
     assert!(orders(&disk).is_empty());
-    let follows = commit(&tenant("new"), vec![world.event("x")], vec![Enqueue { queue: "new".into(), ..world.job("new") }]);
+    let follows =
+        commit(&tenant("new"), vec![world.event("x")], vec![Enqueue { queue: "new".into(), ..world.job("new") }]);
     place(&opened, "o1", follows).await.expect("placed");
     assert_eq!((world.head(&tenant("new")).await, world.claim(any()).await.len()), (1, 1));
 }
@@ -144,7 +145,8 @@ async fn the_work_reads_its_own_turn() {
     let follows = commit(&tenant("a"), Vec::new(), Vec::new());
     let counting = opened.sqlite.commit_with(move |connection| {
         let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed);
-        let seen = (count("SELECT count(*) FROM event_log WHERE tenant = 'a'")?, count("SELECT count(*) FROM job_list")?);
+        let seen =
+            (count("SELECT count(*) FROM event_log WHERE tenant = 'a'")?, count("SELECT count(*) FROM job_list")?);
         if seen == (1, 1) { Ok(follows) } else { Err(Error::conflict("order.blind", format!("{seen:?}"))) }
     });
     drop(hold);

@@ -170,7 +170,12 @@ impl World {
         self.try_settle(leased, verdict, None).await.expect("settle").state
     }
 
-    pub(crate) async fn try_settle(&self, leased: &Leased, verdict: Verdict, effects: Option<Commit>) -> Result<Settled> {
+    pub(crate) async fn try_settle(
+        &self,
+        leased: &Leased,
+        verdict: Verdict,
+        effects: Option<Commit>,
+    ) -> Result<Settled> {
         let (id, lease) = (leased.job.id.clone(), leased.lease.clone());
         within(self.store.settle(Settle { tenant: None, id, lease, verdict, effects })).await
     }

@@ -150,7 +150,9 @@ impl Machine {
     /// The jobs that a claim may get, first of all first, and how many of them.
     pub(super) fn claimable(&self, tenant: Option<usize>, kind: Option<usize>, max: u32) -> (Vec<usize>, usize) {
         let wanted = |job: &Modelled| {
-            job.state == State::Pending && tenant.is_none_or(|tenant| tenant == job.tenant) && kind.is_none_or(|kind| kind == job.kind)
+            job.state == State::Pending
+                && tenant.is_none_or(|tenant| tenant == job.tenant)
+                && kind.is_none_or(|kind| kind == job.kind)
         };
         let mut jobs: Vec<usize> = (0..self.jobs.len()).filter(|index| wanted(&self.jobs[*index])).collect();
         jobs.sort_by_key(|index| (self.jobs[*index].priority, self.jobs[*index].run_at, *index));

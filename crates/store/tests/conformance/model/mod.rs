@@ -65,8 +65,9 @@ fn event() -> impl Strategy<Value = NewEvent> {
 fn job() -> impl Strategy<Value = NewJob> {
     let given = proptest::option::weighted(0.3, 0..8_u8);
     let delay = prop_oneof![3 => Just(0), 1 => 1..40_u32];
-    (given, 0..2_usize, 1..=5_u8, delay, 1..=3_u16)
-        .prop_map(|(given, kind, priority, delay_seconds, attempts)| NewJob { given, kind, priority, delay_seconds, attempts })
+    (given, 0..2_usize, 1..=5_u8, delay, 1..=3_u16).prop_map(|(given, kind, priority, delay_seconds, attempts)| {
+        NewJob { given, kind, priority, delay_seconds, attempts }
+    })
 }
 
 fn end() -> impl Strategy<Value = End> {
@@ -99,7 +100,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
 }
 
 #[test]

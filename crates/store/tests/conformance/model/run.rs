@@ -53,13 +53,18 @@ pub(super) async fn run(program: &[Step]) -> Result<(), Differs> {
 
 async fn limit(world: &World) {
     let global = u32::try_from(GLOBAL).ok();
-    let limits = QueueLimits { global, rate: None, keep_completed: Keep::Count(10_000), keep_failed: Keep::Count(10_000) };
+    let limits =
+        QueueLimits { global, rate: None, keep_completed: Keep::Count(10_000), keep_failed: Keep::Count(10_000) };
     within(world.store.limit_queues([("q".into(), limits)].into())).await.expect("limits");
 }
 
 /// Answers with what differs unless the two are equal.
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, engine: &str, got: &T, expected: &T) -> Result<(), Differs> {
-    if got == expected { Ok(()) } else { Err(format!("{what} of {engine}: the model says {expected:?}, it says {got:?}")) }
+    if got == expected {
+        Ok(())
+    } else {
+        Err(format!("{what} of {engine}: the model says {expected:?}, it says {got:?}"))
+    }
 }
 
 const ENGINES: [&str; 2] = ["memory", "sqlite"];
@@ -153,7 +158,12 @@ impl Bench {
         let mut leased = Vec::new();
         for (world, engine) in self.worlds().into_iter().zip(ENGINES) {
             let mut answer = world.claim(claim.clone()).await;
-            same("the priorities it leased", engine, &answer.iter().map(|leased| leased.job.priority).collect(), &expected)?;
+            same(
+                "the priorities it leased",
+                engine,
+                &answer.iter().map(|leased| leased.job.priority).collect(),
+                &expected,
+            )?;
             if tenant.is_none() {
                 answer.sort_by_key(|leased| self.index(leased));
             }
