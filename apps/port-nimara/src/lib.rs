@@ -25,7 +25,11 @@ pub const CATALOG: [(&str, &str); 3] = [
 /// Adds the handlers of the app's jobs.
 #[must_use]
 pub fn handlers(builder: Builder) -> Builder {
-    builder.job(notify::registration).job(notify::duplicate)
+    builder.job(notify::registration).job(notify::duplicate).on(
+        "notification:new",
+        "unread-count",
+        notify::unread_count,
+    )
 }
 
 /// Creates the app's tables and answers its routes: the website's form and the live page with what that needs.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire::store::LogQuery;
-use tidewire::{HandlerResult, Job, JobContext, NewEvent, done_with};
+use tidewire::{HandlerResult, Job, JobContext, NewEvent, done, done_with};
 
 use crate::demo::PORTS;
 
@@ -38,17 +38,37 @@ impl Job for DuplicateAlert {
 pub(crate) async fn registration(job: NotifyRegistration, cx: JobContext) -> HandlerResult {
     let about = if job.berth_number.is_empty() { "a berth".to_owned() } else { format!("berth {}", job.berth_number) };
     let text = format!("{} is interested in {about}", job.client_name);
-    notify(&cx, "registration", "New website registration", &text, &format!("/interests/{}", job.interest_id)).await
+    notify(&cx, "registration", "New website registration", &text, &format!("/interests/{}", job.interest_id))
 }
 
 pub(crate) async fn duplicate(job: DuplicateAlert, cx: JobContext) -> HandlerResult {
     let text = format!("{} ({:.0} % sure)", job.reason, job.score * 100.0);
-    notify(&cx, "duplicate", "Possible duplicate client", &text, &format!("/clients/{}", job.client_a_id)).await
+    notify(&cx, "duplicate", "Possible duplicate client", &text, &format!("/clients/{}", job.client_a_id))
 }
 
-/// Stages a notification for each salesperson of the port, and how many they have now: nothing marks them read yet. The job's id
-/// makes it the same notification if the job runs twice.
-async fn notify(cx: &JobContext, kind: &str, title: &str, description: &str, link: &str) -> HandlerResult {
+/// Hears `notification:new`: tells the person how many there are now. Nothing marks them read yet, so it is all of them.
+pub(crate) async fn unread_count(cx: JobContext) -> HandlerResult {
+    let event: Notified = cx.data()?;
+    let theirs = LogQuery {
+        kind: Some("notification:new".to_owned()),
+        user: Some(event.user_id.clone()),
+        limit: LogQuery::MAX,
+        ..LogQuery::default()
+    };
+    let count = cx.events(theirs).await?.len();
+    cx.publish(NewEvent::new("notification:unreadCount", json!({ "count": count })).param("userId", event.user_id));
+    done()
+}
+
+/// The event that a durable handler is given, as far as it matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Notified {
+    user_id: String,
+}
+
+/// Stages a notification for each salesperson of the port. The job's id makes it the same notification if the job runs twice.
+fn notify(cx: &JobContext, kind: &str, title: &str, description: &str, link: &str) -> HandlerResult {
     let staff = PORTS.iter().filter(|port| port.id == cx.tenant().as_str()).map(|port| port.user_id);
     let mut told = 0;
     for user in staff {
@@ -59,14 +79,6 @@ async fn notify(cx: &JobContext, kind: &str, title: &str, description: &str, lin
         let mut event = NewEvent::new("notification:new", data).param("userId", user);
         event.user_id = Some(user.to_owned());
         cx.publish(event);
-        let earlier = LogQuery {
-            kind: Some("notification:new".to_owned()),
-            user: Some(user.to_owned()),
-            limit: LogQuery::MAX,
-            ..LogQuery::default()
-        };
-        let unread = cx.events(earlier).await?.len() + 1;
-        cx.publish(NewEvent::new("notification:unreadCount", json!({ "count": unread })).param("userId", user));
         told += 1;
     }
     done_with(json!({ "notified": told }))

@@ -4,7 +4,7 @@ mod connection;
 mod frame;
 mod inbox;
 
-use crate::report::{Histogram, per_second};
+use crate::report::Histogram;
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
@@ -39,8 +39,6 @@ pub(crate) struct Fleet {
 struct Tally {
     packets: Packets,
     received: AtomicU64,
-    bytes: AtomicU64,
-    greetings: AtomicU64,
     /// `changed` is told when `received` reaches this, and when a connection is lost.
     wanted: AtomicU64,
     changed: Notify,
@@ -102,8 +100,6 @@ impl Fleet {
         let tally = Arc::new(Tally {
             packets: Packets::new(namespace),
             received: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            greetings: AtomicU64::new(0),
             wanted: AtomicU64::new(u64::MAX),
             changed: Notify::new(),
             lost: AtomicU64::new(0),

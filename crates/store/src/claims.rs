@@ -129,7 +129,7 @@ impl<R: Rows> Writer<R> {
             }
         };
         let leased = Leased { job: row.job.clone(), lease: Token { seq, nonce }.encode(), expires: until };
-        self.dispatch.started(row.keys.queue);
+        self.dispatch.started(row.keys.queue, self.now);
         self.claimed.push(seq);
         self.leases.insert(Lease { row, nonce, until, batch: self.batch });
         Ok(Some(leased))
@@ -344,7 +344,7 @@ impl<R: Rows> Writer<R> {
                     self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;
-                    self.dispatch.started(row.keys.queue);
+                    self.dispatch.started(row.keys.queue, self.now);
                     let Holder { nonce, until, .. } = holder;
                     self.leases.insert(Lease { row, nonce, until, batch });
                 }

@@ -142,8 +142,9 @@ impl Dispatch {
             if window.window.is_empty() {
                 return Found::Refill(lane);
             }
+            let mut looked_at = heads.rate;
             if let Some(rate) = limits.and_then(|limits| limits.rate)
-                && let Err(at) = rate.take(&mut heads.rate, now)
+                && let Err(at) = rate.take(&mut looked_at, now)
             {
                 return Found::Held(Some(at));
             }
@@ -160,9 +161,14 @@ impl Dispatch {
         Found::Nothing
     }
 
-    /// A job of the queue was leased.
-    pub(crate) fn started(&mut self, queue: NameId) {
-        self.queues.entry(queue).or_default().running += 1;
+    /// A job of the queue was leased: it counts for the global limit, and only now for the rate.
+    pub(crate) fn started(&mut self, queue: NameId, now: Timestamp) {
+        let heads = self.queues.entry(queue).or_default();
+        heads.running += 1;
+        if let Some(rate) = heads.limits.as_ref().and_then(|limits| limits.rate) {
+            // It was looked at before; one that a restart finds running takes what is there.
+            let _ = rate.take(&mut heads.rate, now);
+        }
     }
 
     /// A leased job of the queue ended or went back.
@@ -273,6 +279,7 @@ mod tests {
     fn drain(dispatch: &mut Dispatch, wanted: &Wanted) -> Vec<Seq> {
         let mut seqs = Vec::new();
         while let Found::Job((_, seq)) = dispatch.next(1, wanted, NOW) {
+            dispatch.started(1, NOW);
             seqs.push(seq);
         }
         seqs
@@ -338,7 +345,7 @@ mod tests {
             dispatch.push(lane(1, 1, 3), (seq, seq));
         }
         dispatch.limit(1, limits(Some(1), None));
-        dispatch.started(1);
+        dispatch.started(1, NOW);
         assert!(matches!(dispatch.next(1, &any(), NOW), Found::Held(None)));
         dispatch.ended(1);
         dispatch.limit(1, limits(None, Some("2/s")));

@@ -17,8 +17,6 @@ pub(super) struct Inbox {
 /// What one read amounted to, added to the fleet's counters at once.
 struct Batch<'a> {
     received: u64,
-    bytes: u64,
-    greetings: u64,
     /// The clock at this read and where to record, while latencies are measured.
     timing: Option<(u64, MutexGuard<'a, Histogram>)>,
 }
@@ -38,7 +36,7 @@ impl Inbox {
             .timed
             .load(Ordering::Relaxed)
             .then(|| (now_micros(), tally.latency.lock().unwrap_or_else(PoisonError::into_inner)));
-        let mut batch = Batch { received: 0, bytes: 0, greetings: 0, timing };
+        let mut batch = Batch { received: 0, timing };
         let result = if self.rest.is_empty() {
             let (used, result) = self.count(read, tally, &mut batch, replies);
             self.rest.extend_from_slice(&read[used..]);
@@ -81,9 +79,8 @@ impl Inbox {
                     }
                 }
                 // Attachments and later fragments belong to an event that its first frame has counted.
-                frame::BINARY | frame::CONTINUATION => batch.bytes += frame.payload.len() as u64,
+                frame::BINARY | frame::CONTINUATION | frame::PONG => {}
                 frame::PING => frame::encode(frame::PONG, frame.payload, replies),
-                frame::PONG => {}
                 frame::CLOSE => return (used, Err(close_reason(frame.payload))),
                 other => return (used, Err(format!("the server sent a WebSocket frame with opcode {other}"))),
             }
@@ -101,11 +98,9 @@ impl Inbox {
         match packet {
             [b'4', b'2' | b'5', ..] => {
                 if packet.starts_with(&tally.packets.greeting) {
-                    batch.greetings += 1;
                     return Ok(());
                 }
                 batch.received += 1;
-                batch.bytes += packet.len() as u64;
                 if let Some((now, latency)) = &mut batch.timing
                     && let Some(sent) = self.sent_at(packet)
                 {
@@ -143,12 +138,6 @@ impl Inbox {
 
 impl Batch<'_> {
     fn add_to(self, tally: &Tally) {
-        if self.greetings > 0 {
-            tally.greetings.fetch_add(self.greetings, Ordering::Relaxed);
-        }
-        if self.bytes > 0 {
-            tally.bytes.fetch_add(self.bytes, Ordering::Relaxed);
-        }
         // The latencies are in the histogram before the count tells the waiting side to look.
         drop(self.timing);
         if self.received > 0 {

@@ -77,8 +77,7 @@ async fn events_are_counted_however_the_bytes_are_cut() {
     server.write_all(&bytes).await.unwrap();
     fleet.wait_received(6, PATIENCE).await.unwrap();
     assert_eq!(fleet.received(), 6);
-    assert_eq!(fleet.bytes(), 2 * (18 + long.len() as u64 + 47 + 10));
-    assert_eq!((fleet.greetings(), fleet.lost(), fleet.size()), (1, 0, 1));
+    assert_eq!((fleet.lost(), fleet.size()), (0, 1));
     fleet.close().await;
 }
 
@@ -105,7 +104,11 @@ async fn the_time_of_sending_becomes_a_latency() {
     fleet.wait_received(2, PATIENCE).await.unwrap();
     let latency = fleet.take_latency();
     assert_eq!(latency.count(), 1);
-    assert!(latency.max() >= Duration::from_millis(5) && latency.max() < PATIENCE, "{:?}", latency.max());
+    assert!(
+        latency.quantile(1.0) >= Duration::from_millis(5) && latency.quantile(1.0) < PATIENCE,
+        "{:?}",
+        latency.quantile(1.0)
+    );
     assert_eq!(fleet.take_latency().count(), 0);
 }
 

@@ -1,6 +1,5 @@
 //! The read side: a few connections of its own, so that reading never waits for writing.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -185,7 +184,7 @@ pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Resu
         for row in rows {
             let (queue, state, count) = row.map_err(fault)?;
             if let Some(state) = State::from_number(state) {
-                counts.entry(queue).or_insert_with(BTreeMap::new).insert(state, count.unsigned_abs());
+                counts.entry(queue).or_default().insert(state, count.unsigned_abs());
             }
         }
     }

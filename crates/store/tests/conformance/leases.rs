@@ -3,7 +3,7 @@
 use tidewire_core::job::{State, Verdict};
 use tidewire_core::store::{Claim, Control, Leased};
 
-use crate::world::{HOUR, LEASE, MINUTE, SECOND, World, any, code, commit, done, retry, tenant};
+use crate::world::{HOUR, LEASE, MINUTE, SECOND, World, any, code, commit, done, retry, tenant, within};
 
 every_engine![
     a_lease_says_when_it_ends,
@@ -11,6 +11,7 @@ every_engine![
     a_job_that_is_lost_every_time_is_dead_with_every_run_listed,
     a_lost_lease_settles_nothing_and_writes_nothing,
     a_lost_lease_is_not_renewed,
+    a_lease_tells_its_job_while_it_is_held,
     a_renewed_lease_holds_longer,
     a_lease_can_be_renewed_again_and_again,
     a_renewal_can_shorten_a_lease,
@@ -93,6 +94,20 @@ async fn a_lost_lease_is_not_renewed(world: World) {
     let foreign = world.store.renew(Some(&tenant("b")), &held.job.id, &held.lease, HOUR);
     assert_eq!(code(foreign.await), "job.lease_lost");
     assert!(world.try_renew(&held, MINUTE).await.is_ok());
+}
+
+async fn a_lease_tells_its_job_while_it_is_held(world: World) {
+    let (a, b) = (tenant("a"), tenant("b"));
+    let leased = running(&world).await;
+    let ask = async |tenant| within(world.store.leased(tenant, &leased.job.id, &leased.lease)).await;
+    for tenant in [None, Some(&a)] {
+        let job = ask(tenant).await.expect("held");
+        assert_eq!((&job.id, &job.tenant, job.state, job.attempt), (&leased.job.id, &a, State::Processing, 1));
+    }
+    assert_eq!(code(ask(Some(&b)).await), "job.lease_lost");
+    assert_eq!(code(within(world.store.leased(None, &leased.job.id, "1-00")).await), "job.lease_lost");
+    world.advance(LEASE).await;
+    assert_eq!(code(ask(None).await), "job.lease_lost");
 }
 
 async fn a_renewed_lease_holds_longer(world: World) {

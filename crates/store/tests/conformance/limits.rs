@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tidewire_core::catalog::Keep;
 use tidewire_core::commit::Enqueue;
 use tidewire_core::job::Verdict;
-use tidewire_core::store::{Claim, QueueLimits};
+use tidewire_core::store::{Claim, Control, QueueLimits};
 
 use crate::world::{BACKOFF, HOUR, LEASE, MINUTE, SECOND, World, any, done, retry, tenant, within};
 
@@ -16,6 +16,7 @@ every_engine![
     a_queue_starts_no_more_per_time_than_it_may,
     a_held_back_job_uses_no_attempt_and_wakes_the_waiting_claim,
     a_full_queue_does_not_hold_back_another,
+    a_job_that_was_taken_back_uses_nothing_of_the_rate,
 ];
 
 async fn limit(world: &World, global: Option<u32>, rate: Option<&str>) {
@@ -113,4 +114,14 @@ async fn a_full_queue_does_not_hold_back_another(world: World) {
     let leased = world.claim(any()).await;
     let in_q = leased.iter().filter(|leased| &*leased.job.queue == "q").count();
     assert_eq!((leased.len(), in_q), (6, 1));
+}
+
+async fn a_job_that_was_taken_back_uses_nothing_of_the_rate(world: World) {
+    limit(&world, None, Some("2/m")).await;
+    let jobs = world.enqueue(&tenant("a"), (0..5).map(|_| world.job("work")).collect()).await;
+    for job in &jobs[..3] {
+        world.control(&tenant("a"), &job.id, Control::Cancel).await.expect("cancel");
+    }
+    let leased = world.claim(any()).await;
+    assert_eq!(leased.iter().map(|leased| &leased.job.id).collect::<Vec<_>>(), [&jobs[3].id, &jobs[4].id]);
 }

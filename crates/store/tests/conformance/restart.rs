@@ -222,6 +222,28 @@ async fn a_job_that_was_leased_twice_is_counted_once_after_a_kill() {
     assert_eq!(world.claim(any()).await.len(), 2, "both places are free");
 }
 
+/// What finds the leases after a kill does not grow with what was leased before.
+#[tokio::test]
+async fn ended_leases_leave_nothing_behind() {
+    let disk = Disk::new();
+    let opened = disk.open();
+    let world = &opened.world;
+    world.enqueue(&tenant("a"), (0..60).map(|_| world.job("work")).collect()).await;
+    for end in [done(), retry("boom"), Verdict::Release].into_iter().cycle().take(15) {
+        for leased in world.claim(Claim { max: 2, ..any() }).await {
+            world.settle(&leased, end.clone()).await;
+        }
+    }
+    world.claim(Claim { max: 7, ..any() }).await;
+    world.advance(LEASE).await;
+    drop(world.store.claim(Claim { max: 3, ..any() }));
+    world.turn().await;
+    world.turn().await;
+    let people = rusqlite::Connection::open(disk.path()).expect("open");
+    let records: i64 = people.query_row("SELECT count(*) FROM claims", [], |row| row.get(0)).expect("claims");
+    assert_eq!(records, 0);
+}
+
 #[tokio::test]
 async fn a_backlog_is_found_again_complete_and_in_order() {
     let disk = Disk::new();
@@ -231,7 +253,7 @@ async fn a_backlog_is_found_again_complete_and_in_order() {
         for kind in ["x", "y"] {
             let job = |number: u32| Enqueue {
                 priority: number as u8 % 3 + 1,
-                run_at: (number % 4 == 0).then(|| START + SECOND * (number % 50)),
+                run_at: number.is_multiple_of(4).then(|| START + SECOND * (number % 50)),
                 ..killed.world.job(kind)
             };
             total += killed.world.enqueue(&tenant(name), (0..400).map(job).collect()).await.len();

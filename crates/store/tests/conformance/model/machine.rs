@@ -1,6 +1,7 @@
 //! The model: what the contracts say of jobs, leases and positions, without engines, transactions or windows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tidewire_core::Timestamp;
 use tidewire_core::job::State;
@@ -58,19 +59,12 @@ impl Machine {
         Self { now, ..Self::default() }
     }
 
-    /// Whether every expected version holds, counting the events before it in the same commit.
+    /// Whether every expected version holds. What is known already expects nothing.
     pub(super) fn allows(&self, tenant: usize, events: &[NewEvent]) -> bool {
-        let mut versions = self.versions.clone();
         let mut known = self.events.clone();
         events.iter().all(|event| {
-            let is_known = event.given.is_some_and(|given| known.contains_key(&(tenant, given)));
-            let (Some(stream), false) = (event.stream, is_known) else { return true };
-            if let Some(given) = event.given {
-                known.insert((tenant, given), 0);
-            }
-            let version = versions.entry((tenant, stream)).or_default();
-            *version += 1;
-            event.expects.is_none_or(|off| off == 0)
+            let is_new = event.given.is_none_or(|given| known.insert((tenant, given), 0).is_none());
+            !is_new || event.stream.is_none() || event.expects.is_none_or(|off| off == 0)
         })
     }
 
@@ -191,7 +185,7 @@ impl Machine {
             }
             End::Release => {
                 job.attempt -= 1;
-                job.wait(now, SECOND * 0);
+                job.wait(now, Duration::ZERO);
             }
         }
         job.state
@@ -211,11 +205,11 @@ impl Machine {
         match (control, job.state) {
             (Control::Redrive, State::Failed | State::Dead | State::Cancelled) => {
                 job.attempt = 0;
-                job.wait(now, SECOND * 0);
+                job.wait(now, Duration::ZERO);
             }
             (Control::Cancel, State::Scheduled | State::Pending) => job.end(State::Cancelled),
             (Control::Cancel, State::Processing) => job.held.as_mut().expect("held").cancelled = true,
-            (Control::Promote, State::Scheduled) => job.wait(now, SECOND * 0),
+            (Control::Promote, State::Scheduled) => job.wait(now, Duration::ZERO),
             (Control::Promote, State::Pending) => {}
             (Control::Redrive | Control::Cancel | Control::Promote, _) => return None,
         }
@@ -238,10 +232,10 @@ impl Machine {
 
 impl Modelled {
     fn lose(&mut self, now: Timestamp) {
-        self.retry(now, SECOND * 0);
+        self.retry(now, Duration::ZERO);
     }
 
-    fn retry(&mut self, now: Timestamp, delay: std::time::Duration) {
+    fn retry(&mut self, now: Timestamp, delay: Duration) {
         self.failed.push(self.attempt);
         if self.attempt >= self.attempts {
             self.end(State::Dead);
@@ -250,7 +244,7 @@ impl Modelled {
         }
     }
 
-    fn wait(&mut self, now: Timestamp, delay: std::time::Duration) {
+    fn wait(&mut self, now: Timestamp, delay: Duration) {
         if self.held.take().is_some_and(|held| held.cancelled) {
             self.state = State::Cancelled;
             return;

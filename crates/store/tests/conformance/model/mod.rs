@@ -118,9 +118,8 @@ fn both_engines_and_the_model_agree() {
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    let outcome = runner.run(&vec(step(), 1..120), |program| {
-        runtime.block_on(run::run(&program)).map_err(|differs| TestCaseError::fail(differs.to_string()))
-    });
+    let outcome =
+        runner.run(&vec(step(), 1..120), |program| runtime.block_on(run::run(&program)).map_err(TestCaseError::fail));
     match outcome {
         Ok(()) => {}
         Err(TestError::Fail(why, program)) => {
