@@ -101,7 +101,7 @@ impl UuidV7 {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, fast, and good enough for what is not secret.
+/// `SplitMix64` (Steele, Lea, Flood 2014): small, fast, and good enough for what is not secret.
 fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

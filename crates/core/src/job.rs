@@ -251,10 +251,10 @@ impl Run {
             }
             Verdict::Retry { error, delay } => {
                 let delay = delay.unwrap_or_else(|| self.backoff.delay(self.attempt, random));
-                Outcome { error: Some(cut(error)), ..self.wait(delay, self.attempt, now) }
+                Outcome { error: Some(cut(error)), ..Self::wait(delay, self.attempt, now) }
             }
-            Verdict::Snooze { delay } => self.wait(delay, self.attempt.saturating_sub(1), now),
-            Verdict::Release => self.wait(Duration::ZERO, self.attempt.saturating_sub(1), now),
+            Verdict::Snooze { delay } => Self::wait(delay, self.attempt.saturating_sub(1), now),
+            Verdict::Release => Self::wait(Duration::ZERO, self.attempt.saturating_sub(1), now),
         }
     }
 
@@ -263,7 +263,7 @@ impl Run {
         self.settle(Verdict::Retry { error, delay: Some(Duration::ZERO) }, now, 0)
     }
 
-    fn wait(&self, delay: Duration, attempt: u16, now: Timestamp) -> Outcome {
+    fn wait(delay: Duration, attempt: u16, now: Timestamp) -> Outcome {
         let state = if delay.is_zero() { State::Pending } else { State::Scheduled };
         Outcome { state, attempt, run_at: Some(now + delay), result: None, error: None }
     }

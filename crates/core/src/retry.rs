@@ -119,7 +119,7 @@ impl Jitter {
     fn apply(self, seconds: f64, unit: f64, cap: f64) -> Duration {
         let ten_years = 315_360_000.0_f64;
         let seconds = match self {
-            Self::Share(share) => seconds.min(cap) * (1.0 - share * unit),
+            Self::Share(share) => seconds.min(cap) * share.mul_add(-unit, 1.0),
             Self::Added(most) => most.as_secs_f64().mul_add(unit, seconds).min(cap),
         };
         Duration::from_secs_f64(seconds.clamp(0.0, ten_years))

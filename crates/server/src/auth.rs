@@ -156,16 +156,7 @@ impl Tokens {
             };
             keys.push((algorithm, key));
         }
-        let mut validation = Validation::default();
-        validation.leeway = jwt.leeway.as_secs();
-        validation.validate_nbf = true;
-        match &jwt.audience {
-            Some(audience) => validation.set_audience(&[audience]),
-            None => validation.validate_aud = false,
-        }
-        if let Some(issuer) = &jwt.issuer {
-            validation.set_issuer(&[issuer]);
-        }
+        let validation = validation(jwt);
         let signing = config.auth.jwt.secret.as_ref().filter(|_| jwt.algorithms.iter().any(|name| name == "HS256"));
         Ok(Some(Self {
             keys,
@@ -196,7 +187,10 @@ impl Tokens {
             Some(Value::String(role)) => vec![role.clone()],
             _ => Vec::new(),
         };
-        let expires = claims.get("exp").and_then(Value::as_i64).map(|seconds| Timestamp::from_millis(seconds * 1000));
+        let expires = claims
+            .get("exp")
+            .and_then(Value::as_i64)
+            .map(|seconds| Timestamp::from_micros(seconds.saturating_mul(1_000_000)));
         let mut seen = claims;
         seen.insert("id".to_owned(), json!(user));
         seen.insert("tenant".to_owned(), json!(tenant));
@@ -238,6 +232,27 @@ impl Tokens {
         encode(&Header::new(Algorithm::HS256), &claims, signing)
             .map_err(|error| Error::internal("a token could not be signed", error))
     }
+}
+
+/// What every token must fulfil. A claim that is checked must also be there.
+fn validation(jwt: &tidewire_core::catalog::Jwt) -> Validation {
+    let mut validation = Validation::default();
+    let mut required = vec!["exp"];
+    validation.leeway = jwt.leeway.as_secs();
+    validation.validate_nbf = true;
+    match &jwt.audience {
+        Some(audience) => {
+            required.push("aud");
+            validation.set_audience(&[audience]);
+        }
+        None => validation.validate_aud = false,
+    }
+    if let Some(issuer) = &jwt.issuer {
+        required.push("iss");
+        validation.set_issuer(&[issuer]);
+    }
+    validation.set_required_spec_claims(&required);
+    validation
 }
 
 /// A claim as text; numbers are written out, so that numeric user ids work.

@@ -49,7 +49,7 @@ pub struct Auth {
 pub struct Jwt {
     /// The secret of HS256, HS384 and HS512. At least 32 bytes. Also signs tokens of `POST /v1/tokens`.
     pub secret: Option<String>,
-    /// A PEM file with the public key of RS256, ES256 or EdDSA.
+    /// A PEM file with the public key of RS256, ES256 or `EdDSA`.
     pub public_key_file: Option<PathBuf>,
 }
 

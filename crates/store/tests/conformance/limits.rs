@@ -58,9 +58,8 @@ async fn a_place_is_free_after_every_way_a_run_can_end(world: World) {
     assert_eq!(world.claim(any()).await.len(), 1);
     world.advance(LEASE).await;
     drop(world.store.claim(any()));
-    world.turn().await;
-    world.turn().await;
-    assert_eq!(world.claim(any()).await.len(), 1);
+    let waiting = world.waiting(Claim { wait: HOUR, ..any() }).await;
+    assert_eq!(within(waiting).await.expect("claim").len(), 1);
     assert!(world.claim(any()).await.is_empty());
 }
 

@@ -236,9 +236,13 @@ async fn ended_leases_leave_nothing_behind() {
     }
     world.claim(Claim { max: 7, ..any() }).await;
     world.advance(LEASE).await;
-    drop(world.store.claim(Claim { max: 3, ..any() }));
-    world.turn().await;
-    world.turn().await;
+    // What a dropped claim had been given is there again when somebody waits for it.
+    let job = Enqueue { queue: "dropped".into(), ..world.job("work") };
+    world.enqueue(&tenant("a"), vec![job]).await;
+    let dropped = Claim { queues: vec!["dropped".into()], ..any() };
+    drop(world.store.claim(dropped.clone()));
+    let again = within(world.waiting(Claim { wait: HOUR, ..dropped }).await).await.expect("claim");
+    world.settle(&again[0], done()).await;
     let people = rusqlite::Connection::open(disk.path()).expect("open");
     let records: i64 = people.query_row("SELECT count(*) FROM claims", [], |row| row.get(0)).expect("claims");
     assert_eq!(records, 0);
