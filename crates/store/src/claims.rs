@@ -21,6 +21,25 @@ const KEEP_SLACK: usize = 64;
 /// How many due jobs one turn makes pending; the next turn goes on.
 const PROMOTE_AT_ONCE: usize = 1_024;
 
+/// A final job that is kept for a while.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    seq: Seq,
+    /// Whether failed runs may be kept with it. Most jobs have none, and then nothing is looked for.
+    may_have_failed: bool,
+}
+
+impl Kept {
+    fn new(row: &JobRow) -> Self {
+        Self { seq: row.seq, may_have_failed: row.job.error.is_some() }
+    }
+
+    /// A job of which only the number is known.
+    pub(crate) fn unknown(seq: Seq) -> Self {
+        Self { seq, may_have_failed: true }
+    }
+}
+
 /// A claim that waits for a job.
 pub(crate) struct Parked {
     claim: Claim,
@@ -241,7 +260,7 @@ impl<R: Rows> Writer<R> {
             row.job.finished_at = Some(self.now);
         }
         if row.job.state == State::Completed && self.keeps_no_completed(row.keys.queue) {
-            self.rows.delete_job(row.seq)?;
+            self.forget(Kept::new(row))?;
             return Ok(State::Completed);
         }
         self.rows.update_job(row)?;
@@ -259,7 +278,7 @@ impl<R: Rows> Writer<R> {
             State::Scheduled => {
                 self.next_due = Some(self.next_due.map_or(row.job.run_at, |next| next.min(row.job.run_at)));
             }
-            State::Completed => self.keep_completed(row.keys.queue, row.seq)?,
+            State::Completed => self.keep_completed(row.keys.queue, Kept::new(row))?,
             State::Processing | State::Blocked | State::Failed | State::Dead | State::Cancelled => {}
         }
         Ok(())
@@ -269,18 +288,27 @@ impl<R: Rows> Writer<R> {
         self.dispatch.limits(queue).is_some_and(|limits| limits.keep_completed == Keep::Count(0))
     }
 
-    fn keep_completed(&mut self, queue: NameId, seq: Seq) -> Result<()> {
+    fn keep_completed(&mut self, queue: NameId, job: Kept) -> Result<()> {
         let Some(Keep::Count(keep)) = self.dispatch.limits(queue).map(|limits| limits.keep_completed) else {
             return Ok(());
         };
         let kept = self.completed.entry(queue).or_default();
-        kept.push_back(seq);
+        kept.push_back(job);
         if kept.len() > keep as usize + KEEP_SLACK {
-            for seq in kept.drain(..kept.len() - keep as usize) {
-                self.rows.delete_job(seq)?;
+            let old: Vec<Kept> = kept.drain(..kept.len() - keep as usize).collect();
+            for job in old {
+                self.forget(job)?;
             }
         }
         Ok(())
+    }
+
+    /// Deletes a job with everything that is kept about it.
+    pub(crate) fn forget(&mut self, job: Kept) -> Result<()> {
+        if job.may_have_failed {
+            self.rows.delete_failed_attempts(job.seq)?;
+        }
+        self.rows.delete_job(job.seq)
     }
 
     /// Gives back the jobs of workers that did not renew.

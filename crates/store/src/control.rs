@@ -8,6 +8,7 @@ use tidewire_core::job::{Job, State};
 use tidewire_core::store::{Control, QueueLimits};
 use tidewire_core::{Error, Id, Result, TenantId};
 
+use crate::claims::Kept;
 use crate::rows::{NameId, Rows};
 use crate::writer::{Outcome, Writer};
 
@@ -72,7 +73,7 @@ impl<R: Rows> Writer<R> {
                 Keep::Count(_) if self.completed.contains_key(&queue) => {}
                 Keep::Count(_) => {
                     let kept = self.rows.completed(queue)?;
-                    self.completed.insert(queue, kept.into());
+                    self.completed.insert(queue, kept.into_iter().map(Kept::unknown).collect());
                 }
             }
             self.dispatch.limit(queue, limits);
@@ -89,7 +90,7 @@ impl<R: Rows> Writer<R> {
                 Keep::Age(_) => self.older(queue, false, limits.keep_failed)?,
             });
             for seq in old {
-                self.rows.delete_job(seq)?;
+                self.forget(Kept::unknown(seq))?;
             }
         }
         Ok(())

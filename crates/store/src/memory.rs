@@ -183,10 +183,14 @@ impl Rows for MemoryRows {
 
     fn delete_job(&mut self, seq: Seq) -> Result<()> {
         let tables = self.tables();
-        tables.attempts.remove(&seq);
         if let Some(row) = tables.jobs.remove(&seq) {
             tables.job_ids.remove(&(row.keys.tenant, row.job.id));
         }
+        Ok(())
+    }
+
+    fn delete_failed_attempts(&mut self, seq: Seq) -> Result<()> {
+        self.tables().attempts.remove(&seq);
         Ok(())
     }
 

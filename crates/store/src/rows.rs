@@ -88,7 +88,10 @@ pub(crate) trait Rows: Send + 'static {
     fn add_job(&mut self, row: &JobRow) -> Result<()>;
     /// Writes what changes over a job's life: state, times, attempt, holder, result, error, priority.
     fn update_job(&mut self, row: &JobRow) -> Result<()>;
+    /// Deletes a job that never had a failed run.
     fn delete_job(&mut self, seq: Seq) -> Result<()>;
+    /// Deletes the failed runs of a job.
+    fn delete_failed_attempts(&mut self, seq: Seq) -> Result<()>;
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>>;
     fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>>;
     fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()>;

@@ -13,7 +13,7 @@ use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, Timestamp};
 
 use crate::answer::{Call, Pending, Reply};
-use crate::claims::Parked;
+use crate::claims::{Kept, Parked};
 use crate::dispatch::Dispatch;
 use crate::inbox::Inbox;
 use crate::lease::Leases;
@@ -58,7 +58,7 @@ pub(crate) struct Writer<R: Rows> {
     /// When a queue that is at its rate may go on.
     pub(crate) held_until: Option<Timestamp>,
     /// Completed jobs that are kept by count, oldest first.
-    pub(crate) completed: HashMap<NameId, VecDeque<Seq>>,
+    pub(crate) completed: HashMap<NameId, VecDeque<Kept>>,
     /// Jobs leased in this turn.
     pub(crate) claimed: Vec<Seq>,
     pub(crate) batch: u64,

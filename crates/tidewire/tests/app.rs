@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire::store::{JobQuery, LogQuery};
 use tidewire::{
-    App, Builder, Error, HandlerError, Id, Job, JobContext, NewEvent, NewJob, Request, TenantId, done, done_with, fail, retry,
-    snooze,
+    App, Builder, Error, HandlerError, Id, Job, JobContext, NewEvent, NewJob, Request, TenantId, done, done_with, fail,
+    retry, snooze,
 };
 use tokio::sync::Notify;
 

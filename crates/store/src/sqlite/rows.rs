@@ -236,8 +236,11 @@ impl Rows for SqliteRows {
     }
 
     fn delete_job(&mut self, seq: Seq) -> Result<()> {
-        self.run("DELETE FROM attempts WHERE job = ?1", [seq])?;
         self.run("DELETE FROM jobs WHERE seq = ?1", [seq]).map(drop)
+    }
+
+    fn delete_failed_attempts(&mut self, seq: Seq) -> Result<()> {
+        self.run("DELETE FROM attempts WHERE job = ?1", [seq]).map(drop)
     }
 
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>> {
