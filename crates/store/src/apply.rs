@@ -262,6 +262,7 @@ impl<R: Rows> Writer<R> {
     pub(crate) fn write_fresh(&mut self) -> Result<()> {
         for row in self.fresh.drain(..) {
             self.rows.add_job(&row)?;
+            self.recent.put(row);
         }
         self.fresh_ids.clear();
         Ok(())

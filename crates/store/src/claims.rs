@@ -77,7 +77,7 @@ impl<R: Rows> Writer<R> {
             if parked.reply.is_closed() {
                 continue;
             }
-            let leased = self.take(&parked)?;
+            let leased = if self.has_work(&parked.wanted) { self.take(&parked)? } else { Vec::new() };
             if leased.is_empty() && parked.deadline > self.now {
                 self.parked.push_back(parked);
             } else {
@@ -85,6 +85,13 @@ impl<R: Rows> Writer<R> {
             }
         }
         Ok(())
+    }
+
+    fn has_work(&self, wanted: &Wanted) -> bool {
+        match wanted.queues.as_slice() {
+            [] => self.dispatch.ready().next().is_some(),
+            queues => queues.iter().any(|queue| self.dispatch.is_ready(*queue)),
+        }
     }
 
     fn take(&mut self, parked: &Parked) -> Result<Vec<Leased>> {
@@ -141,7 +148,11 @@ impl<R: Rows> Writer<R> {
             }
             None => {
                 let is_there = |row: &JobRow| row.job.state == State::Pending && row.job.run_at.as_micros() == due;
-                let Some(mut row) = self.rows.job(seq)?.filter(is_there) else { return Ok(None) };
+                let row = match self.recent.take(seq) {
+                    Some(row) => Some(row),
+                    None => self.rows.job(seq)?,
+                };
+                let Some(mut row) = row.filter(is_there) else { return Ok(None) };
                 begin(&mut row);
                 self.rows.update_job(&row)?;
                 row

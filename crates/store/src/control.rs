@@ -22,6 +22,7 @@ impl<R: Rows> Writer<R> {
         let owner = self.names.tenant(&mut self.rows, tenant)?;
         let not_found = || Error::not_found("job.not_found", format!("there is no job {id}"));
         let Some(seq) = self.rows.job_seq(owner, id)? else { return Ok(Err(not_found())) };
+        self.recent.take(seq);
         let Some(mut row) = self.rows.job(seq)? else { return Ok(Err(not_found())) };
         let state = row.job.state;
         match (control, state) {

@@ -13,7 +13,7 @@ use tidewire_core::store::QueueLimits;
 use crate::rows::{Keys, LaneKey, NameId, Place};
 
 /// How many places of a lane are held in memory.
-pub(crate) const WINDOW: usize = 256;
+pub(crate) const WINDOW: usize = 1_024;
 
 /// The heads of every queue.
 #[derive(Default)]

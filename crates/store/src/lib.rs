@@ -22,6 +22,7 @@ mod inbox;
 mod lease;
 mod memory;
 mod names;
+mod recent;
 mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;

@@ -18,6 +18,7 @@ use crate::dispatch::Dispatch;
 use crate::inbox::Inbox;
 use crate::lease::Leases;
 use crate::names::Names;
+use crate::recent::Recent;
 use crate::rows::{JobRow, NameId, Rows, Seq};
 
 /// The most calls in one transaction. More gain little and make the first wait for the last.
@@ -51,6 +52,7 @@ pub(crate) struct Writer<R: Rows> {
     pub(crate) moved: Vec<NameId>,
     /// Jobs enqueued in this turn and not yet written: one that is leased in the same turn is written once.
     pub(crate) fresh: Vec<JobRow>,
+    pub(crate) recent: Recent,
     pub(crate) fresh_ids: HashMap<(NameId, Id), Seq>,
     pub(crate) next_seq: Seq,
     /// When the next scheduled job is due, if there is one.
@@ -88,6 +90,7 @@ impl<R: Rows> Writer<R> {
             heads: HashMap::new(),
             moved: Vec::new(),
             fresh: Vec::new(),
+            recent: Recent::default(),
             fresh_ids: HashMap::new(),
             next_seq: 1,
             next_due: None,
