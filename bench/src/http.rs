@@ -101,7 +101,13 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
         tasks.join_next().await.context("no producer")???;
     }
     while settled.load(Ordering::Relaxed) < enqueued.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            Some(worker) = tasks.join_next() => {
+                worker??;
+                anyhow::bail!("a worker ended before the work did");
+            }
+        }
     }
     let elapsed = begin.elapsed();
     stopped.store(true, Ordering::Relaxed);

@@ -50,8 +50,11 @@ pub(crate) async fn create_tables(app: &App) -> Result<()> {
         sql.execute_batch(
             "CREATE TABLE IF NOT EXISTS nimara_clients (
                port TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, email TEXT NOT NULL, phone TEXT NOT NULL,
+               name_key TEXT NOT NULL, phone_key TEXT NOT NULL,
                PRIMARY KEY (port, id), UNIQUE (port, email)
              ) WITHOUT ROWID;
+             CREATE INDEX IF NOT EXISTS nimara_clients_name ON nimara_clients (port, name_key);
+             CREATE INDEX IF NOT EXISTS nimara_clients_phone ON nimara_clients (port, phone_key);
              CREATE TABLE IF NOT EXISTS nimara_interests (
                port TEXT NOT NULL, id TEXT NOT NULL, client TEXT NOT NULL, berth TEXT NOT NULL, message TEXT NOT NULL,
                PRIMARY KEY (port, id)
@@ -78,6 +81,16 @@ struct Form {
 }
 
 impl Form {
+    /// The name as it is compared: small letters, single spaces.
+    fn name_key(&self) -> String {
+        self.name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+    }
+
+    /// The telephone number as it is compared: its digits.
+    fn phone_key(&self) -> String {
+        self.phone.chars().filter(char::is_ascii_digit).collect()
+    }
+
     /// The form with its texts trimmed, or everything that is wrong with it.
     fn check(mut self) -> Result<Self> {
         let texts = [
@@ -161,8 +174,8 @@ fn record(sql: &Connection, request: &mut Request, form: &Form) -> tidewire::rus
         None => {
             let id = new_id()?;
             sql.execute(
-                "INSERT INTO nimara_clients (port, id, name, email, phone) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![port, id, form.name, form.email, form.phone],
+                "INSERT INTO nimara_clients (port, id, name, email, phone, name_key, phone_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![port, id, form.name, form.email, form.phone, form.name_key(), form.phone_key()],
             )?;
             let data = json!({ "clientId": id, "clientName": form.name, "source": "website" });
             request.events.push(NewEvent::new("client:created", data));
@@ -201,24 +214,17 @@ fn find_duplicate(
     client: &str,
     form: &Form,
 ) -> tidewire::rusqlite::Result<Option<Duplicate>> {
-    let digits: String = form.phone.chars().filter(char::is_ascii_digit).collect();
-    let name = form.name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-    let mut others = sql.prepare_cached("SELECT id, name, phone FROM nimara_clients WHERE port = ?1 AND id <> ?2")?;
-    let mut rows = others.query([port, client])?;
-    let mut same_name = None;
-    while let Some(row) = rows.next()? {
-        let (id, other_name, other_phone): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let other_digits: String = other_phone.chars().filter(char::is_ascii_digit).collect();
-        if digits.len() >= 6 && digits == other_digits {
-            let reason = "same telephone number".to_owned();
-            return Ok(Some(Duplicate { client_id: id, score: 0.95, reason }));
-        }
-        let other_name = other_name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
-        if name == other_name {
-            same_name = Some(Duplicate { client_id: id, score: 0.8, reason: "same name".to_owned() });
-        }
+    let other = |column: &str, key: String| {
+        let query = format!("SELECT id FROM nimara_clients WHERE port = ?1 AND {column} = ?2 AND id <> ?3 LIMIT 1");
+        sql.prepare_cached(&query)?.query_row(params![port, key, client], |row| row.get::<_, String>(0)).optional()
+    };
+    if form.phone_key().len() >= 6
+        && let Some(client_id) = other("phone_key", form.phone_key())?
+    {
+        return Ok(Some(Duplicate { client_id, score: 0.95, reason: "same telephone number".to_owned() }));
     }
-    Ok(same_name)
+    let same_name = other("name_key", form.name_key())?;
+    Ok(same_name.map(|client_id| Duplicate { client_id, score: 0.8, reason: "same name".to_owned() }))
 }
 
 /// The commit as the page shows it: asked for and caused, together.

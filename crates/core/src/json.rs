@@ -42,9 +42,11 @@ impl Json {
         self.0.get()
     }
 
-    /// The value as a tree.
-    pub fn to_value(&self) -> serde_json::Value {
-        serde_json::from_str(self.get()).unwrap_or_default()
+    /// The value as a tree. Code `json.invalid` for what the grammar allows and nobody can read: half a surrogate pair, a number
+    /// beyond all numbers, more than 128 levels.
+    pub fn to_value(&self) -> Result<serde_json::Value> {
+        serde_json::from_str(self.get())
+            .map_err(|error| Error::invalid("json.invalid", format!("valid JSON that cannot be read: {error}")))
     }
 
     /// Reads the value as `T`.

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::time::{duration_text, format_duration, parse_duration};
 use crate::{Error, Result};
 
+/// The longest list of delays.
+pub const MAX_DELAYS: usize = 100;
+
 /// The waiting times between the attempts of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
@@ -100,7 +103,9 @@ impl Backoff {
     pub fn validate(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::invalid("backoff.invalid", what));
         match self {
-            Self::Delays { delays } if delays.is_empty() => wrong("delays: expected at least one".to_owned()),
+            Self::Delays { delays } if !(1..=MAX_DELAYS).contains(&delays.len()) => {
+                wrong(format!("delays: expected 1 to {MAX_DELAYS}, got {}", delays.len()))
+            }
             Self::Exponential { factor, .. } if !(1.0..=1000.0).contains(factor) => {
                 wrong(format!("factor: expected a number from 1 to 1000, got {factor}"))
             }

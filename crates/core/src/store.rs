@@ -142,7 +142,7 @@ pub struct Leased {
 }
 
 /// The end of a run: a verdict, and what the handler staged to commit with it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settle {
     /// The tenant that the worker is bound to, absent for workers of all tenants.
     pub tenant: Option<TenantId>,

@@ -174,7 +174,7 @@ fn bad_values_are_reported_with_what_was_expected() {
             "[queues.q]\nrate = \"fast\"\n",
             "5: queues.q.rate: expected a rate such as \"10/s\" or \"100/5m\", got \"fast\"",
         ),
-        ("[queues.q]\ndelays = []\n", "5: queues.q.delays: delays: expected at least one"),
+        ("[queues.q]\ndelays = []\n", "5: queues.q.delays: delays: expected 1 to 100, got 0"),
         (
             "[queues.q]\nbackoff = { kind = \"fixd\", base = \"1s\" }\n",
             "5: queues.q.backoff.kind: expected one of exponential, fixed, got \"fixd\"; did you mean \"fixed\"?",

@@ -167,7 +167,7 @@ impl<'a> Cast<'a> {
     /// Whether a user with these claims may see the event.
     pub(crate) fn is_visible(&mut self, claims: &Arc<Value>) -> bool {
         let Some(visible) = &self.route.declared.visible else { return true };
-        let data = self.data.get_or_insert_with(|| self.body.data.to_value());
+        let data = self.data.get_or_insert_with(|| self.body.data.to_value().unwrap_or_default());
         let judge = || (claims.clone(), visible.eval(&[("user", claims), ("data", data)]).unwrap_or(false));
         self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge).1
     }

@@ -34,7 +34,7 @@ pub struct Settlement {
     pub effects: Effects,
 }
 
-/// Settles a remote run. `owner` is the tenant of the job and `bound` the one that the worker's key is bound to, if any.
+/// Settles a remote run. `bound` is the tenant that the worker's key is bound to, if any.
 ///
 /// Codes: `job.lease_lost`, and those of [`Publisher::expand`] for the effects; then nothing is written and the lease is still held.
 pub async fn settle(publisher: &Publisher, bound: Option<TenantId>, settlement: Settlement) -> Result<Settled> {

@@ -1,11 +1,12 @@
 //! The scheduler: sleeps until a slot is due and fires it. The store makes sure that a slot fires once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tidewire_core::catalog::ScheduleSpec;
+use tidewire_core::commit::{NewJob, Origin};
 use tidewire_core::schedule::{Missed, Timing};
 use tidewire_core::store::{Fire, Fired};
 use tidewire_core::{Id, Result, TenantId, Timestamp};
@@ -19,6 +20,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// The most missed slots that `missed = "all"` makes up for at once; older ones are passed over.
 const MISSED_AT_ONCE: usize = 1_000;
+
+/// After so many missed slots of one schedule the rest of the past is passed over.
+const MOST_STEPS: usize = 100_000;
 
 /// The longest sleep, so that a changed system clock is noticed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -56,9 +60,13 @@ impl Scheduler {
 }
 
 async fn run(publisher: &Publisher) {
-    let mut last = loop {
+    let app = TenantId::app();
+    let mut progress: BTreeMap<Arc<str>, Progress> = loop {
         match publisher.store().slots().await {
-            Ok(slots) => break slots,
+            Ok(slots) => {
+                let own = slots.into_iter().filter(|((tenant, _), _)| *tenant == app);
+                break own.map(|((_, key), last)| (key, Progress { last, waiting: None })).collect();
+            }
             Err(error) => {
                 tracing::warn!(%error, "the scheduler cannot read its slots");
                 tokio::time::sleep(ASK_AGAIN).await;
@@ -75,7 +83,7 @@ async fn run(publisher: &Publisher) {
         let now = publisher.clock().now();
         let mut next = now + LONGEST_SLEEP;
         for spec in &schedules {
-            let wake = match turn(publisher, spec, &mut last, now).await {
+            let wake = match turn(publisher, spec, &mut progress, now).await {
                 Ok(wake) => wake,
                 Err(error) => {
                     tracing::warn!(schedule = %spec.name, %error, "a schedule could not fire");
@@ -88,57 +96,81 @@ async fn run(publisher: &Publisher) {
     }
 }
 
+/// How far a schedule has got.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    /// The last slot that fired or was passed over.
+    last: Timestamp,
+    /// A slot that was on time and waits for the job before it.
+    waiting: Option<Timestamp>,
+}
+
 /// Fires what is due of one schedule. Answers when to look again.
 async fn turn(
     publisher: &Publisher,
     spec: &ScheduleSpec,
-    last: &mut BTreeMap<(TenantId, Arc<str>), Timestamp>,
+    progress: &mut BTreeMap<Arc<str>, Progress>,
     now: Timestamp,
 ) -> Result<Option<Timestamp>> {
     let Some(timing) = &spec.timing else { return Ok(None) };
-    let key = (TenantId::app(), spec.name.clone());
-    let Some(since) = last.get(&key).copied() else {
+    let Some(so_far) = progress.get_mut(&spec.name) else {
         // Seen for the first time: it begins now, and a restart must not take this for missed slots.
         fire(publisher, spec, now, false).await?;
-        last.insert(key, now);
+        progress.insert(spec.name.clone(), Progress { last: now, waiting: None });
         return Ok(timing.next_after(now));
     };
-    for (slot, runs) in plan(timing, spec.missed, since, now) {
+    for (slot, runs) in plan(timing, spec.missed, *so_far, now) {
         match fire(publisher, spec, slot, runs).await? {
-            Fired::Waiting => return Ok(Some(now + ASK_AGAIN)),
+            Fired::Waiting => {
+                so_far.waiting = Some(slot);
+                return Ok(Some(now + ASK_AGAIN));
+            }
             Fired::Enqueued(job) => tracing::debug!(schedule = %spec.name, %slot, %job, "fired"),
             Fired::Overlapped => tracing::info!(schedule = %spec.name, %slot, "skipped: the job before is unfinished"),
             Fired::Stale | Fired::Skipped => {}
         }
-        last.insert(key.clone(), slot);
+        *so_far = Progress { last: slot, waiting: None };
     }
-    Ok(timing.next_after(last.get(&key).copied().unwrap_or(now)))
+    Ok(timing.next_after(so_far.last))
 }
 
-/// The due slots after `since`, and whether each runs. Pure: the whole policy for missed slots is here.
-fn plan(timing: &Timing, missed: Missed, since: Timestamp, now: Timestamp) -> Vec<(Timestamp, bool)> {
-    let mut due: Vec<Timestamp> = Vec::new();
-    let mut at = since;
-    while let Some(next) = timing.next_after(at).filter(|next| *next <= now) {
-        if due.len() == MISSED_AT_ONCE {
-            due.remove(0);
+/// The due slots, and whether each runs: those on time always do, the policy decides about the rest. Pure.
+fn plan(timing: &Timing, missed: Missed, progress: Progress, now: Timestamp) -> Vec<(Timestamp, bool)> {
+    let on_time = |slot: Timestamp| now.since(slot) <= GRACE || progress.waiting.is_some_and(|waiting| slot >= waiting);
+    let mut late: VecDeque<Timestamp> = VecDeque::new();
+    let mut due = Vec::new();
+    let mut at = progress.last;
+    let mut steps = 0;
+    while let Some(slot) = timing.next_after(at).filter(|slot| *slot <= now) {
+        at = slot;
+        if on_time(slot) {
+            due.push((slot, true));
+            continue;
         }
-        due.push(next);
-        at = next;
+        late.push_back(slot);
+        if late.len() > MISSED_AT_ONCE {
+            late.pop_front();
+        }
+        steps += 1;
+        if steps == MOST_STEPS {
+            // Off for so long that counting on would block the others; what lies between is passed over.
+            at = at.max(now - GRACE);
+        }
     }
-    let Some(latest) = due.last().copied() else { return Vec::new() };
-    let on_time = |slot: Timestamp| now.since(slot) <= GRACE;
-    match missed {
-        Missed::All => due.into_iter().map(|slot| (slot, true)).collect(),
-        Missed::Last => vec![(latest, true)],
-        Missed::Skip => vec![(latest, on_time(latest))],
-    }
+    let missed: Vec<(Timestamp, bool)> = match missed {
+        Missed::All => late.into_iter().map(|slot| (slot, true)).collect(),
+        Missed::Last => late.back().map(|slot| (*slot, true)).into_iter().collect(),
+        Missed::Skip => late.back().map(|slot| (*slot, false)).into_iter().collect(),
+    };
+    missed.into_iter().chain(due).collect()
 }
 
 async fn fire(publisher: &Publisher, spec: &ScheduleSpec, slot: Timestamp, runs: bool) -> Result<Fired> {
     let job = if runs {
-        let id = Id::parse(&format!("{}@{slot}", spec.name))?;
-        Some(publisher.expander().job(&spec.job, spec.data.clone(), Some(id))?)
+        let name = format!("{}@{slot}", spec.name);
+        let job = NewJob { id: Some(Id::parse(&name)?), ..NewJob::new(&*spec.job, spec.data.clone()) };
+        let origin = Origin { cause: Some(name.into()), ..Origin::default() };
+        Some(publisher.expander().job(job, &origin, publisher.clock().now())?)
     } else {
         None
     };
@@ -183,9 +215,13 @@ mod tests {
         text.parse().expect(text)
     }
 
-    fn slots(missed: Missed, since: &str, now: &str) -> Vec<(String, bool)> {
+    fn planned(timing: &Timing, missed: Missed, progress: Progress, now: &str) -> Vec<(String, bool)> {
+        plan(timing, missed, progress, at(now)).into_iter().map(|(slot, runs)| (slot.to_string(), runs)).collect()
+    }
+
+    fn slots(missed: Missed, last: &str, now: &str) -> Vec<(String, bool)> {
         let timing = Timing::cron("0 * * * *", "UTC").expect("cron");
-        plan(&timing, missed, at(since), at(now)).into_iter().map(|(slot, runs)| (slot.to_string(), runs)).collect()
+        planned(&timing, missed, Progress { last: at(last), waiting: None }, now)
     }
 
     #[test]
@@ -205,12 +241,31 @@ mod tests {
     }
 
     #[test]
+    fn a_short_stall_loses_no_slot() {
+        let every_second = Timing::every(Duration::from_secs(1)).expect("every");
+        let progress = Progress { last: at("2026-01-01T00:00:00Z"), waiting: None };
+        for missed in [Missed::Skip, Missed::Last, Missed::All] {
+            let due = planned(&every_second, missed, progress, "2026-01-01T00:00:04Z");
+            assert_eq!(due.iter().filter(|(_, runs)| *runs).count(), 4);
+        }
+    }
+
+    #[test]
+    fn a_slot_that_waits_for_the_job_before_it_is_not_missed() {
+        let timing = Timing::cron("0 * * * *", "UTC").expect("cron");
+        let slot = at("2026-01-01T01:00:00Z");
+        let progress = Progress { last: at("2026-01-01T00:00:00Z"), waiting: Some(slot) };
+        let due = planned(&timing, Missed::Skip, progress, "2026-01-01T01:30:00Z");
+        assert_eq!(due, [(slot.to_string(), true)]);
+    }
+
+    #[test]
     fn nothing_is_due_before_its_time() {
         assert!(slots(Missed::All, "2026-01-01T00:00:00Z", "2026-01-01T00:59:59Z").is_empty());
     }
 
     #[test]
     fn making_up_is_bounded() {
-        assert_eq!(slots(Missed::All, "2020-01-01T00:00:00Z", "2026-01-01T00:00:00Z").len(), MISSED_AT_ONCE);
+        assert_eq!(slots(Missed::All, "2020-01-01T00:00:00Z", "2026-01-01T00:30:00Z").len(), MISSED_AT_ONCE);
     }
 }

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tidewire_core::commit::Origin;
 use tidewire_core::job::{Job, Verdict};
-use tidewire_core::store::{Claim, Leased, Settle};
+use tidewire_core::store::{Claim, Leased, Settle, Settled};
 use tidewire_core::{Error, Kind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +77,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts one loop per queue that has a job type with a handler. `queues` says how many jobs each runs at once.
+    /// Starts one loop for each of `queues`, which says how many jobs of it run at once in this process.
     pub fn start(
         publisher: Arc<Publisher>,
         handlers: Handlers,
@@ -192,10 +190,14 @@ impl Queue {
         self.runs.spawn(async move {
             let Leased { job, lease, .. } = leased;
             let context = JobContext::new(job, publisher.store().clone());
-            let run = run(handler, context.clone());
+            // A task of its own, so that a panic, in the handler or in what it drops, ends the run and nothing else.
+            let mut run = tokio::spawn(run(handler, context.clone()));
             let verdict = tokio::select! {
-                verdict = run => verdict,
-                () = abort.cancelled() => Verdict::Release,
+                ended = &mut run => ended.unwrap_or_else(panicked),
+                () = abort.cancelled() => {
+                    run.abort();
+                    Verdict::Release
+                }
             };
             settle(&publisher, &context, lease, verdict).await;
             drop(permit);
@@ -203,20 +205,15 @@ impl Queue {
     }
 }
 
-/// Runs a handler within the job's timeout. A panic is an error like any other.
+/// Runs a handler within the job's timeout.
 async fn run(handler: Option<Arc<dyn Handler>>, context: JobContext) -> Verdict {
     let timeout = context.job().timeout;
     let Some(handler) = handler else {
         // The store only hands out types that were asked for.
         return Verdict::Release;
     };
-    let future = match catch_unwind(AssertUnwindSafe(|| handler.run(context))) {
-        Ok(future) => future,
-        Err(panic) => return panicked(&*panic),
-    };
-    match tokio::time::timeout(timeout, CatchPanic(future)).await {
-        Ok(Ok(answer)) => answer.unwrap_or_else(HandlerError::into_verdict),
-        Ok(Err(panic)) => panic,
+    match tokio::time::timeout(timeout, handler.run(context)).await {
+        Ok(answer) => answer.unwrap_or_else(HandlerError::into_verdict),
         Err(_) => {
             let limit = tidewire_core::time::format_duration(timeout);
             Verdict::Retry { error: format!("timed out after {limit}"), delay: None }
@@ -224,62 +221,62 @@ async fn run(handler: Option<Arc<dyn Handler>>, context: JobContext) -> Verdict 
     }
 }
 
+fn panicked(error: tokio::task::JoinError) -> Verdict {
+    let text = match error.try_into_panic() {
+        Ok(panic) => match panic.downcast::<String>() {
+            Ok(text) => *text,
+            Err(panic) => panic.downcast_ref::<&str>().copied().unwrap_or("no message").to_owned(),
+        },
+        Err(_) => "the run was aborted".to_owned(),
+    };
+    Verdict::Retry { error: format!("panicked: {text}"), delay: None }
+}
+
 /// Settles a run with what its handler staged. Effects that are refused make the run a failed one.
 async fn settle(publisher: &Publisher, context: &JobContext, lease: Box<str>, verdict: Verdict) {
     let job = context.job();
-    let refused = match settle_once(publisher, context, lease.clone(), verdict).await {
-        Ok(()) => return,
+    let staged = context.take_staged();
+    // A condition of the catalog is evaluated here; were it to panic, the lease must not be left behind.
+    let expanded = catch_unwind(AssertUnwindSafe(|| match verdict {
+        Verdict::Done { .. } => publisher.effects(&job.tenant, staged, &origin(job)),
+        _ => Ok((None, Vec::new())),
+    }));
+    let expanded = expanded.unwrap_or_else(|_| Err(Error::internal("expanding the effects panicked", "panic")));
+    let refused = match expanded {
+        Ok((effects, ephemeral)) => {
+            let settle = Settle { tenant: None, id: job.id.clone(), lease: lease.clone(), verdict, effects };
+            match send(publisher, settle).await {
+                Ok(settled) => {
+                    publisher.with_ephemeral(settled.effects, &ephemeral);
+                    return;
+                }
+                Err(error) => error,
+            }
+        }
         Err(error) => error,
     };
-    if matches!(refused.kind(), Kind::Unavailable | Kind::Internal) || refused.code() == "job.lease_lost" {
+    if refused.kind() == Kind::Unavailable || refused.code() == "job.lease_lost" {
         tracing::warn!(job = %job.id, kind = %job.kind, error = %refused, "the result of a job was not taken");
         return;
     }
     let verdict = Verdict::Retry { error: format!("its effects were refused: {refused}"), delay: None };
-    if let Err(error) = settle_once(publisher, context, lease, verdict).await {
+    let settle = Settle { tenant: None, id: job.id.clone(), lease, verdict, effects: None };
+    if let Err(error) = send(publisher, settle).await {
         tracing::warn!(job = %job.id, kind = %job.kind, %error, "a failed job could not be settled");
     }
 }
 
-async fn settle_once(
-    publisher: &Publisher,
-    context: &JobContext,
-    lease: Box<str>,
-    verdict: Verdict,
-) -> Result<(), Error> {
-    let job = context.job();
-    let staged = context.take_staged();
-    let (effects, ephemeral) = match verdict {
-        Verdict::Done { .. } => publisher.effects(&job.tenant, staged, &origin(job))?,
-        _ => (None, Vec::new()),
-    };
-    let settle = Settle { tenant: None, id: job.id.clone(), lease, verdict, effects };
-    let settled = publisher.store().settle(settle).await?;
-    publisher.with_ephemeral(settled.effects, &ephemeral);
-    Ok(())
+/// Settles, however often the store is too busy: a local lease has no end that would give the job back.
+async fn send(publisher: &Publisher, settle: Settle) -> Result<Settled, Error> {
+    loop {
+        match publisher.store().settle(settle.clone()).await {
+            Err(error) if error.kind() == Kind::Limited => tokio::time::sleep(AFTER_REFUSAL).await,
+            answer => return answer,
+        }
+    }
 }
 
 /// Where the effects of a job come from.
 pub(crate) fn origin(job: &Job) -> Origin {
     Origin { depth: job.depth, cause: Some(job.id.to_string().into()), correlation_id: job.correlation_id.clone() }
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Verdict {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Verdict::Retry { error: format!("panicked: {}", text.unwrap_or("no message")), delay: None }
-}
-
-/// A handler's future whose panic is a verdict.
-struct CatchPanic(Pin<Box<dyn Future<Output = HandlerResult> + Send>>);
-
-impl Future for CatchPanic {
-    type Output = Result<HandlerResult, Verdict>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(answer)) => Poll::Ready(Ok(answer)),
-            Err(panic) => Poll::Ready(Err(panicked(&*panic))),
-        }
-    }
 }

@@ -17,6 +17,7 @@ use tidewire_runtime::{Scheduler, Workers};
 use tidewire_server::{Api, router, serve};
 use tidewire_store::Sqlite;
 use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::builder::Builder;
@@ -41,7 +42,11 @@ struct Running {
     api: Arc<Api>,
     sqlite: Option<Sqlite>,
     /// Taken by the first stop.
-    parts: Mutex<Option<(Workers, Scheduler)>>,
+    work: Mutex<Option<(Workers, Scheduler)>>,
+    /// Workers and schedules have stopped.
+    stopped: OnceCell<()>,
+    /// The store is closed.
+    closed: OnceCell<()>,
     drain: Duration,
 }
 
@@ -55,7 +60,9 @@ impl App {
         Self(Arc::new(Running {
             api: parts.api,
             sqlite: parts.sqlite,
-            parts: Mutex::new(Some((parts.workers, parts.scheduler))),
+            work: Mutex::new(Some((parts.workers, parts.scheduler))),
+            stopped: OnceCell::new(),
+            closed: OnceCell::new(),
             drain: parts.drain,
         }))
     }
@@ -166,34 +173,45 @@ impl App {
         }
     }
 
-    /// Serves `router` on `listener` until the process is told to stop, then stops in order: no new claims, sockets are sent
-    /// elsewhere, running jobs and requests finish or are handed back, the store closes.
+    /// Serves `router` on `listener` until the process is told to stop, then stops in order: no new claims and slots; sockets are sent
+    /// elsewhere and no new requests taken, while running jobs and requests finish or are handed back; the store closes.
     pub async fn serve(&self, listener: TcpListener, router: Router) {
-        let signal = self.shutdown_signal();
-        let stopping = self.0.api.stopping.clone();
         let closed = CancellationToken::new();
         let serving = serve::serve(listener, router, closed.clone(), self.0.drain);
         let stop = async {
-            signal.await;
-            stopping.cancel();
-            self.0.api.gateway.drain(SOCKET_DRAIN).await;
-            closed.cancel();
+            self.shutdown_signal().await;
+            self.0.api.stopping.cancel();
+            let sockets = async {
+                self.0.api.gateway.drain(SOCKET_DRAIN).await;
+                closed.cancel();
+            };
+            tokio::join!(sockets, self.stop_work());
         };
         tokio::join!(serving, stop);
         self.stop().await;
     }
 
     /// Stops workers and schedules and closes the store. Running jobs get the configured time to finish and are then handed back
-    /// with their attempt refunded.
+    /// with their attempt refunded. A second call waits for the first.
     pub async fn stop(&self) {
         self.0.api.stopping.cancel();
-        let parts = self.0.parts.lock().take();
-        if let Some((workers, scheduler)) = parts {
-            scheduler.stop().await;
-            workers.stop(self.0.drain).await;
+        self.stop_work().await;
+        let close = async {
             if let Err(error) = self.store().close().await {
                 tracing::warn!(%error, "the store was not closed cleanly");
             }
-        }
+        };
+        self.0.closed.get_or_init(|| close).await;
+    }
+
+    async fn stop_work(&self) {
+        let stop = async {
+            let work = self.0.work.lock().take();
+            if let Some((workers, scheduler)) = work {
+                scheduler.stop().await;
+                workers.stop(self.0.drain).await;
+            }
+        };
+        self.0.stopped.get_or_init(|| stop).await;
     }
 }

@@ -117,7 +117,7 @@ fn schedules(catalog: &Catalog, findings: &mut Vec<Finding>) {
         let schema = catalog.job(&schedule.job).and_then(|job| job.data.as_ref());
         if let (Some(schema), true) = (schema, schedule.timing.is_some()) {
             let mut errors = Vec::new();
-            schema.validate(&schedule.data.to_value(), "data", &mut errors);
+            schema.validate(&schedule.data.to_value().unwrap_or_default(), "data", &mut errors);
             for FieldError { path, message } in errors {
                 let job = &schedule.job;
                 warn(findings, format!("schedule {name:?}: {path}: {message}, but the job {job:?} needs it"));

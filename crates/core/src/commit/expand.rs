@@ -12,7 +12,7 @@ use super::{
 use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleJob};
 use crate::event::Ephemeral;
 use crate::id::Ids;
-use crate::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp};
+use crate::{Error, FieldError, Json, Kind, Result, TenantId, Timestamp};
 
 /// Where a request comes from.
 #[derive(Clone, Debug, Default)]
@@ -78,12 +78,12 @@ impl Expander {
         };
         let (event_count, job_count) = (request.events.len(), request.jobs.len());
         for (index, event) in request.events.into_iter().enumerate() {
-            let at = Place { list: "events", index, alone: event_count == 1 && job_count == 0 };
+            let at = Place::asked("events", index, event_count == 1 && job_count == 0);
             run.event(event, at, origin, None)?;
         }
         let asked_events = run.events.len();
         for (index, job) in request.jobs.into_iter().enumerate() {
-            let at = Place { list: "jobs", index, alone: job_count == 1 && event_count == 0 };
+            let at = Place::asked("jobs", index, job_count == 1 && event_count == 0);
             run.job(job, at, origin, None)?;
         }
         let asked_jobs = run.jobs.len();
@@ -102,18 +102,24 @@ impl Expander {
         Ok(Expansion { commit, ephemeral })
     }
 
-    /// The job of a type declared in the catalog, for schedules and tests.
-    pub fn job(&self, kind: &str, data: Json, id: Option<Id>) -> Result<Enqueue> {
-        let request = NewJob { id, ..NewJob::new(kind, data) };
-        self.enqueue(request, Place::ALONE, &Origin::default(), Timestamp::default())
+    /// One checked job, for a slot of a schedule.
+    pub fn job(&self, job: NewJob, origin: &Origin, now: Timestamp) -> Result<Enqueue> {
+        self.enqueue(job, Place::ALONE, origin, now)
     }
 
     fn enqueue(&self, job: NewJob, at: Place, origin: &Origin, now: Timestamp) -> Result<Enqueue> {
         let declared = self.job_type(&job.kind, at)?;
-        check_size(&job.data, at)?;
+        if !at.is_caused {
+            check_size(&job.data, at)?;
+        }
+        check_texts(
+            at,
+            [("userId", &job.user_id), ("correlationId", &job.correlation_id), ("causationId", &job.causation_id)],
+        )?;
+        let data = job.data.to_value().map_err(|error| unreadable("job.invalid_data", at, &error))?;
         if let Some(schema) = &declared.data {
             let mut errors = Vec::new();
-            schema.validate(&job.data.to_value(), &at.field("data"), &mut errors);
+            schema.validate(&data, &at.field("data"), &mut errors);
             if !errors.is_empty() {
                 return Err(Error::invalid("job.invalid_data", "").with_fields(errors));
             }
@@ -159,7 +165,11 @@ impl Expander {
     }
 
     fn job_type(&self, kind: &str, at: Place) -> Result<&JobType> {
-        let handler = || self.subscriptions.iter().map(|subscription| &subscription.job).find(|job| &*job.name == kind);
+        // The jobs of durable handlers follow from events; nobody asks for them.
+        let handler = || {
+            let mut handlers = self.subscriptions.iter().map(|subscription| &subscription.job);
+            handlers.find(|job| at.is_caused && &*job.name == kind)
+        };
         self.catalog
             .jobs
             .get(kind)
@@ -187,23 +197,31 @@ fn check_key(code: &'static str, key: String) -> Result<String> {
 struct Place {
     list: &'static str,
     index: usize,
+    /// The request is this one object.
     alone: bool,
+    /// A rule or handler made it, not the caller.
+    is_caused: bool,
 }
 
 impl Place {
-    const ALONE: Self = Self { list: "", index: 0, alone: true };
+    const ALONE: Self = Self { list: "jobs", index: 0, alone: true, is_caused: false };
+    const CAUSED: Self = Self { list: "caused", index: 0, alone: true, is_caused: true };
 
-    /// `events[3]`, or the bare list when the request is a single object.
+    fn asked(list: &'static str, index: usize, alone: bool) -> Self {
+        Self { list, index, alone, is_caused: false }
+    }
+
+    /// `events[3]`, or `event` when the request is a single object.
     fn path(self) -> String {
         if self.alone { self.list.trim_end_matches('s').to_owned() } else { format!("{}[{}]", self.list, self.index) }
     }
 
     /// `events[3].data`, or `data` when the request is a single object.
-    fn field(self, name: &str) -> Cow<'_, str> {
-        if self.alone {
-            Cow::Owned(name.to_owned())
-        } else {
-            Cow::Owned(format!("{}[{}].{name}", self.list, self.index))
+    fn field(self, name: &str) -> String {
+        match (self.is_caused, self.alone) {
+            (true, _) => format!("caused.{name}"),
+            (false, true) => name.to_owned(),
+            (false, false) => format!("{}[{}].{name}", self.list, self.index),
         }
     }
 }
@@ -263,7 +281,14 @@ impl Run<'_> {
             ));
         }
         check_size(&event.data, at)?;
-        let data = event.data.to_value();
+        let texts = [
+            ("userId", &event.user_id),
+            ("correlationId", &event.correlation_id),
+            ("causationId", &event.causation_id),
+            ("stream", &event.stream),
+        ];
+        check_texts(at, texts)?;
+        let data = event.data.to_value().map_err(|error| unreadable("event.invalid_data", at, &error))?;
         if let Some(schema) = &declared.data {
             let mut errors = Vec::new();
             schema.validate(&data, &at.field("data"), &mut errors);
@@ -273,7 +298,7 @@ impl Run<'_> {
         }
         let rooms = self.rooms(declared, &event, &data, at)?;
         let id = event.id.clone().unwrap_or_else(|| self.expander.ids.next());
-        let own_root = if declared.ephemeral { None } else { root.or(Some(self.events.len())) };
+        let own_root = if declared.ephemeral { root } else { root.or(Some(self.events.len())) };
         let correlation_id = event.correlation_id.as_deref().map(Into::into).or_else(|| origin.correlation_id.clone());
         let effects = Origin { depth: origin.depth, cause: Some(id.to_string().into()), correlation_id };
         self.consequences(declared, &event, &data, &effects, own_root)?;
@@ -412,7 +437,7 @@ impl Run<'_> {
 
     /// Expands what was caused until nothing is left; depth and size bound it.
     fn follow(&mut self) -> Result<()> {
-        let at = Place { list: "rules", index: 0, alone: true };
+        let at = Place::CAUSED;
         while !self.caused.is_empty() {
             for Cause { request, origin, root } in std::mem::take(&mut self.caused) {
                 match request {
@@ -457,6 +482,25 @@ pub fn publication(publication: &Publication, scope: &Value) -> Option<NewEvent>
     Some(event)
 }
 
+/// The longest text of an event or job beside its data, in bytes.
+const MAX_TEXT_BYTES: usize = 256;
+
+fn check_texts<const N: usize>(at: Place, texts: [(&str, &Option<String>); N]) -> Result<()> {
+    let long = texts.into_iter().find(|(_, text)| text.as_ref().is_some_and(|text| text.len() > MAX_TEXT_BYTES));
+    match long {
+        None => Ok(()),
+        Some((name, _)) => {
+            let detail = format!("{}: expected at most {MAX_TEXT_BYTES} bytes", at.field(name));
+            Err(Error::new(Kind::TooLarge, "data.too_large", detail))
+        }
+    }
+}
+
+fn unreadable(code: &'static str, at: Place, error: &Error) -> Error {
+    let field = FieldError { path: at.field("data"), message: error.detail().to_owned() };
+    Error::invalid(code, "").with_fields(vec![field])
+}
+
 fn check_size(data: &Json, at: Place) -> Result<()> {
     let size = data.get().len();
     if size > MAX_DATA_BYTES {
@@ -478,11 +522,11 @@ fn unknown<'a>(
     if let Some(close) = crate::suggest::suggest(name, known.map(|known| &**known)) {
         message.push_str(&format!("; did you mean {close:?}?"));
     }
-    Error::invalid(code, "").with_fields(vec![FieldError { path: at.field(field).into_owned(), message }])
+    Error::invalid(code, "").with_fields(vec![FieldError { path: at.field(field), message }])
 }
 
 fn missing_param(event: &str, name: &str, template: &str, at: Place) -> Error {
     let message = format!("{event:?} goes to {template:?}; give {name:?} in params or data as text of 1 to 200 bytes");
-    let path = at.field(&format!("params.{name}")).into_owned();
+    let path = at.field(&format!("params.{name}"));
     Error::invalid("event.missing_param", "").with_fields(vec![FieldError { path, message }])
 }
