@@ -1,7 +1,7 @@
 //! Durable work over HTTP keep-alive; server and client share the machine.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,14 +9,19 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::load::http::{self, Connection};
-use crate::report::{Row, Runs, per_second};
+use crate::load::sockets::now_micros;
+use crate::report::{Histogram, Row, Runs, per_second};
 use crate::server::{FSYNC, Server, TENANT, data, event};
 
 const PORT: u16 = 7461;
 const CONNECTIONS: usize = 64;
 
 pub(crate) async fn run(runs: &Runs, time: Duration) -> Result<()> {
-    println!("\nover HTTP, 300-byte data, server and client on the same cores; CPU is the server's\n{}", Row::HEADING);
+    println!(
+        "\nover HTTP, 300-byte data, server and client on the same cores; CPU is the server's; \
+         the latency of a job is from asking to the answered settle\n{}",
+        Row::HEADING
+    );
     let one = Arc::new(event("r", 0).to_string());
     let name = format!("publish, {CONNECTIONS} connections, one event each");
     runs.repeat(&name, "events/s", async |_| publish(time, CONNECTIONS, one.clone(), 1, &name).await).await?;
@@ -50,14 +55,13 @@ async fn publish(time: Duration, connections: usize, body: Arc<String>, per_requ
 async fn lives(time: Duration, name: &str) -> Result<f64> {
     let server = Server::start("http", "0-1", PORT).await?;
     let cpu = server.peer.cpu()?;
-    let job = json!({ "tenant": TENANT, "type": "bench", "data": data(0) });
-    let enqueue = Server::post("/v1/jobs", &Value::Array(vec![job; 100]).to_string());
+    let latency = Arc::new(Mutex::new(Histogram::new()));
     let (enqueued, settled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let stopped = Arc::new(AtomicBool::new(false));
     let begin = Instant::now();
     let mut tasks: JoinSet<Result<()>> = JoinSet::new();
     for _ in 0..4 {
-        let (addr, enqueue, enqueued, settled) = (server.addr, enqueue.clone(), enqueued.clone(), settled.clone());
+        let (addr, enqueued, settled) = (server.addr, enqueued.clone(), settled.clone());
         tasks.spawn(async move {
             let mut connection = Connection::open(addr).await?;
             while begin.elapsed() < time {
@@ -65,6 +69,8 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     continue;
                 }
+                let job = json!({ "tenant": TENANT, "type": "bench", "data": data(now_micros()) });
+                let enqueue = Server::post("/v1/jobs", &Value::Array(vec![job; 100]).to_string());
                 let answer = connection.exchange(&enqueue).await?;
                 ensure!(answer.status == 201, "enqueueing was answered {}", answer.status);
                 enqueued.fetch_add(100, Ordering::Relaxed);
@@ -73,7 +79,7 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
         });
     }
     for _ in 0..4 {
-        let (addr, stopped, settled) = (server.addr, stopped.clone(), settled.clone());
+        let (addr, stopped, settled, latency) = (server.addr, stopped.clone(), settled.clone(), latency.clone());
         tasks.spawn(async move {
             let mut connection = Connection::open(addr).await?;
             let lease =
@@ -94,6 +100,12 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
                 let answer = connection.exchange(&settle).await?;
                 ensure!(answer.status == 200, "settling was answered {}", answer.status);
                 settled.fetch_add(results.len() as u64, Ordering::Relaxed);
+                let now = now_micros();
+                let mut latency = latency.lock().unwrap_or_else(PoisonError::into_inner);
+                for job in jobs {
+                    let asked = job["data"]["t"].as_u64().unwrap_or(now);
+                    latency.record(Duration::from_micros(now.saturating_sub(asked)));
+                }
             }
         });
     }
@@ -115,6 +127,8 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
         task??;
     }
     let ops = settled.load(Ordering::Relaxed);
-    println!("{}", Row { name, durability: FSYNC, ops, elapsed, latency: None, cpu: Some(cpu.spent()?) });
+    let cpu = Some(cpu.spent()?);
+    let latency = std::mem::replace(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner), Histogram::new());
+    println!("{}", Row { name, durability: FSYNC, ops, elapsed, latency: Some(&latency), cpu });
     Ok(per_second(ops, elapsed))
 }

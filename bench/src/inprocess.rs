@@ -1,6 +1,6 @@
 //! Durable work inside one process: the store, the runtime and nothing in front of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,6 +9,7 @@ use tidewire::{App, Job, JobContext, NewEvent, NewJob, Request, TenantId, done};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::load::sockets::now_micros;
 use crate::report::{Cpu, Histogram, Row, Runs, per_second};
 use crate::server::{FSYNC, Scratch, TENANT, catalog, config, data};
 
@@ -28,7 +29,7 @@ impl Job for Bench {
 }
 
 pub(crate) async fn run(runs: &Runs, time: Duration) -> Result<()> {
-    println!("\nin process, 300-byte data\n{}", Row::HEADING);
+    println!("\nin process, 300-byte data; the latency of a job is from asking to its run\n{}", Row::HEADING);
     let name = format!("publish, {CALLERS} callers, one event each");
     runs.repeat(&name, "events/s", async |_| publish(time, 1, &name).await).await?;
     let name = "publish, 16 callers, 100 events each";
@@ -38,13 +39,31 @@ pub(crate) async fn run(runs: &Runs, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// An app whose handler lets one more job in for each that it has run.
-async fn open(slots: Arc<Semaphore>) -> Result<(App, Scratch)> {
+/// What the handler reports: that it ran, and how long after its job was asked for.
+struct Tally {
+    /// Lets one more job in for each that has run.
+    slots: Semaphore,
+    latency: Mutex<Histogram>,
+}
+
+impl Tally {
+    fn new(in_flight: usize) -> Arc<Self> {
+        Arc::new(Self { slots: Semaphore::new(in_flight), latency: Mutex::new(Histogram::new()) })
+    }
+
+    fn ran(&self, asked: u64) {
+        let waited = Duration::from_micros(now_micros().saturating_sub(asked));
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner).record(waited);
+        self.slots.add_permits(1);
+    }
+}
+
+async fn open(tally: Arc<Tally>) -> Result<(App, Scratch)> {
     let scratch = Scratch::new("inprocess")?;
     let app = App::builder(catalog())
         .config(config(scratch.path()))
-        .job(move |_: Bench, _: JobContext| {
-            slots.add_permits(1);
+        .job(move |job: Bench, _: JobContext| {
+            tally.ran(job.t);
             async { done() }
         })
         .build()
@@ -53,7 +72,7 @@ async fn open(slots: Arc<Semaphore>) -> Result<(App, Scratch)> {
 }
 
 async fn publish(time: Duration, per_call: usize, name: &str) -> Result<f64> {
-    let (app, _scratch) = open(Arc::new(Semaphore::new(0))).await?;
+    let (app, _scratch) = open(Tally::new(0)).await?;
     let tenant = TenantId::new(TENANT)?;
     let cpu = Cpu::own()?;
     let begin = Instant::now();
@@ -86,19 +105,19 @@ async fn publish(time: Duration, per_call: usize, name: &str) -> Result<f64> {
 
 /// Whole lives: each run lets one more job in.
 async fn lives(time: Duration, name: &str) -> Result<f64> {
-    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
-    let (app, _scratch) = open(slots.clone()).await?;
+    let tally = Tally::new(IN_FLIGHT);
+    let (app, _scratch) = open(tally.clone()).await?;
     let tenant = TenantId::new(TENANT)?;
     let cpu = Cpu::own()?;
     let begin = Instant::now();
     let mut callers = JoinSet::new();
     for _ in 0..IN_FLIGHT {
-        let (app, tenant, slots) = (app.clone(), tenant.clone(), slots.clone());
+        let (app, tenant, tally) = (app.clone(), tenant.clone(), tally.clone());
         callers.spawn(async move {
             let mut enqueued = 0_u64;
             while begin.elapsed() < time {
-                slots.acquire().await?.forget();
-                let job = NewJob::new("bench", data(0));
+                tally.slots.acquire().await?.forget();
+                let job = NewJob::new("bench", data(now_micros()));
                 app.commit(&tenant, Request { jobs: vec![job], ..Request::default() }).await?;
                 enqueued += 1;
             }
@@ -120,7 +139,10 @@ async fn lives(time: Duration, name: &str) -> Result<f64> {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let elapsed = begin.elapsed();
-    println!("{}", Row { name, durability: FSYNC, ops: total, elapsed, latency: None, cpu: Some(cpu.spent()?) });
+    let cpu = Some(cpu.spent()?);
+    let latency =
+        std::mem::replace(&mut *tally.latency.lock().unwrap_or_else(PoisonError::into_inner), Histogram::new());
+    println!("{}", Row { name, durability: FSYNC, ops: total, elapsed, latency: Some(&latency), cpu });
     app.stop().await;
     Ok(per_second(total, elapsed))
 }

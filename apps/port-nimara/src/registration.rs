@@ -104,8 +104,9 @@ impl Form {
         for (path, text, least, most) in texts {
             *text = text.trim().to_owned();
             let length = text.chars().count();
-            if length < least || length > most {
-                let message = format!("expected {least} to {most} characters, got {length}");
+            let is_clean = text.chars().all(|c| !c.is_control() || (path == "message" && c == '\n'));
+            if length < least || length > most || !is_clean {
+                let message = format!("expected {least} to {most} printable characters, got {length}");
                 errors.push(FieldError { path: path.to_owned(), message });
             }
         }

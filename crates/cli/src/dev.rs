@@ -1,7 +1,7 @@
 //! `tidewire dev`
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,9 @@ use clap::Args;
 use tidewire::{App, Builder, TenantId, random_secret};
 
 use crate::serve::{listen, load_config};
+
+/// A kept secret with fewer characters is no secret. Those that are made here have 43.
+const SHORTEST_SECRET: usize = 32;
 
 /// How long the printed tokens last.
 const TOKEN_TTL: Duration = Duration::from_secs(12 * 3600);
@@ -63,18 +66,29 @@ impl Dev {
 
 /// A secret that outlives a restart, so that open pages can come back with their tokens.
 fn kept_secret(path: &Path) -> anyhow::Result<String> {
-    if let Ok(secret) = fs::read_to_string(path) {
-        return Ok(secret.trim().to_owned());
+    match fs::read_to_string(path) {
+        Ok(kept) if kept.trim().len() >= SHORTEST_SECRET => return Ok(kept.trim().to_owned()),
+        // Cut off by a crash, so there is no secret to keep.
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("{}", path.display())),
     }
     let secret = random_secret()?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("{}", path.display()))?;
-    writeln!(file, "{secret}")?;
+    write_secret(path, &secret).with_context(|| format!("{}", path.display()))?;
     Ok(secret)
+}
+
+/// Writes beside `path` and renames, so that the file is whole at any moment. Only its owner may read it.
+fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
+    let new = path.with_extension(format!("{}.new", std::process::id()));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    writeln!(file, "{secret}")?;
+    file.sync_all()?;
+    fs::rename(&new, path)
 }
 
 /// Writes the built-in catalog where it can be looked at.
@@ -103,4 +117,29 @@ fn banner(app: &App, data: &Path, address: SocketAddr, is_demo: bool) -> anyhow:
     }
     println!();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_kept_and_a_broken_one_is_not() {
+        let dir = std::env::temp_dir().join(format!("tidewire-dev-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory");
+        let path = dir.join("jwt-secret");
+        let first = kept_secret(&path).expect("a secret");
+        assert_eq!(kept_secret(&path).expect("the secret"), first);
+        assert_eq!(fs::metadata(&path).expect("the file").permissions().mode() & 0o777, 0o600);
+        for broken in ["", "\n", &first[..20]] {
+            fs::write(&path, broken).expect("written");
+            let second = kept_secret(&path).expect("a secret");
+            assert!(second.len() >= SHORTEST_SECRET && second != first);
+            assert_eq!(kept_secret(&path).expect("the secret"), second);
+        }
+        assert_eq!(fs::read_dir(&dir).expect("the directory").count(), 1, "nothing is left beside it");
+        fs::remove_dir_all(&dir).expect("removed");
+    }
 }

@@ -91,7 +91,7 @@ impl NewEvent {
 
 /// A value for a room template.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text or a whole number")]
 pub enum ParamValue {
     /// Text.
     Text(String),
@@ -184,7 +184,7 @@ impl NewJob {
 pub struct Priority(pub u8);
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "priority: expected 1 to 5, critical, high, normal or low")]
 enum PriorityText {
     Number(i64),
     Name(String),
@@ -213,7 +213,7 @@ impl TryFrom<PriorityText> for Priority {
 pub struct Delay(pub Duration);
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a duration of at most ten years such as \"60s\", or milliseconds")]
 enum DelayText {
     Text(#[serde(with = "duration_text")] Duration),
     Millis(u64),
@@ -401,6 +401,9 @@ pub struct Committed {
     /// What rules and handlers added.
     #[serde(skip_serializing_if = "Caused::is_empty", default)]
     pub caused: Caused,
+    /// Whether this is the kept answer to an earlier request of the same idempotency key.
+    #[serde(skip)]
+    pub replayed: bool,
     /// Whether the dedup key was known and nothing was written.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub deduplicated: bool,

@@ -42,8 +42,12 @@ pub struct RateState(Timestamp);
 
 impl Rate {
     /// Takes one from `state` at `now`, or says when one will be there. A refusal takes nothing.
+    ///
+    /// A clock that steps back holds the key back for no longer than `per`, provided that `state` is kept after refusals too.
     pub fn take(self, state: &mut RateState, now: Timestamp) -> Result<(), Timestamp> {
         let spacing = self.per / self.amount;
+        // Never later than this but for a clock that was set back; without the bound the key would wait until it has caught up.
+        state.0 = state.0.min(now + self.per);
         let arrival = state.0.max(now);
         let earliest = arrival + spacing - self.per;
         if earliest > now {
@@ -69,6 +73,19 @@ mod tests {
         assert!(rate.take(&mut state, next).is_ok());
         assert!(rate.take(&mut state, next).is_err());
         assert_eq!((0..20).filter(|_| rate.take(&mut state, start + Duration::from_secs(60)).is_ok()).count(), 10);
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_holds_for_no_longer_than_the_period() {
+        let rate: Rate = "10/s".parse().expect("rate");
+        let mut state = RateState::default();
+        let start = Timestamp::from_millis(100_000_000);
+        assert_eq!((0..20).filter(|_| rate.take(&mut state, start).is_ok()).count(), 10);
+        let back = start - Duration::from_secs(3600);
+        let next = rate.take(&mut state, back).expect_err("as full as before");
+        assert_eq!(next.since(back), Duration::from_millis(100));
+        assert!(rate.take(&mut state, next).is_ok());
+        assert_eq!((0..20).filter(|_| rate.take(&mut state, next + rate.per).is_ok()).count(), 10);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub enum Backoff {
 
 /// Randomness in a delay, so that jobs that failed together do not come back together.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "jitter: expected a share from 0 to 1, or a duration such as \"1s\"")]
 pub enum Jitter {
     /// Up to this share of the delay (0 to 1) is taken off.
     Share(f64),

@@ -130,7 +130,11 @@ pub(crate) async fn authenticate(session: &Session, auth: &Value) -> Result<Prin
     let answer = tokio::time::timeout(AUTH_TIMEOUT, shared.auth.authenticate(credential)).await;
     let principal = match answer.unwrap_or(Err(Refusal::Unchecked)) {
         Err(Refusal::Missing) if credential.is_none() => {
-            session.handshake.visitor(&shared.catalog, auth).ok_or(Refusal::Missing)?
+            let visitor = session.handshake.visitor(&shared.catalog, auth).ok_or(Refusal::Missing)?;
+            match &shared.options.tenants {
+                Some(known) if !known.contains(&visitor.tenant) => return Err(Refusal::Missing),
+                Some(_) | None => visitor,
+            }
         }
         other => other?,
     };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tidewire_core::TenantId;
+
 /// Settings of a [`Gateway`](crate::Gateway). The defaults are those of the reference server where it has one.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -37,6 +39,8 @@ pub struct Options {
     /// Origins of other sites whose pages may connect, such as `https://app.example.com`. The server's own origin and clients that send
     /// none are always let in. `"*"` lets every page in, but without its cookies.
     pub allowed_origins: Vec<String>,
+    /// The tenants that visitors without a login may name; `None` means any. Users are asked of [`Authenticate`](crate::Authenticate).
+    pub tenants: Option<Vec<TenantId>>,
     /// Whether clients get a `pid` by which they come back without losing anything. Off only for the protocol's own test suite,
     /// which wants none. Default true.
     pub recovery: bool,
@@ -60,6 +64,7 @@ impl Default for Options {
             max_relay_events: 65_536,
             max_relay_bytes: 64 * 1024 * 1024,
             allowed_origins: Vec::new(),
+            tenants: None,
             recovery: true,
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidewire_core::commit::{NewEvent, NewJob, Request};
+use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewJob, Request};
 use tidewire_core::event::Event;
 use tidewire_core::job::{Job, Verdict};
 use tidewire_core::store::{LogQuery, Store};
@@ -59,9 +59,12 @@ pub fn done() -> HandlerResult {
     Ok(Verdict::Done { result: None })
 }
 
-/// The job is done and this is kept as its result: processing -> completed.
+/// The job is done and this is kept as its result: processing -> completed. A result over 256 KiB fails the job.
 pub fn done_with(result: impl Serialize) -> HandlerResult {
     let result = Json::from_serialize(&result).map_err(HandlerError::from)?;
+    if result.get().len() > MAX_DATA_BYTES {
+        return fail(format!("the result has {} bytes, more than {MAX_DATA_BYTES}", result.get().len()));
+    }
     Ok(Verdict::Done { result: Some(result) })
 }
 

@@ -70,7 +70,7 @@ impl Publisher {
     /// Delivers the ephemeral part of an expansion whose commit is durable, and adds it to the answer.
     pub fn with_ephemeral(&self, mut committed: Committed, ephemeral: &[Ephemeral]) -> Committed {
         if !ephemeral.is_empty() && !committed.deduplicated {
-            if let Some(broadcast) = self.broadcast.get() {
+            if let Some(broadcast) = self.broadcast.get().filter(|_| !committed.replayed) {
                 broadcast.broadcast(ephemeral);
             }
             committed.events.extend(ephemeral.iter().map(appended_ephemeral));

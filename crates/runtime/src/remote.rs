@@ -1,10 +1,10 @@
 //! Remote workers: the same verdicts and effects as in-process handlers, given as data.
 
 use serde::Deserialize;
-use tidewire_core::commit::{NewEvent, NewJob, Request};
+use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewJob, Request};
 use tidewire_core::job::Verdict;
 use tidewire_core::store::{Settle, Settled};
-use tidewire_core::{Error, Id, Result, TenantId};
+use tidewire_core::{Error, Id, Kind, Result, TenantId};
 
 use crate::publisher::Publisher;
 use crate::workers::origin;
@@ -56,13 +56,21 @@ pub async fn settle(publisher: &Publisher, bound: Option<TenantId>, settlement: 
 
 /// The verdict that a worker's words stand for.
 ///
-/// Code `job.unknown_verdict`.
+/// Codes `job.unknown_verdict`, `data.too_large`, `json.invalid`.
 pub fn verdict(
     word: &str,
     result: Option<tidewire_core::Json>,
     error: Option<String>,
     delay: Option<std::time::Duration>,
 ) -> Result<Verdict> {
+    if let Some(result) = &result {
+        let size = result.get().len();
+        if size > MAX_DATA_BYTES {
+            let detail = format!("result: expected at most {MAX_DATA_BYTES} bytes, got {size}");
+            return Err(Error::new(Kind::TooLarge, "data.too_large", detail));
+        }
+        result.to_value()?;
+    }
     let error = || error.unwrap_or_else(|| "no reason given".to_owned());
     Ok(match word {
         "done" => Verdict::Done { result },

@@ -1,6 +1,7 @@
 //! Who a caller is: API keys for programs, tokens for end users.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -54,6 +55,15 @@ impl Caller {
             return Err(unknown_tenant(tenant));
         }
         Ok(tenant.clone())
+    }
+
+    /// The tenant to look at: as [`Caller::tenant`], but nothing, which means all of them, when a key for all tenants names none.
+    /// Code `tenant.unknown`.
+    pub fn tenant_or_all(&self, named: Option<&TenantId>, known: Option<&[TenantId]>) -> Result<Option<TenantId>> {
+        if self.tenant.is_none() && named.is_none() {
+            return Ok(None);
+        }
+        self.tenant(named, known).map(Some)
     }
 }
 
@@ -187,10 +197,12 @@ impl Tokens {
             Some(Value::String(role)) => vec![role.clone()],
             _ => Vec::new(),
         };
+        // RFC 7519, section 2: a NumericDate may have a fraction. A socket lives as long as its token would be taken again.
+        let leeway = Duration::from_secs(self.validation.leeway);
         let expires = claims
             .get("exp")
-            .and_then(Value::as_i64)
-            .map(|seconds| Timestamp::from_micros(seconds.saturating_mul(1_000_000)));
+            .and_then(Value::as_f64)
+            .map(|seconds| Timestamp::from_micros((seconds * 1e6) as i64) + leeway);
         let mut seen = claims;
         seen.insert("id".to_owned(), json!(user));
         seen.insert("tenant".to_owned(), json!(tenant));
@@ -255,12 +267,12 @@ fn validation(jwt: &tidewire_core::catalog::Jwt) -> Validation {
     validation
 }
 
-/// A claim as text; numbers are written out, so that numeric user ids work.
-fn text(claim: Option<&Value>) -> Option<String> {
+/// A claim, or a field of a session, as text; numbers are written out, so that numeric ids work.
+pub(crate) fn text(claim: Option<&Value>) -> Option<String> {
     match claim? {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
-        _ => None,
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
 }
 
@@ -278,4 +290,48 @@ pub fn random_secret() -> Result<String> {
     let mut bytes = [0; 32];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::internal("the system gave no randomness", "aws-lc-rs"))?;
     Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const APP: &str = "[app]\nname = \"shop\"\ntenant = \"shopId\"\n[auth]\nsources = [\"auth.token\"]\n[auth.jwt]\nleeway = \"30s\"\n";
+
+    fn tokens() -> Tokens {
+        let catalog = tidewire_core::catalog::parse(APP).expect("a catalog");
+        let mut config = Config::default();
+        config.auth.jwt.secret = Some("s".repeat(32));
+        Tokens::new(&catalog, &config).expect("keys").expect("tokens")
+    }
+
+    fn signed(tokens: &Tokens, exp: Value) -> String {
+        let claims = json!({ "sub": "u-1", "shopId": "a", "exp": exp });
+        encode(&Header::new(Algorithm::HS256), &claims, tokens.signing.as_ref().expect("a key")).expect("a token")
+    }
+
+    #[test]
+    fn a_user_is_known_as_long_as_the_token_is_taken() {
+        let tokens = tokens();
+        let now = jsonwebtoken::get_current_timestamp();
+        // The second is what `time.time()` of Python gives.
+        for (exp, millis) in [(json!(now + 60), 60_000), (json!(now as f64 + 60.5), 60_500), (json!(now - 10), -10_000)]
+        {
+            let expires = tokens.verify(&signed(&tokens, exp)).expect("a user").expires.expect("an end");
+            assert_eq!(expires.as_millis(), now as i64 * 1000 + millis + 30_000);
+        }
+        assert!(tokens.verify(&signed(&tokens, json!(now - 40))).is_err());
+    }
+
+    #[test]
+    fn only_a_key_for_all_tenants_may_look_at_all_of_them() {
+        let [a, b] = ["a", "b"].map(|name| TenantId::new(name).expect("a tenant"));
+        let caller = |tenant| Caller { tenant, scopes: [Scope::Read].into() };
+        assert_eq!(caller(None).tenant_or_all(None, None).expect("all"), None);
+        assert_eq!(caller(None).tenant_or_all(Some(&b), None).expect("one"), Some(b.clone()));
+        assert_eq!(caller(Some(a.clone())).tenant_or_all(None, None).expect("its own"), Some(a.clone()));
+        let own = caller(Some(a.clone()));
+        assert_eq!(own.tenant_or_all(Some(&b), None).expect_err("another").code(), "tenant.unknown");
+        assert_eq!(caller(None).tenant_or_all(Some(&b), Some(&[a])).expect_err("none").code(), "tenant.unknown");
+    }
 }

@@ -184,7 +184,7 @@ impl Config {
                 Some(path) => match KEYS.iter().find(|key| environment_form(key) == path) {
                     Some(key) => set(&mut table, key, environment_value(key, value)),
                     None if OTHER_VARIABLES.contains(&path) => {}
-                    None => return Err(unknown_variable(&name)),
+                    None => check_unknown(path)?,
                 },
                 None if name == "FRONTEND_URL" => frontend = Some(value),
                 None => {}
@@ -273,13 +273,21 @@ fn invalid(file: Option<(&str, &str)>, what: &str) -> Error {
     Error::new(Kind::Invalid, "config.invalid", format!("{place}: {what}"))
 }
 
-fn unknown_variable(name: &str) -> Error {
-    let forms: Vec<String> = KEYS.iter().map(|key| format!("TIDEWIRE_{}", environment_form(key))).collect();
-    let mut detail = format!("{name}: there is no such setting");
-    if let Some(close) = tidewire_core::suggest::suggest(name, forms.iter().map(String::as_str)) {
-        detail.push_str(&format!("; did you mean {close}?"));
+/// Refuses a variable that was meant as a setting: one with `__`, or with a name that is nearly one. `path` is what follows the
+/// prefix. Others belong to somebody else: Kubernetes gives every pod `TIDEWIRE_PORT` and more beside a service called tidewire.
+fn check_unknown(path: &str) -> Result<()> {
+    let mut forms: Vec<String> = KEYS.iter().map(|key| environment_form(key)).collect();
+    forms.push("ADMIN_KEY".to_owned());
+    // The prefix is left out, because slips are allowed by length.
+    let near = tidewire_core::suggest::suggest(path, forms.iter().map(String::as_str));
+    if near.is_none() && !path.contains("__") {
+        return Ok(());
     }
-    Error::new(Kind::Invalid, "config.invalid", detail)
+    let mut detail = format!("TIDEWIRE_{path}: there is no such setting");
+    if let Some(near) = near {
+        detail.push_str(&format!("; did you mean TIDEWIRE_{near}?"));
+    }
+    Err(Error::new(Kind::Invalid, "config.invalid", detail))
 }
 
 #[cfg(test)]
@@ -316,6 +324,9 @@ mod tests {
         for (file, environment, expected) in [
             ("lisen = \"x\"", vec![], "lisen"),
             ("", vec![("TIDEWIRE_AUTH__JWT__SECRT", "x")], "did you mean TIDEWIRE_AUTH__JWT__SECRET?"),
+            ("", vec![("TIDEWIRE_LISTN", "127.0.0.1:1")], "did you mean TIDEWIRE_LISTEN?"),
+            ("", vec![("TIDEWIRE_ADMIN_KY", "x")], "did you mean TIDEWIRE_ADMIN_KEY?"),
+            ("", vec![("TIDEWIRE_SOMETHING__ELSE", "x")], "TIDEWIRE_SOMETHING__ELSE"),
             ("", vec![("TIDEWIRE_AUTH__JWT__SECRET", "short")], "TIDEWIRE_AUTH__JWT__SECRET"),
             ("", vec![("TIDEWIRE_ADMIN_KEY", "short")], "TIDEWIRE_ADMIN_KEY"),
             ("[[keys]]\nkey = \"0123456789abcdef\"\ntenant = \"*\"\nscopes = [\"root\"]", vec![], "root"),
@@ -324,6 +335,21 @@ mod tests {
             assert_eq!(error.code(), "config.invalid");
             assert!(error.detail().contains(expected), "{} should name {expected}", error.detail());
         }
+    }
+
+    #[test]
+    fn the_links_of_a_kubernetes_service_are_not_settings() {
+        let links = [
+            ("TIDEWIRE_SERVICE_HOST", "10.0.0.11"),
+            ("TIDEWIRE_SERVICE_PORT", "7400"),
+            ("TIDEWIRE_SERVICE_PORT_HTTP", "7400"),
+            ("TIDEWIRE_PORT", "tcp://10.0.0.11:7400"),
+            ("TIDEWIRE_PORT_7400_TCP", "tcp://10.0.0.11:7400"),
+            ("TIDEWIRE_PORT_7400_TCP_PROTO", "tcp"),
+            ("TIDEWIRE_PORT_7400_TCP_PORT", "7400"),
+            ("TIDEWIRE_PORT_7400_TCP_ADDR", "10.0.0.11"),
+        ];
+        assert_eq!(load("", &links).expect("config").listen, None);
     }
 
     #[test]

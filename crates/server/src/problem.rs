@@ -1,9 +1,10 @@
 //! Errors as `application/problem+json` (RFC 9457) with a stable `code`.
 
+use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
-use tidewire_core::{Error, Kind};
+use serde::Serialize;
+use tidewire_core::{Error, FieldError, Kind};
 
 /// An error as an HTTP answer.
 pub struct Problem {
@@ -36,6 +37,43 @@ impl Problem {
     }
 }
 
+/// What an answer says about an error, whether the error is all of it or one entry of a batch.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Content {
+    code: &'static str,
+    detail: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    /// In milliseconds, as on sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
+}
+
+/// What a caller is told of `error`. What is no fault of the caller goes to the log here, with its source.
+pub(crate) fn content(error: &Error) -> Content {
+    if matches!(error.kind(), Kind::Unavailable | Kind::Internal) {
+        tracing::error!(%error, "a request failed");
+    }
+    Content {
+        code: error.code(),
+        detail: error.detail().to_owned(),
+        errors: error.fields().to_vec(),
+        retry_after: error.retry_after().map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// The members of RFC 9457, then ours.
+#[derive(Serialize)]
+struct Body {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: Option<&'static str>,
+    status: u16,
+    #[serde(flatten)]
+    content: Content,
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         Self { error, status: None }
@@ -45,23 +83,16 @@ impl From<Error> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.status();
-        let error = &self.error;
-        if status.is_server_error() {
-            tracing::error!(%error, "a request failed");
-        }
-        let mut body = json!({
-            "type": "about:blank",
-            "title": status.canonical_reason(),
-            "status": status.as_u16(),
-            "code": error.code(),
-            "detail": error.detail(),
-        });
-        if !error.fields().is_empty() {
-            body["errors"] = json!(error.fields());
-        }
+        let body = Body {
+            kind: "about:blank",
+            title: status.canonical_reason(),
+            status: status.as_u16(),
+            content: content(&self.error),
+        };
         let json = HeaderValue::from_static("application/problem+json");
-        let mut response = (status, [(header::CONTENT_TYPE, json)], body.to_string()).into_response();
-        if let Some(after) = error.retry_after() {
+        let mut response = (status, Json(body)).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if let Some(after) = self.error.retry_after() {
             let seconds = after.as_secs_f64().ceil() as u64;
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }

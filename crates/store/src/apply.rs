@@ -14,37 +14,50 @@ use crate::answer::Work;
 use crate::rows::{JobRow, Keys, LaneKey, NameId, Rows, Seq};
 use crate::writer::{Outcome, Writer, panicked};
 
+/// When a commit that is answered was written.
+enum Written {
+    Now,
+    /// One of its keys was seen before.
+    Before,
+}
+
 impl<R: Rows> Writer<R> {
     /// Writes all of a commit or nothing.
     pub(crate) fn commit(&mut self, commit: Commit) -> Outcome<Committed> {
+        Ok(self.write_unknown(commit)?.map(|(committed, _)| committed))
+    }
+
+    /// Writes all of a commit or nothing, and says which: nothing when it is refused, or when one of its keys was seen before.
+    fn write_unknown(&mut self, commit: Commit) -> Outcome<(Committed, Written)> {
         let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
         if let Some(answer) = self.known(tenant, &commit)? {
-            return Ok(answer);
+            return Ok(answer.map(|committed| (committed, Written::Before)));
         }
         if let Err(refused) = self.check_versions(tenant, &commit)? {
             return Ok(Err(refused));
         }
-        self.write(tenant, commit).map(Ok)
+        Ok(Ok((self.write(tenant, commit)?, Written::Now)))
     }
 
-    /// Runs a caller's own writes and the commit that they lead to, or neither.
+    /// Runs a caller's own writes and the commit that they lead to, or neither. A commit whose key was seen before writes nothing, so
+    /// the caller's writes, which were done with it the first time, are undone and the answer is that of a repetition.
     pub(crate) fn commit_with(&mut self, work: Work<R>) -> Outcome<Committed> {
         self.rows.savepoint()?;
         // A panic in the caller's code is the caller's alone: what it wrote is undone below like that of a refused one.
         let worked = catch_unwind(AssertUnwindSafe(|| work(&mut self.rows)));
         let outcome =
             match worked.unwrap_or_else(|panic| Err(panicked("the caller's part of the commit panicked", &*panic))) {
-                Ok(commit) => self.commit(commit)?,
+                Ok(commit) => self.write_unknown(commit)?,
                 Err(refused) => Err(refused),
             };
-        if outcome.is_ok() {
+        if matches!(outcome, Ok((_, Written::Now))) {
             self.rows.release_savepoint()?;
         } else {
             self.rows.undo_savepoint()?;
             // Names that were first used inside are gone with it.
             self.names.clear();
         }
-        Ok(outcome)
+        Ok(outcome.map(|(committed, _)| committed))
     }
 
     /// The answer that needs no write, because the key was seen before.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidewire_core::catalog::Keep;
 use tidewire_core::job::{FailedAttempt, Outcome as Fate, Run, State, Verdict};
 use tidewire_core::store::{Claim, Leased, Renewed, Settle, Settled};
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Pending, Reply};
 use crate::dispatch::{Found, WINDOW, Wanted};
@@ -16,7 +16,10 @@ use crate::rows::{Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
 /// How many completed jobs over the number to keep may gather before the oldest are deleted together.
-const KEEP_SLACK: usize = 64;
+pub(crate) const KEEP_SLACK: usize = 64;
+
+/// The most claims that wait for a job. Each turn looks at them all, and each holds memory.
+const MAX_PARKED: usize = 16_384;
 
 /// How many due jobs one turn makes pending; the next turn goes on.
 const PROMOTE_AT_ONCE: usize = 1_024;
@@ -50,8 +53,19 @@ pub(crate) struct Parked {
 }
 
 impl<R: Rows> Writer<R> {
-    /// Lets a claim wait; it is looked at in this same turn.
+    /// Lets a claim wait; it is looked at in this same turn. Code `store.busy` when too many wait.
     pub(crate) fn park(&mut self, claim: Claim, reply: Reply<Vec<Leased>>) -> Result<()> {
+        if self.parked.len() >= MAX_PARKED && self.weeded != self.batch {
+            // Once in a turn, so that refusing many stays cheap.
+            self.weeded = self.batch;
+            self.parked.retain(|parked| !parked.reply.is_closed());
+        }
+        if self.parked.len() >= MAX_PARKED {
+            let detail = format!("{MAX_PARKED} workers already wait for jobs");
+            let busy = Error::new(Kind::Limited, "store.busy", detail).with_retry_after(Duration::from_secs(1));
+            drop(reply.send(Err(busy)));
+            return Ok(());
+        }
         let wanted = Wanted {
             tenant: match &claim.tenant {
                 Some(tenant) => Some(self.names.tenant(&mut self.rows, tenant)?),

@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidewire_core::catalog::Keep;
 use tidewire_core::job::{Job, State};
 use tidewire_core::store::{Control, QueueLimits};
 use tidewire_core::{Error, Id, Result, TenantId};
 
-use crate::claims::Kept;
-use crate::rows::{NameId, Rows};
+use crate::claims::{KEEP_SLACK, Kept};
+use crate::rows::{Ended, Rows};
 use crate::writer::{Outcome, Writer};
 
-/// How many old jobs one purge deletes per queue; the next one goes on.
-const PURGE_AT_ONCE: usize = 5_000;
+/// How many old jobs one purge deletes per queue, and how many expired keys of each kind; the next one goes on, and soon.
+pub(crate) const PURGE_AT_ONCE: usize = 5_000;
+
+/// What a queue without limits keeps: the same as one whose catalog says nothing.
+const KEEP_COMPLETED: Keep = Keep::Count(1_000);
+const KEEP_FAILED: Keep = Keep::Age(Duration::from_secs(30 * 86_400));
 
 impl<R: Rows> Writer<R> {
     /// Changes one job.
@@ -72,8 +77,9 @@ impl<R: Rows> Writer<R> {
             match limits.keep_completed {
                 Keep::Age(_) => drop(self.completed.remove(&queue)),
                 Keep::Count(_) if self.completed.contains_key(&queue) => {}
-                Keep::Count(_) => {
-                    let kept = self.rows.completed(queue)?;
+                Keep::Count(keep) => {
+                    // Older ones are the purge's, so that neither memory nor a turn grows with what there is.
+                    let kept = self.rows.completed(queue, most(Ended::Completed, keep))?;
                     self.completed.insert(queue, kept.into_iter().map(Kept::unknown).collect());
                 }
             }
@@ -82,25 +88,32 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    /// Deletes final jobs that are older than their queue keeps them.
-    pub(crate) fn purge_jobs(&mut self) -> Result<()> {
-        for (queue, limits) in self.dispatch.limited() {
-            let mut old = self.older(queue, true, limits.keep_completed)?;
-            old.extend(match limits.keep_failed {
-                Keep::Count(keep) => self.rows.dead_beyond(queue, keep as usize, PURGE_AT_ONCE)?,
-                Keep::Age(_) => self.older(queue, false, limits.keep_failed)?,
-            });
-            for seq in old {
-                self.forget(Kept::unknown(seq))?;
+    /// Deletes final jobs that are older than their queue keeps them. Answers whether more may be left.
+    ///
+    /// Goes by the queues that have such jobs: one that left the catalog, or that nobody set limits for, keeps what is usual.
+    pub(crate) fn purge_jobs(&mut self) -> Result<bool> {
+        let mut is_more = false;
+        for queue in self.rows.ended_queues()? {
+            let limits = self.dispatch.limits(queue);
+            let completed = limits.map_or(KEEP_COMPLETED, |limits| limits.keep_completed);
+            let failed = limits.map_or(KEEP_FAILED, |limits| limits.keep_failed);
+            for (ended, keep) in [(Ended::Completed, completed), (Ended::Failed, failed)] {
+                let old = match keep {
+                    Keep::Age(age) => self.rows.ended_before(queue, ended, self.now - age, PURGE_AT_ONCE)?,
+                    Keep::Count(keep) => self.rows.ended_beyond(queue, ended, most(ended, keep), PURGE_AT_ONCE)?,
+                };
+                is_more |= old.len() >= PURGE_AT_ONCE;
+                for seq in old {
+                    self.forget(Kept::unknown(seq))?;
+                }
             }
         }
-        Ok(())
+        Ok(is_more)
     }
+}
 
-    fn older(&mut self, queue: NameId, completed: bool, keep: Keep) -> Result<Vec<i64>> {
-        match keep {
-            Keep::Age(age) => self.rows.ended_before(queue, completed, self.now - age, PURGE_AT_ONCE),
-            Keep::Count(_) => Ok(Vec::new()),
-        }
-    }
+/// How many jobs may be there when `keep` are kept: completed ones may gather for a while.
+fn most(ended: Ended, keep: u32) -> usize {
+    let slack = if ended == Ended::Completed && keep > 0 { KEEP_SLACK } else { 0 };
+    keep as usize + slack
 }

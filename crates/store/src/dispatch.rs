@@ -84,11 +84,6 @@ impl Dispatch {
         self.queues.get(&queue)?.limits.as_ref()
     }
 
-    /// Queues with limits.
-    pub(crate) fn limited(&self) -> Vec<(NameId, QueueLimits)> {
-        self.queues.iter().filter_map(|(queue, heads)| Some((*queue, heads.limits.clone()?))).collect()
-    }
-
     /// Every queue that may have pending jobs.
     pub(crate) fn ready(&self) -> impl Iterator<Item = NameId> + '_ {
         self.queues.iter().filter(|(_, heads)| heads.ready_lanes > 0).map(|(queue, _)| *queue)
@@ -146,6 +141,8 @@ impl Dispatch {
             if let Some(rate) = limits.and_then(|limits| limits.rate)
                 && let Err(at) = rate.take(&mut looked_at, now)
             {
+                // It took nothing, but it knows when the clock was set back.
+                heads.rate = looked_at;
                 return Found::Held(Some(at));
             }
             let Some(place) = window.window.pop_front() else { continue };

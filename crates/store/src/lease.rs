@@ -7,6 +7,9 @@ use tidewire_core::Timestamp;
 
 use crate::rows::{JobRow, Seq};
 
+/// How many ends may be out of date beyond twice the leases held, before they are dropped together.
+const ENDS_SLACK: usize = 1_024;
+
 /// A job in a worker's hands, as the writer remembers it so that settling needs no read.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
@@ -44,11 +47,22 @@ impl Leases {
     /// Records a lease.
     pub(crate) fn insert(&mut self, lease: Lease) {
         let seq = lease.row.seq;
-        if !lease.is_local() {
-            self.ends.push(Reverse((lease.until, seq)));
-        }
+        let (until, is_local) = (lease.until, lease.is_local());
         *self.batches.entry(lease.batch).or_default() += 1;
         self.held.insert(seq, lease);
+        if !is_local {
+            self.push_end(until, seq);
+        }
+    }
+
+    /// Remembers an end. Those that are out of date are dropped when they are most of what is remembered: a long lease that was
+    /// settled at once must not cost memory until its time.
+    fn push_end(&mut self, until: Timestamp, seq: Seq) {
+        self.ends.push(Reverse((until, seq)));
+        if self.ends.len() > 2 * self.held.len() + ENDS_SLACK {
+            let remote = self.held.iter().filter(|(_, lease)| !lease.is_local());
+            self.ends = remote.map(|(seq, lease)| Reverse((lease.until, *seq))).collect();
+        }
     }
 
     /// The lease that a token names, if it is still held.
@@ -87,7 +101,7 @@ impl Leases {
                 holder.until = until;
             }
             if !lease.is_local() {
-                self.ends.push(Reverse((until, seq)));
+                self.push_end(until, seq);
             }
         }
     }
@@ -131,3 +145,6 @@ impl Token {
         Some(Self { seq: seq.parse().ok()?, nonce: u64::from_str_radix(nonce, 16).ok()? })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The memory engine: the same writer on maps instead of a file, for tests and simulation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
@@ -10,9 +10,10 @@ use tidewire_core::job::{FailedAttempt, Job, State};
 use tidewire_core::store::{Answer, Counts, Durability, JobQuery, LogQuery, Page, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use uuid::Uuid;
 
 use crate::embedded::{Embedded, Identity, Reader};
-use crate::rows::{JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
+use crate::rows::{Ended, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, page};
 
 /// A store that keeps everything in memory and loses it with the process.
 pub struct Memory;
@@ -20,16 +21,22 @@ pub struct Memory;
 impl Memory {
     /// A new, empty store.
     pub fn open(clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Arc<dyn Store>> {
-        let mut secret = [0; 32];
-        for chunk in secret.as_chunks_mut::<8>().0 {
-            *chunk = ids.random().to_le_bytes();
-        }
-        let identity = Identity { epoch: Epoch::from_random(ids.random()), secret, durability: Durability::Memory };
+        let epoch = Epoch::from_random(ids.random());
+        let identity = Identity { epoch, secret: secret(), durability: Durability::Memory };
         let tables = Arc::new(RwLock::new(Tables::default()));
         let rows = MemoryRows { tables: tables.clone(), turn: None };
         let reader = MemoryReader { tables, clock: clock.clone() };
         Ok(Arc::new(Embedded::start(rows, reader, identity, clock, ids, Box::new(|_| {}))?))
     }
+}
+
+/// 32 bytes, 244 bits of them from the operating system: every client sees the epoch, and `Ids` could be told from it.
+fn secret() -> [u8; 32] {
+    let mut secret = [0; 32];
+    for half in secret.as_chunks_mut::<16>().0 {
+        *half = Uuid::new_v4().into_bytes();
+    }
+    secret
 }
 
 #[derive(Default)]
@@ -59,6 +66,18 @@ impl Tables {
 
     fn jobs_where(&self, wanted: impl Fn(&JobRow) -> bool) -> Vec<&JobRow> {
         self.jobs.values().filter(|row| wanted(row)).collect()
+    }
+
+    /// The final jobs of a queue with when they ended, oldest first.
+    fn ended(&self, queue: NameId, ended: Ended) -> Vec<(Timestamp, Seq)> {
+        let wanted = |row: &JobRow| match ended {
+            Ended::Completed => row.job.state == State::Completed,
+            Ended::Failed => row.job.state.is_final() && row.job.state != State::Completed,
+        };
+        let rows = self.jobs_where(|row| row.keys.queue == queue && wanted(row)).into_iter();
+        let mut ended: Vec<_> = rows.filter_map(|row| Some((row.job.finished_at?, row.seq))).collect();
+        ended.sort_unstable();
+        ended
     }
 }
 
@@ -235,29 +254,25 @@ impl Rows for MemoryRows {
         Ok(rows.into_iter().map(|row| row.job.run_at).min())
     }
 
-    fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>> {
-        let rows = self.tables().jobs_where(|row| row.keys.queue == queue && row.job.state == State::Completed);
-        let mut done: Vec<_> = rows.into_iter().map(|row| (row.job.finished_at, row.seq)).collect();
-        done.sort_unstable();
+    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<Seq>> {
+        let mut done = self.tables().ended(queue, Ended::Completed);
+        done.drain(..done.len().saturating_sub(most));
         Ok(done.into_iter().map(|(_, seq)| seq).collect())
     }
 
-    fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
-        let rows = self.tables().jobs_where(|row| {
-            row.keys.queue == queue
-                && row.job.state.is_final()
-                && (row.job.state == State::Completed) == completed
-                && row.job.finished_at.is_some_and(|at| at < before)
-        });
-        Ok(rows.into_iter().take(limit).map(|row| row.seq).collect())
+    fn ended_queues(&mut self) -> Result<Vec<NameId>> {
+        let rows = self.tables().jobs_where(|row| row.job.state.is_final());
+        Ok(rows.into_iter().map(|row| row.keys.queue).collect::<BTreeSet<_>>().into_iter().collect())
     }
 
-    fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>> {
-        let is_dead = |row: &JobRow| row.job.state.is_final() && row.job.state != State::Completed;
-        let rows = self.tables().jobs_where(|row| row.keys.queue == queue && is_dead(row));
-        let mut dead: Vec<_> = rows.into_iter().map(|row| (row.job.finished_at, row.seq)).collect();
-        dead.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(dead.into_iter().skip(keep).take(limit).map(|(_, seq)| seq).collect())
+    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let ended = self.tables().ended(queue, ended).into_iter();
+        Ok(ended.take_while(|(at, _)| *at < before).take(limit).map(|(_, seq)| seq).collect())
+    }
+
+    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<Seq>> {
+        let newest_first = self.tables().ended(queue, ended).into_iter().rev();
+        Ok(newest_first.skip(keep).take(limit).map(|(_, seq)| seq).collect())
     }
 
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
@@ -332,12 +347,14 @@ impl Rows for MemoryRows {
         Ok(())
     }
 
-    fn purge(&mut self, now: Timestamp) -> Result<()> {
+    fn purge(&mut self, now: Timestamp, limit: usize) -> Result<bool> {
         let tables = self.tables();
-        tables.dedup.retain(|_, until| *until > now);
-        tables.idempotency.retain(|_, (_, _, until)| *until > now);
-        tables.sessions.retain(|_, (_, until)| *until > now);
-        Ok(())
+        let forgotten = [
+            tables.dedup.extract_if(|_, until| *until <= now).take(limit).count(),
+            tables.idempotency.extract_if(|_, (_, _, until)| *until <= now).take(limit).count(),
+            tables.sessions.extract_if(|_, (_, until)| *until <= now).take(limit).count(),
+        ];
+        Ok(forgotten.into_iter().any(|count| count >= limit))
     }
 }
 
@@ -411,14 +428,10 @@ impl Reader for MemoryReader {
                 && query.kind.as_ref().is_none_or(|kind| **kind == *row.job.kind)
                 && (query.states.is_empty() || query.states.contains(&row.job.state))
         };
-        let limit = query.limit.clamp(1, JobQuery::MAX) as usize;
+        let limit = query.limit.clamp(1, JobQuery::MAX);
         let tables = self.tables.read();
-        let found = tables.jobs.range(..before).rev().map(|(_, row)| row).filter(wanted).take(limit + 1);
-        let mut rows: Vec<&JobRow> = found.collect();
-        let has_more = rows.len() > limit;
-        rows.truncate(limit);
-        let next_cursor = rows.last().filter(|_| has_more).map(|row| row.seq.to_string());
-        ready(Ok(Page { items: rows.into_iter().map(|row| row.job.clone()).collect(), next_cursor }))
+        let found = tables.jobs.range(..before).rev().map(|(_, row)| row).filter(wanted);
+        ready(page(found.cloned().map(Ok), limit))
     }
 
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
@@ -439,4 +452,24 @@ impl Reader for MemoryReader {
     }
 
     fn close(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use tidewire_core::id::UuidV7;
+    use tidewire_core::time::ManualClock;
+
+    use super::*;
+
+    /// Who knows the epoch could run the generator it came from.
+    #[test]
+    fn the_secret_does_not_follow_from_the_ids() {
+        let open = || {
+            let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1)));
+            Memory::open(clock.clone(), Arc::new(UuidV7::new(clock, 7))).expect("memory opens")
+        };
+        let (one, other) = (open(), open());
+        assert_eq!(one.epoch(), other.epoch());
+        assert_ne!(one.secret(), other.secret());
+    }
 }

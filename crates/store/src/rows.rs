@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::store::Page;
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 
 /// The number of an interned name: a tenant, or a queue or type.
@@ -30,6 +31,38 @@ pub(crate) struct Keys {
     pub(crate) kind: NameId,
 }
 
+/// How many bytes of jobs fill a page of a listing, however few jobs they are. The last may go beyond.
+pub(crate) const PAGE_BYTES: usize = 4 << 20;
+
+impl JobRow {
+    /// About how much of a page it is.
+    pub(crate) fn page_bytes(&self) -> usize {
+        let (job, of) = (&self.job, tidewire_core::Json::get);
+        job.data.get().len()
+            + job.result.as_ref().map_or(0, |result| of(result).len())
+            + job.error.as_deref().map_or(0, str::len)
+    }
+}
+
+/// Fills a page of at most `limit` jobs and about [`PAGE_BYTES`] from rows in their order, newest first.
+pub(crate) fn page<E>(
+    rows: impl Iterator<Item = std::result::Result<JobRow, E>>,
+    limit: u32,
+) -> std::result::Result<Page<Job>, E> {
+    let mut items = Vec::new();
+    let (mut bytes, mut last) = (0, 0);
+    for row in rows {
+        let row = row?;
+        if items.len() >= limit as usize || bytes >= PAGE_BYTES {
+            // There is one more, so the page ends here and another begins after it.
+            return Ok(Page { items, next_cursor: Some(last.to_string()) });
+        }
+        (bytes, last) = (bytes + row.page_bytes(), row.seq);
+        items.push(row.job);
+    }
+    Ok(Page { items, next_cursor: None })
+}
+
 /// Who holds a lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
@@ -51,6 +84,14 @@ pub(crate) type Place = (i64, Seq);
 pub(crate) struct LaneKey {
     pub(crate) keys: Keys,
     pub(crate) priority: u8,
+}
+
+/// How a final job ended, as far as keeping it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Completed,
+    /// Failed, dead or cancelled.
+    Failed,
 }
 
 /// Kinds of interned names.
@@ -103,12 +144,14 @@ pub(crate) trait Rows: Send + 'static {
     fn due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>>;
     /// When the next scheduled job is due.
     fn next_due(&mut self) -> Result<Option<Timestamp>>;
-    /// Completed jobs of a queue, oldest first.
-    fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>>;
-    /// Final jobs of a queue that ended before a time: completed ones, or the others.
-    fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>>;
-    /// How many jobs of a queue that are final but not completed are beyond the newest `keep`, oldest first.
-    fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>>;
+    /// The completed jobs of a queue, at most the newest `most`, oldest first.
+    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<Seq>>;
+    /// Every queue that has final jobs.
+    fn ended_queues(&mut self) -> Result<Vec<NameId>>;
+    /// Final jobs of a queue that ended before a time.
+    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<Seq>>;
+    /// Final jobs of a queue beyond the newest `keep`.
+    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<Seq>>;
 
     /// Remembers which jobs a batch leased, so that a restart finds them without an index.
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()>;
@@ -134,6 +177,6 @@ pub(crate) trait Rows: Send + 'static {
     fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>>;
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()>;
     fn delete_session(&mut self, tenant: NameId, sid: &str) -> Result<()>;
-    /// Forgets keys and sessions that have expired.
-    fn purge(&mut self, now: Timestamp) -> Result<()>;
+    /// Forgets keys and sessions that have expired, at most `limit` of each kind. Answers whether more may be left.
+    fn purge(&mut self, now: Timestamp, limit: usize) -> Result<bool>;
 }

@@ -14,6 +14,7 @@ use tidewire_core::{Error, Id, Result, Timestamp};
 
 use crate::answer::{Call, Pending, Reply};
 use crate::claims::{Kept, Parked};
+use crate::control::PURGE_AT_ONCE;
 use crate::dispatch::Dispatch;
 use crate::inbox::Inbox;
 use crate::lease::Leases;
@@ -26,6 +27,9 @@ const MAX_BATCH: usize = 1_024;
 
 /// How often expired keys and old jobs are forgotten.
 const PURGE_EVERY: Duration = Duration::from_secs(60);
+
+/// How soon a purge that left something goes on: other calls have their turns between.
+const PURGE_AGAIN: Duration = Duration::from_millis(100);
 
 /// The outer error is a fault of the medium and ends the writer; the inner one refuses the call.
 pub(crate) type Outcome<T> = Result<Result<T>>;
@@ -43,6 +47,8 @@ pub(crate) struct Writer<R: Rows> {
     pub(crate) dispatch: Dispatch,
     pub(crate) leases: Leases,
     pub(crate) parked: VecDeque<Parked>,
+    /// The turn that last looked for claims nobody waits for.
+    pub(crate) weeded: u64,
     /// The time of this turn.
     pub(crate) now: Timestamp,
     /// The time of the last event, so that times never decrease along a log.
@@ -85,6 +91,7 @@ impl<R: Rows> Writer<R> {
             dispatch: Dispatch::default(),
             leases: Leases::default(),
             parked: VecDeque::new(),
+            weeded: 0,
             now,
             last_event: Timestamp::default(),
             heads: HashMap::new(),
@@ -242,9 +249,9 @@ impl<R: Rows> Writer<R> {
         if self.now < self.next_purge {
             return Ok(());
         }
-        self.next_purge = self.now + PURGE_EVERY;
-        self.rows.purge(self.now)?;
-        self.purge_jobs()
+        let is_more = self.rows.purge(self.now, PURGE_AT_ONCE)? | self.purge_jobs()?;
+        self.next_purge = self.now + if is_more { PURGE_AGAIN } else { PURGE_EVERY };
+        Ok(())
     }
 }
 

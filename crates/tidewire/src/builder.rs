@@ -264,7 +264,7 @@ fn open(
     if url == "memory:" {
         return Ok((Memory::open(clock, ids)?, None));
     }
-    let Some(path) = url.strip_prefix("sqlite:") else {
+    let Some(path) = url.strip_prefix("sqlite:").filter(|path| !path.is_empty()) else {
         let detail = format!("store: expected sqlite:FILE or memory:, got {url:?}");
         return Err(Error::new(Kind::Invalid, "config.invalid", detail));
     };
@@ -283,6 +283,7 @@ fn gateway_options(config: &Config) -> Options {
         max_connections: realtime.max_connections,
         max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
         allowed_origins: realtime.allowed_origins.clone(),
+        tenants: config.tenants.clone(),
         ..Options::default()
     }
 }

@@ -135,8 +135,8 @@ impl Expander {
         if job.delay.is_some() && job.run_at.is_some() {
             return Err(option("give either delay or runAt, not both".to_owned()));
         }
-        if job.attempts == Some(0) {
-            return Err(option("attempts: expected at least 1, got 0".to_owned()));
+        if let Some(attempts) = job.attempts.filter(|attempts| !(1..=MAX_ATTEMPTS).contains(attempts)) {
+            return Err(option(format!("attempts: expected 1 to {MAX_ATTEMPTS}, got {attempts}")));
         }
         if let Some(backoff) = &job.backoff {
             backoff.validate().map_err(|error| option(format!("backoff: {}", error.detail())))?;
@@ -302,6 +302,10 @@ impl Run<'_> {
         let correlation_id = event.correlation_id.as_deref().map(Into::into).or_else(|| origin.correlation_id.clone());
         let effects = Origin { depth: origin.depth, cause: Some(id.to_string().into()), correlation_id };
         self.consequences(declared, &event, &data, &effects, own_root)?;
+        if declared.ephemeral && (event.stream.is_some() || event.expected_version.is_some()) {
+            let detail = format!("{}: an ephemeral event is in no stream", at.path());
+            return Err(Error::invalid("event.invalid_data", detail));
+        }
         if declared.ephemeral {
             self.ephemeral.push(Ephemeral {
                 tenant: self.tenant.clone(),
@@ -481,6 +485,9 @@ pub fn publication(publication: &Publication, scope: &Value) -> Option<NewEvent>
     }
     Some(event)
 }
+
+/// The most runs that a job may have.
+const MAX_ATTEMPTS: u16 = 1_000;
 
 /// The longest text of an event or job beside its data, in bytes.
 const MAX_TEXT_BYTES: usize = 256;

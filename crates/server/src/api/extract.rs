@@ -1,20 +1,27 @@
 //! From a raw request to typed values: the caller, the body, the query.
 
+use std::time::Duration;
+
 use aws_lc_rs::digest::{Context, SHA256};
 use axum::body::Body;
-use axum::extract::FromRequestParts;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use http::Request;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidewire_core::commit::Idempotency;
+use tidewire_core::time::format_duration;
 use tidewire_core::{Error, Kind, Result, TenantId};
 
 use super::{Api, Shared};
 use crate::auth::Caller;
 use crate::problem::Problem;
+
+/// How long a client may take to send the body of a request. The largest that is taken by default needs 2.3 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl FromRequestParts<Shared> for Caller {
     type Rejection = Problem;
@@ -49,26 +56,14 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Verifies the caller, then reads the body. Codes of [`crate::auth::ApiKeys::verify`], and `body.too_large`.
-    pub(super) async fn read(api: &Api, request: Request<Body>) -> Result<Self> {
-        let (parts, body) = request.into_parts();
-        let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    /// Verifies the caller, then reads the body. Codes of [`crate::auth::ApiKeys::verify`] and of [`read_body`].
+    pub(super) async fn read(api: &Api, request: Request<Body>) -> Result<Self, Problem> {
+        let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let caller = api.keys.verify(authorization)?;
-        let limit = api.max_body_bytes;
-        let too_large =
-            || Error::new(Kind::TooLarge, "body.too_large", format!("the body may have at most {limit} bytes"));
-        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if announced.is_some_and(|length: u64| length > limit as u64) {
-            return Err(too_large());
-        }
-        let body = axum::body::to_bytes(body, limit).await.map_err(|error| {
-            let error: &dyn std::error::Error = &error;
-            match error.source() {
-                Some(cause) if cause.to_string().contains("length limit") => too_large(),
-                _ => Error::invalid("request.invalid", format!("the body could not be read: {error}")),
-            }
-        })?;
-        Ok(Self { caller, body, headers: parts.headers, path: parts.uri.path().to_owned() })
+        let headers = request.headers().clone();
+        let path = request.uri().path().to_owned();
+        let body = read_body(request, api.max_body_bytes, BODY_TIMEOUT).await?;
+        Ok(Self { caller, body, headers, path })
     }
 
     /// The body as `T`. Codes `json.invalid`, `request.invalid`.
@@ -95,6 +90,26 @@ impl Call {
         digest.update(&[0]);
         digest.update(&self.body);
         Idempotency::new(key.to_owned(), digest.finish().as_ref().to_vec()).map(Some)
+    }
+}
+
+/// The whole body, of at most `limit` bytes and within `timeout`. Codes `body.too_large`, `request.timeout`, and `request.invalid`
+/// when the client broke off.
+async fn read_body(mut request: Request<Body>, limit: usize, timeout: Duration) -> Result<Bytes, Problem> {
+    let too_large = || Error::new(Kind::TooLarge, "body.too_large", format!("the body may have at most {limit} bytes"));
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length: u64| length > limit as u64) {
+        return Err(too_large().into());
+    }
+    DefaultBodyLimit::max(limit).apply(&mut request);
+    match tokio::time::timeout(timeout, Bytes::from_request(request, &())).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)))) => Err(too_large().into()),
+        Ok(Err(error)) => Err(Error::invalid("request.invalid", error.to_string()).into()),
+        Err(_) => {
+            let detail = format!("the body must arrive within {}", format_duration(timeout));
+            Err(Problem::with_status(Error::invalid("request.timeout", detail), StatusCode::REQUEST_TIMEOUT))
+        }
     }
 }
 
@@ -125,4 +140,69 @@ pub(super) fn page_limit(asked: Option<u32>, default: u32, most: u32) -> Result<
 #[serde(rename_all = "camelCase")]
 pub(super) struct Tenant {
     pub(super) tenant: Option<TenantId>,
+}
+
+/// Runs every entry at once, so that they share one commit, and answers in their order.
+pub(super) async fn all<E, T, Fut>(api: &Shared, entries: Vec<E>, one: impl Fn(Shared, E) -> Fut) -> Result<Vec<T>>
+where
+    T: Send + 'static,
+    Fut: Future<Output = T> + Send + 'static,
+{
+    let tasks: Vec<_> = entries.into_iter().map(|entry| tokio::spawn(one(api.clone(), entry))).collect();
+    let mut answers = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        answers.push(task.await.map_err(|error| Error::internal("an entry was not finished", error))?);
+    }
+    Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::post;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// What a server that takes 4 bytes within 100 ms answers.
+    async fn answer(request: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let read = |request: Request<Body>| read_body(request, 4, Duration::from_millis(100));
+        let router = Router::new().route("/", post(read));
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(crate::serve::serve(listener, router, stop.clone(), Duration::ZERO));
+        let mut client = TcpStream::connect(address).await.expect("a connection");
+        client.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = [0; 4096];
+        let length = client.read(&mut answer).await.expect("an answer");
+        stop.cancel();
+        server.await.expect("the server ends");
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn a_body_within_the_limits_is_read() {
+        let fits = answer("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nfour").await;
+        assert!(fits.starts_with("HTTP/1.1 200") && fits.ends_with("four"), "{fits}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let late = answer("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nfo").await;
+        assert!(late.starts_with("HTTP/1.1 408") && late.contains("request.timeout"), "{late}");
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_announced_or_not() {
+        for request in [
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nfiver",
+            "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfiver\r\n0\r\n\r\n",
+        ] {
+            let large = answer(request).await;
+            assert!(large.starts_with("HTTP/1.1 413") && large.contains("body.too_large"), "{large}");
+        }
+    }
 }

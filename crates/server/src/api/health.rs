@@ -18,13 +18,16 @@ async fn live() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// Ready means that the store answers.
+/// Ready means that the store answers and that no stop has begun: whoever balances the load is to send new clients elsewhere while
+/// this process still serves those it has.
 async fn ready(State(api): State<Shared>) -> Response {
     let store = api.publisher.store();
-    let answered = store.head(&TenantId::app()).await;
-    let (status, word) = match &answered {
-        Ok(_) => (StatusCode::OK, "ok"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+    let (status, word) = if api.stopping.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping")
+    } else if store.head(&TenantId::app()).await.is_err() {
+        (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+    } else {
+        (StatusCode::OK, "ok")
     };
     let body = json!({ "status": word, "app": api.catalog().app.name, "durability": store.durability().as_str() });
     (status, Json(body)).into_response()

@@ -16,14 +16,16 @@ use tidewire_core::job::{FailedAttempt, Job, State as JobState};
 use tidewire_core::store::{Control, JobQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, commit};
 
-use super::extract::{Call, Query, Tenant, page_limit};
+use super::extract::{Call, Query, Tenant, all, page_limit};
 use super::{Answer, Api, Shared, events};
 use crate::auth::Caller;
 use crate::config::Scope;
 use crate::problem::Problem;
 
-/// The most dead letters that one re-drive by filter moves.
-const REDRIVE_AT_ONCE: u32 = 10_000;
+/// The most dead letters that one call re-drives.
+const REDRIVE_AT_ONCE: usize = 10_000;
+/// How many of them are re-driven at a time, so that they share commits and do not fill the store's inbox.
+const REDRIVE_PAGE: usize = JobQuery::MAX as usize;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -72,10 +74,7 @@ impl ListQuery {
     /// The query of the store. An administrator who names no tenant sees all of them.
     fn resolve(self, api: &Api, caller: &Caller, default_states: &[JobState]) -> Result<JobQuery> {
         caller.require(Scope::Read)?;
-        let tenant = match (&caller.tenant, &self.tenant) {
-            (None, None) => None,
-            (_, named) => Some(caller.tenant(named.as_ref(), api.tenants.as_deref())?),
-        };
+        let tenant = caller.tenant_or_all(self.tenant.as_ref(), api.tenants.as_deref())?;
         let states = match &self.state {
             Some(states) => states.split(',').map(str::parse).collect::<Result<_>>()?,
             None => default_states.to_vec(),
@@ -167,24 +166,31 @@ async fn redrive(State(api): State<Shared>, request: Request<Body>) -> Answer {
     call.caller.require(Scope::Enqueue)?;
     let body: RedriveBody = call.json()?;
     let tenant = call.caller.tenant(body.tenant.as_ref(), api.tenants.as_deref())?;
-    let store = api.publisher.store();
-    let ids = match body.ids {
-        Some(ids) => ids,
-        None => matching(&api, &tenant, body.queue, body.kind).await?,
+    let redriven = match body.ids {
+        Some(ids) => redrive_listed(&api, &tenant, &ids).await?,
+        None => redrive_matching(&api, &tenant, body.queue, body.kind).await?,
     };
-    let mut redriven = Vec::with_capacity(ids.len());
-    for id in ids {
-        match store.control(&tenant, &id, Control::Redrive).await {
-            Ok(_) => redriven.push(id),
-            // It was re-driven, or deleted, since it was listed.
-            Err(error) if matches!(error.code(), "job.wrong_state" | "job.not_found") => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
     Ok(Json(json!({ "redriven": redriven })).into_response())
 }
 
-async fn matching(api: &Api, tenant: &TenantId, queue: Option<String>, kind: Option<String>) -> Result<Vec<Id>> {
+async fn redrive_listed(api: &Shared, tenant: &TenantId, ids: &[Id]) -> Result<Vec<Id>> {
+    if ids.len() > REDRIVE_AT_ONCE {
+        let detail = format!("ids: expected at most {REDRIVE_AT_ONCE} in one call, got {}", ids.len());
+        return Err(Error::invalid("request.invalid", detail));
+    }
+    let mut redriven = Vec::with_capacity(ids.len());
+    for page in ids.chunks(REDRIVE_PAGE) {
+        redriven.extend(redrive_page(api, tenant, page.to_vec()).await?);
+    }
+    Ok(redriven)
+}
+
+async fn redrive_matching(
+    api: &Shared,
+    tenant: &TenantId,
+    queue: Option<String>,
+    kind: Option<String>,
+) -> Result<Vec<Id>> {
     let mut query = JobQuery {
         tenant: Some(tenant.clone()),
         queue,
@@ -193,16 +199,36 @@ async fn matching(api: &Api, tenant: &TenantId, queue: Option<String>, kind: Opt
         cursor: None,
         limit: JobQuery::MAX,
     };
-    let mut ids = Vec::new();
-    while ids.len() < REDRIVE_AT_ONCE as usize {
+    let mut redriven = Vec::new();
+    // By pages and not by what was re-driven, so that the call ends although others re-drive the same ones.
+    for _ in 0..REDRIVE_AT_ONCE / REDRIVE_PAGE {
         let Page { items, next_cursor } = api.publisher.store().jobs(query.clone()).await?;
-        ids.extend(items.into_iter().map(|job| job.id));
+        redriven.extend(redrive_page(api, tenant, items.into_iter().map(|job| job.id).collect()).await?);
+        // The cursor is a place in the order of creation, so a job that fails again at once is not met twice.
         query.cursor = next_cursor;
         if query.cursor.is_none() {
             break;
         }
     }
-    Ok(ids)
+    Ok(redriven)
+}
+
+/// Re-drives jobs at once, each alone, and answers those that were dead letters.
+async fn redrive_page(api: &Shared, tenant: &TenantId, ids: Vec<Id>) -> Result<Vec<Id>> {
+    let tenant = tenant.clone();
+    let one = move |api: Shared, id: Id| {
+        let tenant = tenant.clone();
+        async move {
+            match api.publisher.store().control(&tenant, &id, Control::Redrive).await {
+                Ok(_) => Ok(Some(id)),
+                // It was re-driven, or deleted, since it was listed.
+                Err(error) if matches!(error.code(), "job.wrong_state" | "job.not_found") => Ok(None),
+                Err(error) => Err(error),
+            }
+        }
+    };
+    let redriven: Result<Vec<Option<Id>>> = all(api, ids, one).await?.into_iter().collect();
+    Ok(redriven?.into_iter().flatten().collect())
 }
 
 /// A queue in a listing.
@@ -226,10 +252,7 @@ async fn queues(
     Query(query): Query<Tenant>,
 ) -> Result<axum::response::Response, Problem> {
     caller.require(Scope::Read)?;
-    let tenant = match (&caller.tenant, &query.tenant) {
-        (None, None) => None,
-        (_, named) => Some(caller.tenant(named.as_ref(), api.tenants.as_deref())?),
-    };
+    let tenant = caller.tenant_or_all(query.tenant.as_ref(), api.tenants.as_deref())?;
     let mut counts = api.publisher.store().counts(tenant.as_ref()).await?;
     let view = |queue: &tidewire_core::catalog::Queue| {
         let mut counts = counts.remove(&queue.name).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! `/leases`: remote workers lease, renew and settle jobs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +14,16 @@ use serde_json::json;
 use tidewire_core::commit::{Committed, Delay};
 use tidewire_core::job::State as JobState;
 use tidewire_core::store::{Claim, Leased};
+use tidewire_core::suggest::suggest;
 use tidewire_core::time::duration_text;
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp};
 use tidewire_runtime::{Effects, Settlement, settle, verdict};
 
-use super::extract::Call;
+use super::extract::{Call, all};
 use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
+use crate::problem;
 
 /// The most jobs that one call leases, settles or renews.
 const MAX_JOBS: usize = 1_000;
@@ -88,9 +91,17 @@ async fn lease(State(api): State<Shared>, request: Request<Body>) -> Answer {
     call.caller.require(Scope::Work)?;
     let body: LeaseBody = call.json()?;
     let claim = claim(&api, &call.caller, body)?;
+    let claimed = async {
+        // For the store no types mean all, those of handlers in this process too. A catalog without job types has none to lease.
+        if claim.kinds.is_empty() {
+            tokio::time::sleep(claim.wait).await;
+            return Ok(Vec::new());
+        }
+        api.publisher.store().claim(claim).await
+    };
     // Dropping the answer, as when the worker hangs up, gives the jobs back.
     let leased = tokio::select! {
-        leased = api.publisher.store().claim(claim) => leased?,
+        leased = claimed => leased?,
         () = api.stopping.cancelled() => Vec::new(),
     };
     Ok(Json(LeasedJobs { jobs: leased.iter().map(view).collect() }).into_response())
@@ -98,24 +109,10 @@ async fn lease(State(api): State<Shared>, request: Request<Body>) -> Answer {
 
 fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
     let option = |what: String| Error::invalid("lease.invalid_option", what);
-    let tenant = match (&caller.tenant, &body.tenant) {
-        (None, None) => None,
-        (_, named) => Some(caller.tenant(named.as_ref(), api.tenants.as_deref())?),
-    };
+    let tenant = caller.tenant_or_all(body.tenant.as_ref(), api.tenants.as_deref())?;
     let catalog = api.catalog();
-    for queue in &body.queues {
-        if !catalog.queues.contains_key(queue) {
-            return Err(Error::invalid(
-                "job.unknown_queue",
-                format!("queues: {queue:?} is not declared in the catalog"),
-            ));
-        }
-    }
-    for kind in &body.types {
-        if !catalog.jobs.contains_key(kind) {
-            return Err(Error::invalid("job.unknown_type", format!("types: {kind:?} is not declared in the catalog")));
-        }
-    }
+    declared("job.unknown_queue", "queues", &body.queues, &catalog.queues)?;
+    let kinds = kinds(body.types, &catalog.jobs)?;
     let max = body.max.unwrap_or(1);
     if max == 0 || max as usize > MAX_JOBS {
         return Err(option(format!("max: expected 1 to {MAX_JOBS}, got {max}")));
@@ -131,20 +128,40 @@ fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
     Ok(Claim {
         tenant,
         queues: body.queues,
-        kinds: body.types,
+        kinds,
         max,
-        lease: lease_time(body.lease)?,
+        lease: lease_time("lease", body.lease)?,
         wait,
         worker: worker.into(),
         local: false,
     })
 }
 
-fn lease_time(asked: Option<Delay>) -> Result<Duration> {
+/// The job types that a worker serves: those that it names, or all of the catalog. Never `on:` and a name, which are the jobs of
+/// durable handlers and run in this process only.
+fn kinds<T>(named: Vec<Arc<str>>, jobs: &BTreeMap<Arc<str>, T>) -> Result<Vec<Arc<str>>> {
+    if named.is_empty() {
+        return Ok(jobs.keys().cloned().collect());
+    }
+    declared("job.unknown_type", "types", &named, jobs)?;
+    Ok(named)
+}
+
+fn declared<T>(code: &'static str, field: &str, names: &[Arc<str>], known: &BTreeMap<Arc<str>, T>) -> Result<()> {
+    let Some(name) = names.iter().find(|name| !known.contains_key(*name)) else { return Ok(()) };
+    let mut detail = format!("{field}: {name:?} is not declared in the catalog");
+    if let Some(near) = suggest(name, known.keys().map(|known| &**known)) {
+        detail.push_str(&format!("; did you mean {near:?}?"));
+    }
+    Err(Error::invalid(code, detail))
+}
+
+/// How long a lease is to hold. `field` is what the caller calls it.
+fn lease_time(field: &str, asked: Option<Delay>) -> Result<Duration> {
     let lease = asked.map_or(DEFAULT_LEASE, |lease| lease.0);
     if !(SHORTEST_LEASE..=LONGEST_LEASE).contains(&lease) {
         let shown = tidewire_core::time::format_duration(lease);
-        return Err(Error::invalid("lease.invalid_option", format!("lease: expected 500ms to 12h, got {shown}")));
+        return Err(Error::invalid("lease.invalid_option", format!("{field}: expected 500ms to 12h, got {shown}")));
     }
     Ok(lease)
 }
@@ -200,23 +217,15 @@ enum Entry<T> {
     },
     Refused {
         id: Id,
-        error: EntryError,
+        error: problem::Content,
     },
-}
-
-#[derive(Serialize)]
-struct EntryError {
-    code: &'static str,
-    detail: String,
 }
 
 impl<T> Entry<T> {
     fn new(id: Id, answer: Result<T>) -> Self {
         match answer {
             Ok(answer) => Self::Done { id, answer },
-            Err(error) => {
-                Self::Refused { id, error: EntryError { code: error.code(), detail: error.detail().to_owned() } }
-            }
+            Err(error) => Self::Refused { id, error: problem::content(&error) },
         }
     }
 }
@@ -278,7 +287,7 @@ async fn renew_all(State(api): State<Shared>, request: Request<Body>) -> Answer 
     call.caller.require(Scope::Work)?;
     let body: RenewBody = call.json()?;
     check_batch("leases", body.leases.len())?;
-    let extend = lease_time(body.extend)?;
+    let extend = lease_time("extend", body.extend)?;
     let tenant = call.caller.tenant.clone();
     let one = move |api: Shared, entry: RenewEntry| {
         let tenant = tenant.clone();
@@ -299,16 +308,45 @@ fn check_batch(name: &str, len: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs every entry at once, so that they share one commit, and answers in their order.
-async fn all<E, T, Fut>(api: &Shared, entries: Vec<E>, one: impl Fn(Shared, E) -> Fut) -> Result<Vec<T>>
-where
-    T: Send + 'static,
-    Fut: Future<Output = T> + Send + 'static,
-{
-    let tasks: Vec<_> = entries.into_iter().map(|entry| tokio::spawn(one(api.clone(), entry))).collect();
-    let mut answers = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        answers.push(task.await.map_err(|error| Error::internal("an entry was not finished", error))?);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> BTreeMap<Arc<str>, ()> {
+        ["charge", "ship"].into_iter().map(|name| (name.into(), ())).collect()
     }
-    Ok(answers)
+
+    #[test]
+    fn a_worker_that_names_no_types_serves_those_of_the_catalog() {
+        assert_eq!(kinds(Vec::new(), &catalog()).expect("kinds"), ["charge".into(), "ship".into()]);
+        assert_eq!(kinds(vec!["ship".into()], &catalog()).expect("kinds"), ["ship".into()]);
+    }
+
+    #[test]
+    fn the_jobs_of_a_handler_in_this_process_cannot_be_named() {
+        let error = kinds(vec!["on:unread".into()], &catalog()).expect_err("not of the catalog");
+        assert_eq!(error.code(), "job.unknown_type");
+    }
+
+    #[test]
+    fn a_slip_in_a_name_is_answered_with_the_right_one() {
+        let error = declared("job.unknown_queue", "queues", &["chrage".into()], &catalog()).expect_err("unknown");
+        assert_eq!(error.detail(), "queues: \"chrage\" is not declared in the catalog; did you mean \"charge\"?");
+    }
+
+    #[test]
+    fn a_renewal_out_of_bounds_is_told_of_its_own_field() {
+        let error = lease_time("extend", Some(Delay(Duration::from_millis(1)))).expect_err("too short");
+        assert_eq!(error.detail(), "extend: expected 500ms to 12h, got 1ms");
+    }
+
+    #[test]
+    fn an_entry_says_as_much_as_a_problem() {
+        let error = Error::new(tidewire_core::Kind::Limited, "store.busy", "slow down")
+            .with_retry_after(Duration::from_millis(250));
+        let entry: Entry<()> = Entry::new(Id::parse("j-1").expect("id"), Err(error));
+        let expected =
+            json!({ "id": "j-1", "error": { "code": "store.busy", "detail": "slow down", "retryAfter": 250 } });
+        assert_eq!(serde_json::to_value(entry).expect("json"), expected);
+    }
 }

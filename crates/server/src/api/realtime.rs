@@ -17,10 +17,7 @@ pub(super) fn routes() -> Router<Shared> {
 
 async fn connections(State(api): State<Shared>, caller: Caller, Query(query): Query<Tenant>) -> Answer {
     caller.require(Scope::Read)?;
-    let tenant = match (&caller.tenant, &query.tenant) {
-        (None, None) => None,
-        (_, named) => Some(caller.tenant(named.as_ref(), api.tenants.as_deref())?),
-    };
+    let tenant = caller.tenant_or_all(query.tenant.as_ref(), api.tenants.as_deref())?;
     let items = api.gateway.connections(tenant.as_ref());
     let mut answer = json!({ "items": items });
     if caller.tenant.is_none() {

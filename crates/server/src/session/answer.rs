@@ -8,6 +8,7 @@ use tidewire_core::principal::Principal;
 use tidewire_core::{Result, TenantId, Timestamp};
 
 use super::Failure;
+use crate::auth::text;
 
 /// Numbers from here on are milliseconds, below it seconds: as seconds it is in the year 5138, as milliseconds in 1973.
 const FIRST_MILLIS: f64 = 1e11;
@@ -123,15 +124,6 @@ impl Parts {
         claims.extend(user.into_iter().flatten());
         claims.remove("token");
         Ok(Self { claims, nested, expires })
-    }
-}
-
-/// A field as text; numbers are written out, so that numeric ids work.
-fn text(field: Option<&Value>) -> Option<String> {
-    match field? {
-        Value::String(text) if !text.is_empty() => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::String(_) | Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
 }
 

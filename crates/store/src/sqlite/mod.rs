@@ -35,7 +35,8 @@ const CHECKPOINT_PAGES: i64 = 4_096;
 pub struct Options {
     /// The database file; its directory is created when it is missing.
     pub path: PathBuf,
-    /// Whether every commit is synced to the disk before it is answered. Without, an end of power can lose the last answers.
+    /// Whether every commit is synced to the disk before it is answered. Without, an end of power can lose the last answers; the
+    /// file stays whole, because its checkpoints are synced either way.
     pub synced: bool,
     /// Told once when the medium has failed and the store takes no more calls.
     pub on_fatal: Box<dyn FnOnce(&Error) + Send>,
@@ -70,7 +71,8 @@ impl Sqlite {
     /// Runs the caller's own SQL and the commit that it leads to in one transaction: both are written or neither is.
     ///
     /// `work` runs on the writer's thread while every other write waits: keep it to a few statements, do no IO of another kind, and
-    /// leave transactions and the tables of Tidewire alone. Returning an error undoes what it wrote.
+    /// leave transactions and the tables of Tidewire alone. Returning an error undoes what it wrote, and so does a commit whose dedup
+    /// or idempotency key is known: it is answered as the repetition that it is.
     pub fn commit_with(
         &self,
         work: impl FnOnce(&Connection) -> Result<Commit> + Send + 'static,
@@ -118,7 +120,7 @@ fn lock(path: &Path) -> Result<File> {
 fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<Identity> {
     let pragma = |name: &str, value: &dyn rusqlite::ToSql| connection.pragma_update(None, name, value).map_err(fault);
     pragma("journal_mode", &"WAL")?;
-    pragma("synchronous", &if options.synced { "FULL" } else { "OFF" })?;
+    pragma("synchronous", &if options.synced { "FULL" } else { "NORMAL" })?;
     pragma("wal_autocheckpoint", &CHECKPOINT_PAGES)?;
     pragma("cache_size", &-65_536)?;
     pragma("temp_store", &"MEMORY")?;
@@ -135,6 +137,7 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
             return Err(Error::new(Kind::Unavailable, "store.version", detail));
         }
     }
+    connection.execute_batch(include_str!("indexes.sql")).map_err(fault)?;
     let broken = || Error::new(Kind::Unavailable, "store.failed", "the database does not say which store it is");
     let epoch: String = meta(connection, "epoch")?.ok_or_else(broken)?;
     let secret: Vec<u8> = meta(connection, "secret")?.ok_or_else(broken)?;

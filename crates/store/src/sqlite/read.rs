@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row};
 use crate::inbox::closed;
+use crate::rows::page;
 
 /// How many reads run at once; more wait.
 const CONNECTIONS: usize = 4;
@@ -22,20 +23,20 @@ const CONNECTIONS: usize = 4;
 pub(super) struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
 }
 
 impl Readers {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()), permits: Semaphore::new(CONNECTIONS) }
+        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(CONNECTIONS)) }
     }
 
-    /// Runs a read off the async threads.
+    /// Runs a read off the async threads. One whose caller has gone still counts for the bound until it has ended.
     pub(super) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _permit = self.permits.acquire().await.map_err(|_| closed())?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| closed())?;
         let readers = self.clone();
         let task = tokio::task::spawn_blocking(move || {
             let idle = readers.idle.lock().pop();
@@ -44,13 +45,18 @@ impl Readers {
                 None => open(&readers.path)?,
             };
             let answer = read(&connection);
-            readers.idle.lock().push(connection);
+            let mut idle = readers.idle.lock();
+            if !readers.permits.is_closed() {
+                idle.push(connection);
+            }
+            drop(idle);
+            drop(permit);
             answer
         });
         task.await.map_err(|error| Error::internal("a read of the store did not finish", error))?
     }
 
-    /// Refuses reads from now on and closes the connections.
+    /// Refuses reads from now on and closes the connections; those in use are closed when their reads end.
     pub(super) fn close(&self) {
         self.permits.close();
         self.idle.lock().clear();
@@ -154,31 +160,30 @@ pub(super) fn jobs(connection: &Connection, query: &JobQuery) -> Result<Page<Job
     sql.push_str(" ORDER BY j.seq DESC LIMIT :limit");
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
     let rows = statement.query_map(params.as_slice(), job_row).map_err(fault)?;
-    let mut rows: Vec<_> = rows.collect::<rusqlite::Result<_>>().map_err(fault)?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next_cursor = rows.last().filter(|_| has_more).map(|row| row.seq.to_string());
-    Ok(Page { items: rows.into_iter().map(|row| row.job).collect(), next_cursor })
+    page(rows, limit).map_err(fault)
 }
 
 /// Jobs by queue and state, but for those that run: the writer knows them.
 pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Result<Counts> {
-    let mut sql = "SELECT q.name, j.state, count(*) FROM jobs j JOIN names q ON q.id = j.queue WHERE ".to_owned();
-    // Each part reads one index only, when all tenants are asked for.
-    let parts = ["j.state = 1", "j.state = 0", "j.state >= 4"];
+    // Of all tenants, each part reads one index; only those that are due later are looked at themselves, for their queue.
+    const ALL: [&str; 3] = [
+        "SELECT queue, 1, count(*) FROM jobs INDEXED BY jobs_pending WHERE state = 1 GROUP BY queue",
+        "SELECT queue, 0, count(*) FROM jobs INDEXED BY jobs_due WHERE state = 0 GROUP BY queue",
+        "SELECT queue, state, count(*) FROM jobs INDEXED BY jobs_final WHERE state >= 4 GROUP BY queue, state",
+    ];
+    const ONE: [&str; 1] = ["SELECT queue, state, count(*) FROM jobs \
+         WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND state <> 2 GROUP BY queue, state"];
+    let (parts, tenant): (&[&str], _) = match tenant {
+        Some(tenant) => (&ONE, vec![tenant.as_str()]),
+        None => (&ALL, Vec::new()),
+    };
     let mut counts = Counts::new();
-    if tenant.is_some() {
-        sql.push_str("j.tenant = (SELECT id FROM tenants WHERE name = ?1) AND j.state <> 2 AND ?1 IS NOT NULL");
-    } else {
-        sql.push_str("?1 IS NULL AND ");
-    }
-    let suffixes: &[&str] = if tenant.is_some() { &[""] } else { &parts };
-    for suffix in suffixes {
-        let sql = format!("{sql}{suffix} GROUP BY j.queue, j.state");
+    for part in parts {
+        let sql = format!("SELECT q.name, j.* FROM ({part}) j JOIN names q ON q.id = j.queue");
         let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
         let rows = statement
-            .query_map([tenant.map(TenantId::as_str)], |row| {
-                Ok((Arc::<str>::from(row.get_ref(0)?.as_str()?), row.get::<_, u8>(1)?, row.get::<_, i64>(2)?))
+            .query_map(rusqlite::params_from_iter(&tenant), |row| {
+                Ok((Arc::<str>::from(row.get_ref(0)?.as_str()?), row.get::<_, u8>(2)?, row.get::<_, i64>(3)?))
             })
             .map_err(fault)?;
         for row in rows {
@@ -196,3 +201,6 @@ pub(super) fn session(connection: &Connection, tenant: &TenantId, sid: &str, now
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     statement.query_row(params![tenant.as_str(), sid, Micros(now)], |row| row.get(0)).optional().map_err(fault)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
 
-use rusqlite::{Connection, OptionalExtension, Params, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::FailedAttempt;
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 
 use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id};
-use crate::rows::{JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
+use crate::rows::{Ended, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
 
 /// The writer's connection.
 pub(crate) struct SqliteRows {
@@ -26,8 +26,14 @@ impl SqliteRows {
         Self { connection, open: false, _lock: lock }
     }
 
+    fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        #[cfg(test)]
+        tests::must_not_scan(&self.connection, sql);
+        self.connection.prepare_cached(sql)
+    }
+
     fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
-        self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(params)).map_err(fault)
+        self.prepare(sql).and_then(|mut statement| statement.execute(params)).map_err(fault)
     }
 
     fn one<T>(
@@ -36,10 +42,7 @@ impl SqliteRows {
         params: impl Params,
         read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>> {
-        self.connection
-            .prepare_cached(sql)
-            .and_then(|mut statement| statement.query_row(params, read).optional())
-            .map_err(fault)
+        self.prepare(sql).and_then(|mut statement| statement.query_row(params, read).optional()).map_err(fault)
     }
 
     fn all<T>(
@@ -48,7 +51,7 @@ impl SqliteRows {
         params: impl Params,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
-        let mut statement = self.connection.prepare_cached(sql).map_err(fault)?;
+        let mut statement = self.prepare(sql).map_err(fault)?;
         let rows = statement.query_map(params, read).map_err(fault)?;
         rows.collect::<rusqlite::Result<_>>().map_err(fault)
     }
@@ -312,23 +315,48 @@ impl Rows for SqliteRows {
         Ok(self.one(sql, [], |row| row.get::<_, Micros>(0))?.map(|due| due.0))
     }
 
-    fn completed(&mut self, queue: NameId) -> Result<Vec<Seq>> {
-        self.all("SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 ORDER BY finished_at, seq", [queue], |row| {
-            row.get(0)
-        })
+    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<Seq>> {
+        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
+             ORDER BY finished_at DESC, seq DESC LIMIT ?2";
+        let mut newest_first = self.all(sql, params![queue, most.cast_signed()], |row| row.get(0))?;
+        newest_first.reverse();
+        Ok(newest_first)
     }
 
-    fn ended_before(&mut self, queue: NameId, completed: bool, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
-        let sql = if completed {
-            "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND finished_at < ?2 LIMIT ?3"
-        } else {
-            "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND finished_at < ?2 LIMIT ?3"
+    fn ended_queues(&mut self) -> Result<Vec<NameId>> {
+        // Steps from queue to queue in the index instead of counting through the jobs of each.
+        let sql = "SELECT queue FROM jobs INDEXED BY jobs_final WHERE state >= 4 AND queue > ?1 ORDER BY queue LIMIT 1";
+        let mut queues: Vec<NameId> = Vec::new();
+        while let Some(next) = self.one(sql, [queues.last().map_or(-1, |last| i64::from(*last))], |row| row.get(0))? {
+            queues.push(next);
+        }
+        Ok(queues)
+    }
+
+    // `state >= 4` stands beside the states because SQLite takes a partial index only when its own condition is written out.
+    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let sql = match ended {
+            Ended::Completed => {
+                "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 AND finished_at < ?2 LIMIT ?3"
+            }
+            Ended::Failed => {
+                "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 AND finished_at < ?2 LIMIT ?3"
+            }
         };
         self.all(sql, params![queue, Micros(before), limit.cast_signed()], |row| row.get(0))
     }
 
-    fn dead_beyond(&mut self, queue: NameId, keep: usize, limit: usize) -> Result<Vec<Seq>> {
-        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2";
+    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<Seq>> {
+        let sql = match ended {
+            Ended::Completed => {
+                "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
+                 ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
+            }
+            Ended::Failed => {
+                "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 \
+                 ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
+            }
+        };
         self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| row.get(0))
     }
 
@@ -402,14 +430,19 @@ impl Rows for SqliteRows {
         self.run("DELETE FROM sessions WHERE tenant = ?1 AND sid = ?2", params![tenant, sid]).map(drop)
     }
 
-    fn purge(&mut self, now: Timestamp) -> Result<()> {
+    fn purge(&mut self, now: Timestamp, limit: usize) -> Result<bool> {
+        let mut is_more = false;
         for sql in [
-            "DELETE FROM dedup WHERE until <= ?1",
-            "DELETE FROM idempotency WHERE until <= ?1",
-            "DELETE FROM sessions WHERE until <= ?1",
+            "DELETE FROM dedup WHERE (tenant, key) IN (SELECT tenant, key FROM dedup WHERE until <= ?1 LIMIT ?2)",
+            "DELETE FROM idempotency WHERE (tenant, key) IN \
+             (SELECT tenant, key FROM idempotency WHERE until <= ?1 LIMIT ?2)",
+            "DELETE FROM sessions WHERE (tenant, sid) IN (SELECT tenant, sid FROM sessions WHERE until <= ?1 LIMIT ?2)",
         ] {
-            self.run(sql, [Micros(now)])?;
+            is_more |= self.run(sql, params![Micros(now), limit.cast_signed()])? >= limit;
         }
-        Ok(())
+        Ok(is_more)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use tidewire_core::Kind;
 use tidewire_core::commit::Enqueue;
 use tidewire_core::job::{Job, State, Verdict};
 use tidewire_core::store::{Claim, Control};
 
-use crate::world::{BACKOFF, HOUR, MINUTE, SECOND, World, any, commit, done, id, job_ids, retry, tenant, within};
+use crate::world::{BACKOFF, HOUR, MINUTE, SECOND, World, any, code, commit, done, id, job_ids, retry, tenant, within};
 
 every_engine![
     the_first_priority_comes_first,
@@ -35,6 +36,7 @@ every_engine![
     jobs_taken_back_behind_the_window_do_not_come_out,
     many_lanes_beyond_the_window_come_out_complete,
     a_redriven_job_is_due_when_it_was_redriven,
+    only_so_many_claims_wait,
 ];
 
 /// A job with a name, so that an order reads well.
@@ -364,4 +366,22 @@ async fn a_redriven_job_is_due_when_it_was_redriven(world: World) {
     world.clock.advance(SECOND);
     world.control(&a, &id("first"), Control::Redrive).await.expect("redrive");
     assert_eq!(drain(&world, any()).await, ["second", "first"]);
+}
+
+async fn only_so_many_claims_wait(world: World) {
+    const MOST: usize = 16_384;
+    let claim = || world.store.claim(Claim { wait: HOUR, ..any() });
+    let mut waiting: Vec<_> = (0..MOST).map(|_| claim()).collect();
+    let refused = within(claim()).await.expect_err("one too many");
+    assert_eq!((refused.code(), refused.kind(), refused.is_retryable()), ("store.busy", Kind::Limited, true));
+    // Those that wait are served as ever, and make room.
+    let first = waiting.remove(0);
+    world.enqueue_one(&tenant("a")).await;
+    assert_eq!(within(first).await.expect("served").len(), 1);
+    waiting.push(claim());
+    assert_eq!(code(within(claim()).await), "store.busy");
+    // Nobody waits for these any more: they hold no place.
+    drop(waiting);
+    world.enqueue_one(&tenant("a")).await;
+    assert_eq!(within(claim()).await.expect("served").len(), 1);
 }

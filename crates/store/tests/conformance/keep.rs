@@ -1,13 +1,14 @@
 //! How long finished jobs stay.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tidewire_core::Id;
 use tidewire_core::catalog::Keep;
 use tidewire_core::job::Verdict;
-use tidewire_core::store::QueueLimits;
+use tidewire_core::store::{Claim, Leased, QueueLimits, Settle};
 
-use crate::world::{HOUR, MINUTE, SECOND, World, done, tenant, within};
+use crate::world::{HOUR, MINUTE, SECOND, World, any, done, tenant, within};
 
 every_engine![
     the_last_completed_jobs_are_kept,
@@ -16,6 +17,9 @@ every_engine![
     dead_letters_are_kept_by_number,
     dead_letters_are_kept_for_an_age,
     a_count_after_an_age_counts_what_completed_meanwhile,
+    a_queue_that_nobody_set_limits_for_keeps_what_is_usual,
+    a_lower_count_deletes_what_is_there_without_another_job,
+    a_purge_goes_on_soon_until_everything_old_is_gone,
 ];
 
 /// How many completed jobs beyond the number to keep an engine may let gather before it deletes them together.
@@ -114,4 +118,66 @@ async fn a_count_after_an_age_counts_what_completed_meanwhile(world: World) {
     keep(&world, Keep::Count(2), Keep::Count(1_000)).await;
     run_many(&world, 2 + SLACK, done).await;
     assert!(kept(&world, &jobs).await.is_empty());
+}
+
+/// Runs many jobs at once. All of them end at the same time.
+async fn run_at_once(world: &World, count: usize, verdict: impl Fn() -> Verdict) {
+    world.enqueue(&tenant("a"), (0..count).map(|_| world.job("work")).collect()).await;
+    let leased = world.claim(Claim { max: u32::MAX, ..any() }).await;
+    assert_eq!(leased.len(), count);
+    let settled: Vec<_> = leased
+        .into_iter()
+        .map(|Leased { job, lease, .. }| {
+            world.store.settle(Settle { tenant: None, id: job.id, lease, verdict: verdict(), effects: None })
+        })
+        .collect();
+    for settled in settled {
+        within(settled).await.expect("settled");
+    }
+}
+
+async fn left(world: &World) -> u64 {
+    let counts = within(world.store.counts(None)).await.expect("counts");
+    counts.values().flat_map(BTreeMap::values).sum()
+}
+
+async fn a_queue_that_nobody_set_limits_for_keeps_what_is_usual(world: World) {
+    const DAY: Duration = Duration::from_secs(86_400);
+    run_at_once(&world, 20, fail).await;
+    run_at_once(&world, 1_000 + SLACK + 50, done).await;
+    world.advance(MINUTE).await;
+    assert_eq!(left(&world).await, 20 + 1_000 + SLACK as u64);
+    world.advance(DAY * 29).await;
+    assert_eq!(left(&world).await, 20 + 1_000 + SLACK as u64);
+    world.advance(DAY).await;
+    assert_eq!(left(&world).await, 1_000 + SLACK as u64);
+}
+
+async fn a_lower_count_deletes_what_is_there_without_another_job(world: World) {
+    run_at_once(&world, 500, done).await;
+    keep(&world, Keep::Count(100), Keep::Count(1_000)).await;
+    world.advance(MINUTE).await;
+    assert_eq!(left(&world).await, 100 + SLACK as u64);
+}
+
+/// One purge is bounded, so that other calls do not wait for it; what it leaves does not wait for the next minute.
+async fn a_purge_goes_on_soon_until_everything_old_is_gone(world: World) {
+    let a = tenant("a");
+    keep(&world, Keep::Count(1_000), Keep::Age(HOUR)).await;
+    run_at_once(&world, 6_000, || Verdict::Cancel).await;
+    let expires = world.now() + HOUR;
+    for number in 0..6_000 {
+        world.store.put_session(&a, &format!("s{number}"), String::new(), expires);
+    }
+    world.advance(HOUR + MINUTE).await;
+    let after_one = left(&world).await;
+    assert!((1..6_000).contains(&after_one), "{after_one} are left");
+    world.advance(Duration::from_millis(100)).await;
+    assert_eq!(left(&world).await, 0);
+    // Sessions that have expired are hidden; the clock before shows whether they are gone.
+    world.clock.set(expires - MINUTE);
+    for number in 0..6_000 {
+        let session = within(world.store.session(&a, &format!("s{number}"))).await.expect("session");
+        assert_eq!(session, None);
+    }
 }

@@ -17,6 +17,7 @@ every_engine![
     a_held_back_job_uses_no_attempt_and_wakes_the_waiting_claim,
     a_full_queue_does_not_hold_back_another,
     a_job_that_was_taken_back_uses_nothing_of_the_rate,
+    a_clock_that_steps_back_holds_a_rate_for_no_longer_than_its_period,
 ];
 
 async fn limit(world: &World, global: Option<u32>, rate: Option<&str>) {
@@ -123,4 +124,16 @@ async fn a_job_that_was_taken_back_uses_nothing_of_the_rate(world: World) {
     }
     let leased = world.claim(any()).await;
     assert_eq!(leased.iter().map(|leased| &leased.job.id).collect::<Vec<_>>(), [&jobs[3].id, &jobs[4].id]);
+}
+
+async fn a_clock_that_steps_back_holds_a_rate_for_no_longer_than_its_period(world: World) {
+    limit(&world, None, Some("5/m")).await;
+    fill(&world, 30).await;
+    assert_eq!(world.claim(any()).await.len(), 5);
+    world.clock.set(world.now() - HOUR);
+    assert!(world.claim(any()).await.is_empty());
+    world.advance(SECOND * 12).await;
+    assert_eq!(world.claim(any()).await.len(), 1);
+    world.advance(MINUTE).await;
+    assert_eq!(world.claim(any()).await.len(), 5);
 }

@@ -360,3 +360,17 @@ async fn a_store_says_what_its_answers_survive() {
     assert_eq!(written.open().world.store.durability(), Durability::Written);
     assert_eq!(World::memory().store.durability(), Durability::Memory);
 }
+
+/// Without any sync an end of power can leave a write-ahead log in a file that it does not fit, and then all is lost.
+#[tokio::test]
+async fn a_store_that_does_not_sync_its_answers_still_syncs_its_checkpoints() {
+    for (disk, expected) in [(Disk::new(), 2), (Disk::unsynced(), 1)] {
+        let opened = disk.open();
+        let asked = opened.sqlite.commit_with(move |connection| {
+            let synchronous = connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+            assert_eq!(synchronous, Ok(expected));
+            Ok(commit(&tenant("a"), Vec::new(), Vec::new()))
+        });
+        within(asked).await.expect("asked");
+    }
+}

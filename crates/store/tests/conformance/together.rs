@@ -1,12 +1,12 @@
 //! The caller's own SQL in the transaction of a commit.
 
 use rusqlite::{Connection, params};
-use tidewire_core::commit::{Append, Commit, Committed, Enqueue};
+use tidewire_core::commit::{Append, Commit, Committed, Enqueue, Idempotency};
 use tidewire_core::store::JobQuery;
 use tidewire_core::{Error, Result};
 
 use crate::disk::{Disk, Opened};
-use crate::world::{World, any, code, commit, id, tenant, within};
+use crate::world::{HOUR, World, any, code, commit, id, tenant, within};
 
 /// A store whose file also holds a table of the application.
 async fn shop() -> (Disk, Opened) {
@@ -87,6 +87,30 @@ async fn a_refused_commit_undoes_it() {
         commit(&tenant("new"), vec![world.event("x")], vec![Enqueue { queue: "new".into(), ..world.job("new") }]);
     place(&opened, "o1", follows).await.expect("placed");
     assert_eq!((world.head(&tenant("new")).await, world.claim(any()).await.len()), (1, 1));
+}
+
+/// A commit that is a repetition writes nothing, and the rows beside it are part of it.
+#[tokio::test]
+async fn a_repeated_commit_undoes_it() {
+    let (disk, opened) = shop().await;
+    let world = &opened.world;
+    let once = |tenant_name| Commit {
+        dedup: Some(("payment-1".to_owned(), HOUR)),
+        ..commit(&tenant(tenant_name), vec![world.event("paid")], vec![world.job("ship")])
+    };
+    assert!(!place(&opened, "o1", once("a")).await.expect("placed").deduplicated);
+    assert!(place(&opened, "o2", once("a")).await.expect("repeated").deduplicated);
+    assert_eq!((orders(&disk), world.head(&tenant("a")).await, jobs(world).await), (vec!["o1".to_owned()], 1, 1));
+    place(&opened, "o3", once("b")).await.expect("another tenant's key");
+
+    let keyed = || Commit {
+        idempotency: Some(Idempotency { key: "request-1".to_owned(), digest: vec![1] }),
+        ..commit(&tenant("a"), vec![world.event("paid")], Vec::new())
+    };
+    let first = place(&opened, "o4", keyed()).await.expect("placed");
+    let again = place(&opened, "o5", keyed()).await.expect("repeated");
+    assert_eq!(first.events[0].id, again.events[0].id);
+    assert_eq!((orders(&disk), world.head(&tenant("a")).await), (["o1", "o3", "o4"].map(str::to_owned).to_vec(), 2));
 }
 
 #[tokio::test]
