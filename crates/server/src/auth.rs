@@ -7,7 +7,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde_json::{Map, Value, json};
-use tidewire_core::catalog::Catalog;
+use tidewire_core::catalog::{Catalog, Jwt};
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, TenantId, Timestamp};
 
@@ -139,7 +139,16 @@ impl Tokens {
     ///
     /// Code `config.invalid` when a key is missing or unreadable; the detail says which.
     pub fn new(catalog: &Catalog, config: &Config) -> Result<Option<Self>> {
-        let Some(jwt) = &catalog.auth.jwt else { return Ok(None) };
+        let plain;
+        let jwt = match &catalog.auth.jwt {
+            Some(jwt) => jwt,
+            // A secret is configured for tokens, so they are taken, with the claims that a catalog has by default.
+            None if config.auth.jwt.secret.is_some() && catalog.auth.introspect.is_none() => {
+                plain = default_jwt(catalog);
+                &plain
+            }
+            None => return Ok(None),
+        };
         let wrong = |what: String| Error::new(Kind::Invalid, "config.invalid", what);
         let pem = match &config.auth.jwt.public_key_file {
             Some(path) => Some(
@@ -246,8 +255,20 @@ impl Tokens {
     }
 }
 
+fn default_jwt(catalog: &Catalog) -> Jwt {
+    Jwt {
+        algorithms: vec!["HS256".to_owned()],
+        issuer: None,
+        audience: None,
+        leeway: Duration::from_secs(30),
+        user_claim: "sub".to_owned(),
+        tenant_claim: catalog.app.tenant.to_string(),
+        roles_claim: "roles".to_owned(),
+    }
+}
+
 /// What every token must fulfil. A claim that is checked must also be there.
-fn validation(jwt: &tidewire_core::catalog::Jwt) -> Validation {
+fn validation(jwt: &Jwt) -> Validation {
     let mut validation = Validation::default();
     let mut required = vec!["exp"];
     validation.leeway = jwt.leeway.as_secs();

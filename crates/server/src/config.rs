@@ -174,21 +174,34 @@ impl Config {
     /// Reads `file`, if there is one, and overlays `environment`. Code `config.invalid`; the detail names the file or variable.
     pub fn load(file: Option<(&str, &str)>, environment: impl Iterator<Item = (String, String)>) -> Result<Self> {
         let mut table = match file {
-            Some((_, text)) => text.parse::<toml::Table>().map_err(|error| invalid(file, error.to_string().trim()))?,
+            Some((_, text)) => text.parse::<toml::Table>().map_err(|error| {
+                // The error's own text shows the line, and the line may hold a secret.
+                let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+                invalid(file, &format!("line {line}: {}", error.message()))
+            })?,
             None => toml::Table::new(),
         };
         let mut frontend = None;
+        let mut given: Vec<(String, &str, toml::Value)> = Vec::new();
         for (name, value) in environment {
             match name.strip_prefix("TIDEWIRE_") {
-                Some("ADMIN_KEY") => set(&mut table, "auth.adminKey", toml::Value::String(value)),
+                Some("ADMIN_KEY") => given.push((name, "auth.adminKey", toml::Value::String(value))),
                 Some(path) => match KEYS.iter().find(|key| environment_form(key) == path) {
-                    Some(key) => set(&mut table, key, environment_value(key, value)),
+                    Some(key) => given.push((name, key, environment_value(key, value))),
                     None if OTHER_VARIABLES.contains(&path) => {}
                     None => check_unknown(path)?,
                 },
                 None if name == "FRONTEND_URL" => frontend = Some(value),
                 None => {}
             }
+        }
+        for (name, key, value) in given {
+            // Alone first, so that an error names the variable.
+            let mut alone = toml::Table::new();
+            set(&mut alone, key, value.clone());
+            let read: Result<Self, toml::de::Error> = toml::Value::Table(alone).try_into();
+            read.map_err(|error| invalid(Some((&name, "")), error.message()))?;
+            set(&mut table, key, value);
         }
         let mut config: Self =
             toml::Value::Table(table).try_into().map_err(|error: toml::de::Error| invalid(file, error.message()))?;
@@ -211,13 +224,44 @@ impl Config {
                 return wrong(format!("{name}: expected at least 16 characters, got {}", key.len()));
             }
         }
+        let mut seen: Vec<&str> = self.auth.admin_key.as_deref().into_iter().collect();
         for key in &self.keys {
-            if key.tenant != "*" {
-                TenantId::new(&key.tenant)?;
+            if seen.contains(&&*key.key) {
+                return wrong(format!(
+                    "keys.key: the key of tenant {:?} is given twice; each key is one caller",
+                    key.tenant
+                ));
+            }
+            seen.push(&key.key);
+            if key.tenant != "*" && TenantId::new(&key.tenant).is_err() {
+                return wrong(format!("keys.tenant: expected a tenant or \"*\", got {:?}", key.tenant));
             }
             if key.scopes.is_empty() {
                 return wrong("keys.scopes: expected at least one of publish, enqueue, work, read, admin".to_owned());
             }
+        }
+        let amounts = [
+            ("http.maxBodyBytes", self.http.max_body_bytes),
+            ("realtime.maxMessageBytes", self.realtime.max_message_bytes),
+            ("realtime.maxBacklogBytes", self.realtime.max_backlog_bytes),
+            ("realtime.maxConnections", self.realtime.max_connections),
+            ("realtime.maxPerUser", self.realtime.max_per_user),
+        ];
+        if let Some((name, _)) = amounts.into_iter().find(|(_, amount)| *amount == 0) {
+            return wrong(format!("{name}: expected at least 1, got 0"));
+        }
+        let times = [
+            ("realtime.pingInterval", self.realtime.ping_interval),
+            ("realtime.pingTimeout", self.realtime.ping_timeout),
+        ];
+        if let Some((name, _)) = times.into_iter().find(|(_, time)| *time < SHORTEST_PING) {
+            return wrong(format!("{name}: expected at least 100ms"));
+        }
+        let is_origin = |origin: &&String| *origin == "*" || is_origin(origin);
+        if let Some(origin) = self.realtime.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            return wrong(format!(
+                "realtime.allowedOrigins (FRONTEND_URL): expected such as https://app.example.com, got {origin:?}"
+            ));
         }
         match &self.auth.jwt.secret {
             Some(secret) if secret.len() < 32 => wrong(format!(
@@ -227,6 +271,15 @@ impl Config {
             Some(_) | None => Ok(()),
         }
     }
+}
+
+/// The shortest time between heartbeats.
+const SHORTEST_PING: Duration = Duration::from_millis(100);
+
+/// Whether a text is an origin (RFC 6454): scheme, host, perhaps a port, and no path.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']))
 }
 
 /// `http.maxBodyBytes` -> `HTTP__MAX_BODY_BYTES`

@@ -21,18 +21,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long to wait after the system refused a connection, most often because too many files are open.
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 
-/// The most HTTP connections at once, more than the default of `realtime.maxConnections` so that all of them may poll. An upgraded
-/// connection gives its place back, because the gateway counts it from there on.
-const MAX_CONNECTIONS: usize = 250_000;
-
 /// Serves `router` until `stop`, then refuses new connections and lets open requests finish for up to `drain`.
 ///
-/// At most 250,000 connections are open. Over that, the next ones wait in the system's queue until one closes.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, drain: Duration) {
-    serve_at_most(MAX_CONNECTIONS, listener, router, stop, drain).await;
-}
-
-async fn serve_at_most(most: usize, listener: TcpListener, router: Router, stop: CancellationToken, drain: Duration) {
+/// At most `most` connections are open, those not counted that have become a `WebSocket`. Over that, the next ones wait in the system's queue until one closes.
+pub async fn serve(most: usize, listener: TcpListener, router: Router, stop: CancellationToken, drain: Duration) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let builder = Arc::new(builder);
@@ -117,7 +109,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve_at_most(most, listener, router, stop.clone(), Duration::from_secs(60)));
+        let task = tokio::spawn(serve(most, listener, router, stop.clone(), Duration::from_secs(60)));
         Server { address, stop, task }
     }
 

@@ -16,7 +16,7 @@ use crate::rows::{Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
 /// How many completed jobs over the number to keep may gather before the oldest are deleted together.
-pub(crate) const KEEP_SLACK: usize = 64;
+const KEEP_SLACK: usize = 64;
 
 /// The most claims that wait for a job. Each turn looks at them all, and each holds memory.
 const MAX_PARKED: usize = 16_384;
@@ -27,7 +27,7 @@ const PROMOTE_AT_ONCE: usize = 1_024;
 /// A final job that is kept for a while.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kept {
-    seq: Seq,
+    pub(crate) seq: Seq,
     /// Whether failed runs may be kept with it. Most jobs have none, and then nothing is looked for.
     may_have_failed: bool,
 }

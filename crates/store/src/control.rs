@@ -1,6 +1,6 @@
 //! What operators do: change one job, set limits, and forget what is old.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tidewire_core::job::{Job, State};
 use tidewire_core::store::{Control, QueueLimits};
 use tidewire_core::{Error, Id, Result, TenantId};
 
-use crate::claims::{KEEP_SLACK, Kept};
-use crate::rows::{Ended, Rows};
+use crate::claims::Kept;
+use crate::rows::{Ended, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
 /// How many old jobs one purge deletes per queue, and how many expired keys of each kind; the next one goes on, and soon.
@@ -79,7 +79,7 @@ impl<R: Rows> Writer<R> {
                 Keep::Count(_) if self.completed.contains_key(&queue) => {}
                 Keep::Count(keep) => {
                     // Older ones are the purge's, so that neither memory nor a turn grows with what there is.
-                    let kept = self.rows.completed(queue, most(Ended::Completed, keep))?;
+                    let kept = self.rows.completed(queue, keep as usize)?;
                     self.completed.insert(queue, kept.into_iter().map(Kept::unknown).collect());
                 }
             }
@@ -100,9 +100,16 @@ impl<R: Rows> Writer<R> {
             for (ended, keep) in [(Ended::Completed, completed), (Ended::Failed, failed)] {
                 let old = match keep {
                     Keep::Age(age) => self.rows.ended_before(queue, ended, self.now - age, PURGE_AT_ONCE)?,
-                    Keep::Count(keep) => self.rows.ended_beyond(queue, ended, most(ended, keep), PURGE_AT_ONCE)?,
+                    Keep::Count(keep) => self.rows.ended_beyond(queue, ended, keep as usize, PURGE_AT_ONCE)?,
                 };
                 is_more |= old.len() >= PURGE_AT_ONCE;
+                if ended == Ended::Completed
+                    && !old.is_empty()
+                    && let Some(kept) = self.completed.get_mut(&queue)
+                {
+                    let gone: HashSet<Seq> = old.iter().copied().collect();
+                    kept.retain(|job| !gone.contains(&job.seq));
+                }
                 for seq in old {
                     self.forget(Kept::unknown(seq))?;
                 }
@@ -110,10 +117,4 @@ impl<R: Rows> Writer<R> {
         }
         Ok(is_more)
     }
-}
-
-/// How many jobs may be there when `keep` are kept: completed ones may gather for a while.
-fn most(ended: Ended, keep: u32) -> usize {
-    let slack = if ended == Ended::Completed && keep > 0 { KEEP_SLACK } else { 0 };
-    keep as usize + slack
 }

@@ -32,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) workers: Workers,
     pub(crate) scheduler: Scheduler,
     pub(crate) drain: Duration,
+    /// The most HTTP connections, those that have become sockets not counted.
+    pub(crate) max_connections: usize,
 }
 
 /// A running app: its store is open, its workers and schedules run, its sockets are live. Cheap to clone.
@@ -48,6 +50,7 @@ struct Running {
     /// The store is closed.
     closed: OnceCell<()>,
     drain: Duration,
+    max_connections: usize,
 }
 
 impl App {
@@ -64,6 +67,7 @@ impl App {
             stopped: OnceCell::new(),
             closed: OnceCell::new(),
             drain: parts.drain,
+            max_connections: parts.max_connections,
         }))
     }
 
@@ -177,7 +181,7 @@ impl App {
     /// elsewhere and no new requests taken, while running jobs and requests finish or are handed back; the store closes.
     pub async fn serve(&self, listener: TcpListener, router: Router) {
         let closed = CancellationToken::new();
-        let serving = serve::serve(listener, router, closed.clone(), self.0.drain);
+        let serving = serve::serve(self.0.max_connections, listener, router, closed.clone(), self.0.drain);
         let stop = async {
             self.shutdown_signal().await;
             self.0.api.stopping.cancel();

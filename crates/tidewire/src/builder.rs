@@ -185,6 +185,8 @@ impl Builder {
         let worker: Arc<str> = format!("local-{}", std::process::id()).into();
         let workers = Workers::start(publisher.clone(), handlers, queues, worker);
         let scheduler = Scheduler::start(publisher.clone());
+        // Beside the sockets there must be room for calls.
+        let max_connections = config.realtime.max_connections + 1_024;
         let api = Api {
             publisher,
             gateway,
@@ -194,7 +196,14 @@ impl Builder {
             max_body_bytes: config.http.max_body_bytes,
             stopping: CancellationToken::new(),
         };
-        Ok(App::new(Parts { api: Arc::new(api), sqlite, workers, scheduler, drain: config.http.drain }))
+        Ok(App::new(Parts {
+            api: Arc::new(api),
+            sqlite,
+            workers,
+            scheduler,
+            drain: config.http.drain,
+            max_connections,
+        }))
     }
 }
 

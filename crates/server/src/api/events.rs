@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -14,7 +14,7 @@ use tidewire_core::event::{Event, Position};
 use tidewire_core::store::{LogQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp, commit};
 
-use super::extract::{Call, Query, Tenant, page_limit};
+use super::extract::{Call, PathText, Query, Tenant, page_limit};
 use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -112,7 +112,7 @@ async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<Lis
     Ok(Json(Page { items, next_cursor }).into_response())
 }
 
-async fn one(State(api): State<Shared>, caller: Caller, Path(id): Path<String>, Query(query): Query<Tenant>) -> Answer {
+async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Tenant>) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
     let id = Id::parse(&id)?;

@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use http::Request;
+use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidewire_core::commit::Idempotency;
@@ -22,6 +23,10 @@ use crate::problem::Problem;
 
 /// How long a client may take to send the body of a request. The largest that is taken by default needs 2.3 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much of a body that is too large is still read, and for how long, so that its sender sees the answer.
+const MAX_DISCARDED_BYTES: usize = 64 * 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl FromRequestParts<Shared> for Caller {
     type Rejection = Problem;
@@ -99,6 +104,8 @@ async fn read_body(mut request: Request<Body>, limit: usize, timeout: Duration) 
     let too_large = || Error::new(Kind::TooLarge, "body.too_large", format!("the body may have at most {limit} bytes"));
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| length > limit as u64) {
+        // Many clients read no answer before they have sent their body, so some of it is taken and thrown away.
+        drop(tokio::time::timeout(DISCARD_TIMEOUT, discard(request.into_body())).await);
         return Err(too_large().into());
     }
     DefaultBodyLimit::max(limit).apply(&mut request);
@@ -109,6 +116,17 @@ async fn read_body(mut request: Request<Body>, limit: usize, timeout: Duration) 
         Err(_) => {
             let detail = format!("the body must arrive within {}", format_duration(timeout));
             Err(Problem::with_status(Error::invalid("request.timeout", detail), StatusCode::REQUEST_TIMEOUT))
+        }
+    }
+}
+
+/// Reads a body that nobody wants, up to [`MAX_DISCARDED_BYTES`].
+async fn discard(mut body: Body) {
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > MAX_DISCARDED_BYTES {
+            return;
         }
     }
 }
@@ -132,6 +150,18 @@ pub(super) fn page_limit(asked: Option<u32>, default: u32, most: u32) -> Result<
         None => Ok(default),
         Some(limit) if (1..=most).contains(&limit) => Ok(limit),
         Some(limit) => Err(Error::invalid("request.invalid", format!("limit: expected 1 to {most}, got {limit}"))),
+    }
+}
+
+/// The variable part of a path as text. Code `request.invalid` when it is not UTF-8.
+pub(super) struct PathText(pub(super) String);
+
+impl FromRequestParts<Shared> for PathText {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Shared) -> Result<Self, Problem> {
+        let text = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        text.map(|text| Self(text.0)).map_err(|error| Error::invalid("request.invalid", error.to_string()).into())
     }
 }
 
@@ -173,7 +203,7 @@ mod tests {
         let read = |request: Request<Body>| read_body(request, 4, Duration::from_millis(100));
         let router = Router::new().route("/", post(read));
         let stop = CancellationToken::new();
-        let server = tokio::spawn(crate::serve::serve(listener, router, stop.clone(), Duration::ZERO));
+        let server = tokio::spawn(crate::serve::serve(100, listener, router, stop.clone(), Duration::ZERO));
         let mut client = TcpStream::connect(address).await.expect("a connection");
         client.write_all(request.as_bytes()).await.expect("sent");
         let mut answer = [0; 4096];

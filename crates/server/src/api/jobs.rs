@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -16,7 +16,7 @@ use tidewire_core::job::{FailedAttempt, Job, State as JobState};
 use tidewire_core::store::{Control, JobQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, commit};
 
-use super::extract::{Call, Query, Tenant, all, page_limit};
+use super::extract::{Call, PathText, Query, Tenant, all, page_limit};
 use super::{Answer, Api, Shared, events};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -128,7 +128,7 @@ impl Flat {
     }
 }
 
-async fn one(State(api): State<Shared>, caller: Caller, Path(id): Path<String>, Query(query): Query<Tenant>) -> Answer {
+async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Tenant>) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
     let id = Id::parse(&id)?;
@@ -142,7 +142,7 @@ async fn control(
     control: Control,
     State(api): State<Shared>,
     caller: Caller,
-    Path(id): Path<String>,
+    PathText(id): PathText,
     Query(query): Query<Tenant>,
 ) -> Answer {
     caller.require(Scope::Enqueue)?;

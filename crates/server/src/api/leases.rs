@@ -45,10 +45,8 @@ pub(super) fn routes() -> Router<Shared> {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LeaseBody {
     tenant: Option<TenantId>,
-    #[serde(default)]
-    queues: Vec<Arc<str>>,
-    #[serde(default)]
-    types: Vec<Arc<str>>,
+    queues: Option<Vec<Arc<str>>>,
+    types: Option<Vec<Arc<str>>>,
     max: Option<u32>,
     wait: Option<Delay>,
     lease: Option<Delay>,
@@ -111,8 +109,10 @@ fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
     let option = |what: String| Error::invalid("lease.invalid_option", what);
     let tenant = caller.tenant_or_all(body.tenant.as_ref(), api.tenants.as_deref())?;
     let catalog = api.catalog();
-    declared("job.unknown_queue", "queues", &body.queues, &catalog.queues)?;
-    let kinds = kinds(body.types, &catalog.jobs)?;
+    let queues = chosen("job.unknown_queue", "queues", body.queues, &catalog.queues)?.unwrap_or_default();
+    // Never `on:` and a name, which are the jobs of durable handlers and run in this process only.
+    let all_types = || catalog.jobs.keys().cloned().collect();
+    let kinds = chosen("job.unknown_type", "types", body.types, &catalog.jobs)?.unwrap_or_else(all_types);
     let max = body.max.unwrap_or(1);
     if max == 0 || max as usize > MAX_JOBS {
         return Err(option(format!("max: expected 1 to {MAX_JOBS}, got {max}")));
@@ -127,7 +127,7 @@ fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
     }
     Ok(Claim {
         tenant,
-        queues: body.queues,
+        queues,
         kinds,
         max,
         lease: lease_time("lease", body.lease)?,
@@ -137,18 +137,19 @@ fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
     })
 }
 
-/// The job types that a worker serves: those that it names, or all of the catalog. Never `on:` and a name, which are the jobs of
-/// durable handlers and run in this process only.
-fn kinds<T>(named: Vec<Arc<str>>, jobs: &BTreeMap<Arc<str>, T>) -> Result<Vec<Arc<str>>> {
-    if named.is_empty() {
-        return Ok(jobs.keys().cloned().collect());
+/// What a worker names, checked; nothing when it leaves the field out and so takes all.
+fn chosen<T>(
+    code: &'static str,
+    field: &str,
+    names: Option<Vec<Arc<str>>>,
+    known: &BTreeMap<Arc<str>, T>,
+) -> Result<Option<Vec<Arc<str>>>> {
+    let Some(names) = names else { return Ok(None) };
+    if names.is_empty() {
+        let detail = format!("{field}: expected at least one; leave it out to take all");
+        return Err(Error::invalid("lease.invalid_option", detail));
     }
-    declared("job.unknown_type", "types", &named, jobs)?;
-    Ok(named)
-}
-
-fn declared<T>(code: &'static str, field: &str, names: &[Arc<str>], known: &BTreeMap<Arc<str>, T>) -> Result<()> {
-    let Some(name) = names.iter().find(|name| !known.contains_key(*name)) else { return Ok(()) };
+    let Some(name) = names.iter().find(|name| !known.contains_key(*name)) else { return Ok(Some(names)) };
     let mut detail = format!("{field}: {name:?} is not declared in the catalog");
     if let Some(near) = suggest(name, known.keys().map(|known| &**known)) {
         detail.push_str(&format!("; did you mean {near:?}?"));
@@ -316,22 +317,27 @@ mod tests {
         ["charge", "ship"].into_iter().map(|name| (name.into(), ())).collect()
     }
 
+    fn types(names: Option<&[&str]>) -> Result<Option<Vec<Arc<str>>>> {
+        let names = names.map(|names| names.iter().map(|name| (*name).into()).collect());
+        chosen("job.unknown_type", "types", names, &catalog())
+    }
+
     #[test]
-    fn a_worker_that_names_no_types_serves_those_of_the_catalog() {
-        assert_eq!(kinds(Vec::new(), &catalog()).expect("kinds"), ["charge".into(), "ship".into()]);
-        assert_eq!(kinds(vec!["ship".into()], &catalog()).expect("kinds"), ["ship".into()]);
+    fn a_worker_takes_what_it_names_and_all_when_it_names_nothing() {
+        assert_eq!(types(None).expect("all"), None);
+        assert_eq!(types(Some(&["ship"])).expect("one"), Some(vec!["ship".into()]));
+        assert_eq!(types(Some(&[])).expect_err("an empty list is a slip").code(), "lease.invalid_option");
     }
 
     #[test]
     fn the_jobs_of_a_handler_in_this_process_cannot_be_named() {
-        let error = kinds(vec!["on:unread".into()], &catalog()).expect_err("not of the catalog");
-        assert_eq!(error.code(), "job.unknown_type");
+        assert_eq!(types(Some(&["on:unread"])).expect_err("not of the catalog").code(), "job.unknown_type");
     }
 
     #[test]
     fn a_slip_in_a_name_is_answered_with_the_right_one() {
-        let error = declared("job.unknown_queue", "queues", &["chrage".into()], &catalog()).expect_err("unknown");
-        assert_eq!(error.detail(), "queues: \"chrage\" is not declared in the catalog; did you mean \"charge\"?");
+        let error = types(Some(&["chrage"])).expect_err("unknown");
+        assert_eq!(error.detail(), "types: \"chrage\" is not declared in the catalog; did you mean \"charge\"?");
     }
 
     #[test]

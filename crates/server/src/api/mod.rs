@@ -66,6 +66,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(no_method);
     Router::new()
         .nest("/v1", v1)
+        .route("/v1/", any(no_route))
         .merge(health::routes())
         .route("/socket.io/socket.io.min.js", get(client_bundle))
         .route("/socket.io/", any(socket_io))

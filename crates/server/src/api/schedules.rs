@@ -1,7 +1,7 @@
 //! `/schedules`: what fires when.
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -11,7 +11,7 @@ use tidewire_core::commit::NewJob;
 use tidewire_core::{Error, TenantId, commit};
 use tidewire_runtime::next_slots;
 
-use super::extract::Call;
+use super::extract::{Call, PathText};
 use super::{Answer, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -30,14 +30,14 @@ async fn list(State(api): State<Shared>, caller: Caller) -> Answer {
     Ok(Json(json!({ "items": items })).into_response())
 }
 
-async fn one(State(api): State<Shared>, caller: Caller, Path(key): Path<String>) -> Answer {
+async fn one(State(api): State<Shared>, caller: Caller, PathText(key): PathText) -> Answer {
     caller.require(Scope::Read)?;
     let spec = api.catalog().schedules.get(&*key).ok_or_else(|| not_found(&key))?;
     Ok(Json(next_slots(spec, api.publisher.clock().now(), 5)).into_response())
 }
 
 /// Runs an app-wide schedule now, beside its slots.
-async fn run(State(api): State<Shared>, Path(key): Path<String>, request: Request<Body>) -> Answer {
+async fn run(State(api): State<Shared>, PathText(key): PathText, request: Request<Body>) -> Answer {
     let call = Call::read(&api, request).await?;
     call.caller.require(Scope::Admin)?;
     call.caller.require_all_tenants()?;

@@ -77,7 +77,7 @@ impl World {
         });
         let router = Router::new().route("/session", axum::routing::get(session)).with_state(script.clone());
         let stop = CancellationToken::new();
-        tokio::spawn(crate::serve::serve(listener, router, stop.clone(), Duration::ZERO));
+        tokio::spawn(crate::serve::serve(100, listener, router, stop.clone(), Duration::ZERO));
         let clock = Arc::new(ManualClock::new("2026-01-31T08:00:00Z".parse().expect("time")));
         let mut sessions = sessions_at(&url, clock.clone()).expect("sessions");
         sessions.deadline = LONG;

@@ -163,19 +163,22 @@ pub(super) fn jobs(connection: &Connection, query: &JobQuery) -> Result<Page<Job
     page(rows, limit).map_err(fault)
 }
 
+/// Counts over all tenants. Each part reads one index; only jobs that are due later are looked at themselves, for their queue.
+const COUNT_ALL: [&str; 3] = [
+    "SELECT queue, 1, count(*) FROM jobs INDEXED BY jobs_pending WHERE state = 1 GROUP BY queue",
+    "SELECT queue, 0, count(*) FROM jobs INDEXED BY jobs_due WHERE state = 0 GROUP BY queue",
+    "SELECT queue, state, count(*) FROM jobs INDEXED BY jobs_final WHERE state >= 4 GROUP BY queue, state",
+];
+
+/// Counts of one tenant: its jobs are looked at one by one.
+const COUNT_ONE: [&str; 1] = ["SELECT queue, state, count(*) FROM jobs \
+     WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND state <> 2 GROUP BY queue, state"];
+
 /// Jobs by queue and state, but for those that run: the writer knows them.
 pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Result<Counts> {
-    // Of all tenants, each part reads one index; only those that are due later are looked at themselves, for their queue.
-    const ALL: [&str; 3] = [
-        "SELECT queue, 1, count(*) FROM jobs INDEXED BY jobs_pending WHERE state = 1 GROUP BY queue",
-        "SELECT queue, 0, count(*) FROM jobs INDEXED BY jobs_due WHERE state = 0 GROUP BY queue",
-        "SELECT queue, state, count(*) FROM jobs INDEXED BY jobs_final WHERE state >= 4 GROUP BY queue, state",
-    ];
-    const ONE: [&str; 1] = ["SELECT queue, state, count(*) FROM jobs \
-         WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND state <> 2 GROUP BY queue, state"];
     let (parts, tenant): (&[&str], _) = match tenant {
-        Some(tenant) => (&ONE, vec![tenant.as_str()]),
-        None => (&ALL, Vec::new()),
+        Some(tenant) => (&COUNT_ONE, vec![tenant.as_str()]),
+        None => (&COUNT_ALL, Vec::new()),
     };
     let mut counts = Counts::new();
     for part in parts {

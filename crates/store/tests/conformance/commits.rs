@@ -25,6 +25,7 @@ every_engine![
     a_dedup_key_is_written_once_while_it_is_remembered,
     a_job_reads_as_it_was_enqueued,
     jobs_are_listed_newest_first_in_pages,
+    a_page_of_large_jobs_is_short,
 ];
 
 fn keyed(commit: Commit, key: &str, digest: &[u8]) -> Commit {
@@ -276,6 +277,27 @@ async fn a_job_reads_as_it_was_enqueued(world: World) {
     let late = Enqueue { run_at: Some(world.now() - HOUR), ..given(&world, "send", "j2") };
     assert_eq!(world.enqueue(&a, vec![late]).await[0].state, State::Pending);
     assert_eq!(world.stored(&a, &id("j2")).await.0.run_at, world.now());
+}
+
+/// However few they are: a listing of large jobs must not fill the memory of the server.
+async fn a_page_of_large_jobs_is_short(world: World) {
+    let a = tenant("a");
+    let data = Json::parse(format!("{{\"text\":\"{}\"}}", "x".repeat(1 << 20))).expect("json");
+    let jobs = (0..11).map(|n| Enqueue { data: data.clone(), ..given(&world, "large", &format!("j{n:02}")) });
+    world.enqueue(&a, jobs.collect()).await;
+    let (mut names, mut sizes, mut cursor) = (Vec::new(), Vec::new(), None);
+    loop {
+        let query = JobQuery { tenant: Some(a.clone()), cursor, limit: 500, ..JobQuery::default() };
+        let page = within(world.store.jobs(query)).await.expect("jobs");
+        sizes.push(page.items.len());
+        names.extend(page.items.iter().map(|job| job.id.to_string()));
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(sizes, [4, 4, 3]);
+    assert_eq!(names, (0..11).rev().map(|n| format!("j{n:02}")).collect::<Vec<_>>());
 }
 
 async fn jobs_are_listed_newest_first_in_pages(world: World) {
