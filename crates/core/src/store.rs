@@ -85,6 +85,8 @@ pub struct LogQuery {
 impl LogQuery {
     /// The most events that one read returns.
     pub const MAX: u32 = 1_000;
+    /// A read ends with the event whose data brings all of them to this many bytes, and then has fewer than were asked for.
+    pub const MAX_BYTES: usize = 4 << 20;
 }
 
 /// Is told of every commit, on the writer's own thread, after the commit is durable. Must not block.
@@ -238,7 +240,7 @@ pub trait Jobs: Send + Sync {
     /// Sets what the engine enforces for each queue, from now on.
     fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()>;
     /// Leases due jobs: by priority, fair over tenants inside a priority, first in first out inside a tenant. Waits up to
-    /// `claim.wait` for the first. Dropping the call gives back what it had been given.
+    /// `claim.wait` for the first. Dropping the call gives back what it had been given. Code `store.busy` when too many wait.
     fn claim(&self, claim: Claim) -> Answer<'_, Vec<Leased>>;
     /// Ends a run. Code `job.lease_lost` when the lease is no longer held; then nothing of it is written.
     fn settle(&self, settle: Settle) -> Answer<'_, Settled>;

@@ -72,7 +72,7 @@ impl<R: Rows> Writer<R> {
             }
             let answer = serde_json::from_str(&answer)
                 .map_err(|error| Error::internal("a kept idempotent answer cannot be read", error));
-            return Ok(Some(answer));
+            return Ok(Some(answer.map(|answer| Committed { replayed: true, ..answer })));
         }
         if let Some((key, _)) = &commit.dedup
             && self.rows.dedup_until(tenant, key)?.is_some_and(|until| until > self.now)

@@ -391,7 +391,13 @@ impl Reader for MemoryReader {
         };
         let range = tables.events.range((tenant, query.after.next())..=(tenant, up_to));
         let limit = query.limit.clamp(1, LogQuery::MAX) as usize;
-        ready(Ok(range.map(|(_, event)| event).filter(wanted).take(limit).cloned().collect()))
+        let mut bytes = 0;
+        let fits = |event: &&Arc<Event>| {
+            let before = bytes;
+            bytes += event.data.get().len();
+            before < LogQuery::MAX_BYTES
+        };
+        ready(Ok(range.map(|(_, event)| event).filter(wanted).take(limit).take_while(fits).cloned().collect()))
     }
 
     fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>> {

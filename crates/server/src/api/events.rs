@@ -106,7 +106,8 @@ async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<Lis
         to: query.to,
     };
     let items = api.publisher.store().read(&tenant, query).await?;
-    let is_full = items.len() == limit as usize;
+    let bytes: usize = items.iter().map(|event| event.data.get().len()).sum();
+    let is_full = items.len() == limit as usize || bytes >= LogQuery::MAX_BYTES;
     let next_cursor = items.last().filter(|_| is_full).map(|event| event.position.to_string());
     let items: Vec<Arc<Event>> = items;
     Ok(Json(Page { items, next_cursor }).into_response())

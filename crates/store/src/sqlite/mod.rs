@@ -52,6 +52,7 @@ impl Sqlite {
     /// `store.version` when another version of Tidewire wrote it.
     pub fn open(options: Options, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
         let lock = lock(&options.path)?;
+        create_private(&options.path)?;
         // One thread uses the connection, so SQLite need not lock it.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection =
@@ -79,6 +80,22 @@ impl Sqlite {
     ) -> Answer<'static, Committed> {
         let work: Work<SqliteRows> = Box::new(move |rows| work(&rows.connection));
         ask(self.engine.inbox(), |reply| Call::With(work, reply))
+    }
+}
+
+/// Creates the file for its owner alone; SQLite gives the files beside it the same rights. One that exists keeps its own.
+fn create_private(path: &Path) -> Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => {
+            let detail = format!("{}: the database file cannot be created: {error}", path.display());
+            Err(Error::new(Kind::Unavailable, "store.failed", detail))
+        }
     }
 }
 
@@ -130,7 +147,14 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fault)?;
     match version {
         SCHEMA_VERSION => {}
-        0 => create(connection, ids)?,
+        0 => {
+            let has_tables = "SELECT EXISTS (SELECT 1 FROM sqlite_schema)";
+            if connection.query_row(has_tables, [], |row| row.get(0)).map_err(fault)? {
+                let detail = "the file is a SQLite database of somebody else; choose another one";
+                return Err(Error::new(Kind::Unavailable, "store.failed", detail));
+            }
+            create(connection, ids)?;
+        }
         other => {
             let detail =
                 format!("the database has schema version {other}, this Tidewire reads version {SCHEMA_VERSION}");

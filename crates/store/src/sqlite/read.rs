@@ -105,7 +105,16 @@ pub(super) fn log(connection: &Connection, tenant: &TenantId, query: &LogQuery) 
     sql.push_str(" ORDER BY e.position LIMIT :limit");
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
     let rows = statement.query_map(params.as_slice(), |row| event(tenant, row).map(Arc::new)).map_err(fault)?;
-    rows.collect::<rusqlite::Result<_>>().map_err(fault)
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    for event in rows {
+        let event = event.map_err(fault)?;
+        bytes += event.data.get().len();
+        events.push(event);
+        if bytes >= LogQuery::MAX_BYTES {
+            break;
+        }
+    }
+    Ok(events)
 }
 
 pub(super) fn event_by_id(connection: &Connection, tenant: &TenantId, id: &Id) -> Result<Option<Arc<Event>>> {
