@@ -1,6 +1,7 @@
 // Live sockets, as the stock client sees them, and what becomes of a client that breaks the protocol.
 
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
@@ -20,6 +21,12 @@ async function marker(tenant, clients) {
   await tenant.publish("item:added", { itemId, amount: 0 });
   for (const client of clients) await client.seen.until("item:added", (data) => data?.itemId === itemId);
 }
+
+test("the browser client that is served is the published one", async () => {
+  const served = await (await fetch(`${server.url}/socket.io/socket.io.min.js`)).text();
+  const published = new URL("./node_modules/socket.io-client/dist/socket.io.min.js", import.meta.url);
+  assert.equal(served, await readFile(published, "utf8"));
+});
 
 describe("a connection", () => {
   for (const transports of [["websocket"], ["polling"]]) {
@@ -142,7 +149,7 @@ describe("a credential", () => {
 
   test("is refreshed on a live socket, for the same user only", async () => {
     const tenant = server.newTenant();
-    const client = await connect(server, { token: tenant.token("ann", { exp: Math.floor(Date.now() / 1000) + 30 }) });
+    const client = await connect(server, { token: tenant.token("ann", { exp: Math.floor(Date.now() / 1000) + 10 }) });
     await client.seen.until("auth:expiring");
     await client.refused("auth", { token: tenant.token("bob") });
     await client.refused("auth", { token: "nonsense" });
