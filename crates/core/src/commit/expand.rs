@@ -12,6 +12,7 @@ use super::{
 use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleJob};
 use crate::event::Ephemeral;
 use crate::id::Ids;
+use crate::schema::Schema;
 use crate::{Error, FieldError, Json, Kind, Result, TenantId, Timestamp};
 
 /// Where a request comes from.
@@ -116,14 +117,7 @@ impl Expander {
             at,
             [("userId", &job.user_id), ("correlationId", &job.correlation_id), ("causationId", &job.causation_id)],
         )?;
-        let data = job.data.to_value().map_err(|error| unreadable("job.invalid_data", at, &error))?;
-        if let Some(schema) = &declared.data {
-            let mut errors = Vec::new();
-            schema.validate(&data, &at.field("data"), &mut errors);
-            if !errors.is_empty() {
-                return Err(Error::invalid("job.invalid_data", "").with_fields(errors));
-            }
-        }
+        check_data("job.invalid_data", declared.data.as_ref(), &job.data, at)?;
         let queue = match &job.queue {
             None => declared.queue.clone(),
             Some(name) => match self.catalog.queues.get_key_value(name.as_str()) {
@@ -288,13 +282,10 @@ impl Run<'_> {
             ("stream", &event.stream),
         ];
         check_texts(at, texts)?;
-        let data = event.data.to_value().map_err(|error| unreadable("event.invalid_data", at, &error))?;
-        if let Some(schema) = &declared.data {
-            let mut errors = Vec::new();
-            schema.validate(&data, &at.field("data"), &mut errors);
-            if !errors.is_empty() {
-                return Err(Error::invalid("event.invalid_data", "").with_fields(errors));
-            }
+        let data = check_data("event.invalid_data", declared.data.as_ref(), &event.data, at)?;
+        if declared.ephemeral && (event.stream.is_some() || event.expected_version.is_some()) {
+            let detail = format!("{}: an ephemeral event is in no stream", at.path());
+            return Err(Error::invalid("event.invalid_data", detail));
         }
         let rooms = self.rooms(declared, &event, &data, at)?;
         let id = event.id.clone().unwrap_or_else(|| self.expander.ids.next());
@@ -302,10 +293,6 @@ impl Run<'_> {
         let correlation_id = event.correlation_id.as_deref().map(Into::into).or_else(|| origin.correlation_id.clone());
         let effects = Origin { depth: origin.depth, cause: Some(id.to_string().into()), correlation_id };
         self.consequences(declared, &event, &data, &effects, own_root)?;
-        if declared.ephemeral && (event.stream.is_some() || event.expected_version.is_some()) {
-            let detail = format!("{}: an ephemeral event is in no stream", at.path());
-            return Err(Error::invalid("event.invalid_data", detail));
-        }
         if declared.ephemeral {
             self.ephemeral.push(Ephemeral {
                 tenant: self.tenant.clone(),
@@ -318,20 +305,7 @@ impl Run<'_> {
             });
             return Ok(());
         }
-        let stream = match (&event.stream, &declared.stream) {
-            (Some(stream), _) => Some(stream.as_str().into()),
-            (None, Some(template)) => Some(
-                template
-                    .render(|name| self.lookup(name, &event, &data))
-                    .map_err(|missing| missing_param(&declared.name, &missing.name, template.source(), at))?
-                    .into(),
-            ),
-            (None, None) => None,
-        };
-        if event.expected_version.is_some() && stream.is_none() {
-            let detail = format!("{}: expectedVersion needs a stream", at.path());
-            return Err(Error::invalid("event.invalid_data", detail));
-        }
+        let stream = self.stream(declared, &event, &data, at)?;
         self.events.push(Append {
             given_id: event.id.is_some(),
             id,
@@ -346,6 +320,25 @@ impl Run<'_> {
             root,
         });
         Ok(())
+    }
+
+    /// The aggregate stream of an event: the one it names, or that of the catalog's template.
+    fn stream(&self, declared: &EventType, event: &NewEvent, data: &Value, at: Place) -> Result<Option<Box<str>>> {
+        let stream = match (&event.stream, &declared.stream) {
+            (Some(stream), _) => Some(stream.as_str().into()),
+            (None, Some(template)) => {
+                let rendered = template.render(|name| self.lookup(name, event, data));
+                let rendered =
+                    rendered.map_err(|missing| missing_param(&declared.name, &missing.name, template.source(), at))?;
+                Some(rendered.into_boxed_str())
+            }
+            (None, None) => None,
+        };
+        if event.expected_version.is_some() && stream.is_none() {
+            let detail = format!("{}: expectedVersion needs a stream", at.path());
+            return Err(Error::invalid("event.invalid_data", detail));
+        }
+        Ok(stream)
     }
 
     fn rooms(&self, declared: &EventType, event: &NewEvent, data: &Value, at: Place) -> Result<Arc<[Box<str>]>> {
@@ -503,9 +496,20 @@ fn check_texts<const N: usize>(at: Place, texts: [(&str, &Option<String>); N]) -
     }
 }
 
-fn unreadable(code: &'static str, at: Place, error: &Error) -> Error {
-    let field = FieldError { path: at.field("data"), message: error.detail().to_owned() };
-    Error::invalid(code, "").with_fields(vec![field])
+/// The data as a tree, when it can be read and has the declared shape.
+fn check_data(code: &'static str, schema: Option<&Schema>, data: &Json, at: Place) -> Result<Value> {
+    let wrong = |errors| Error::invalid(code, "").with_fields(errors);
+    let data = data
+        .to_value()
+        .map_err(|error| wrong(vec![FieldError { path: at.field("data"), message: error.detail().to_owned() }]))?;
+    if let Some(schema) = schema {
+        let mut errors = Vec::new();
+        schema.validate(&data, &at.field("data"), &mut errors);
+        if !errors.is_empty() {
+            return Err(wrong(errors));
+        }
+    }
+    Ok(data)
 }
 
 fn check_size(data: &Json, at: Place) -> Result<()> {
@@ -537,3 +541,6 @@ fn missing_param(event: &str, name: &str, template: &str, at: Place) -> Error {
     let path = at.field(&format!("params.{name}"));
     Error::invalid("event.missing_param", "").with_fields(vec![FieldError { path, message }])
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::FailedAttempt;
+use tidewire_core::retry::Backoff;
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 
 use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id};
@@ -16,6 +17,8 @@ pub(crate) struct SqliteRows {
     pub(super) connection: Connection,
     /// Whether what is written so far is inside `BEGIN`.
     open: bool,
+    /// The backoff that was written last and its text: jobs of one type follow each other.
+    backoff: (Backoff, String),
     /// Keeps other processes out until the connection is closed.
     _lock: File,
 }
@@ -23,7 +26,15 @@ pub(crate) struct SqliteRows {
 impl SqliteRows {
     pub(super) fn new(connection: Connection, lock: File) -> Self {
         connection.set_prepared_statement_cache_capacity(64);
-        Self { connection, open: false, _lock: lock }
+        let backoff = Backoff::default();
+        let text = serde_json::to_string(&backoff).unwrap_or_default();
+        Self { connection, open: false, backoff: (backoff, text), _lock: lock }
+    }
+
+    fn remember_backoff(&mut self, backoff: &Backoff) {
+        if self.backoff.0 != *backoff {
+            self.backoff = (backoff.clone(), serde_json::to_string(backoff).unwrap_or_default());
+        }
     }
 
     fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
@@ -176,6 +187,7 @@ impl Rows for SqliteRows {
     }
 
     fn add_job(&mut self, row: &JobRow) -> Result<()> {
+        self.remember_backoff(&row.job.backoff);
         let (job, holder) = (&row.job, row.holder.as_ref());
         self.run(
             "INSERT INTO jobs (seq, tenant, id, type, queue, state, priority, run_at, attempt, attempts, created_at, started_at, \
@@ -203,7 +215,7 @@ impl Rows for SqliteRows {
                 holder.map(|holder| &*holder.worker),
                 i64::try_from(job.timeout.as_micros()).unwrap_or(i64::MAX),
                 job.depth,
-                serde_json::to_string(&job.backoff).unwrap_or_default(),
+                self.backoff.1,
                 job.user_id.as_deref(),
                 job.correlation_id.as_deref(),
                 job.causation_id.as_deref(),
