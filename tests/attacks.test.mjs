@@ -1,10 +1,13 @@
 // What careless and hostile callers get: an answer with a code, and nothing stored.
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { request } from "node:http";
+import { text } from "node:stream/consumers";
 import { before, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
-import { connectError } from "./clients.mjs";
+import { connect, connectError } from "./clients.mjs";
 import { expectProblem, expectStatus, start } from "./harness.mjs";
 
 let server;
@@ -81,6 +84,34 @@ describe("a visitor", () => {
     const refused = await connectError(listed, { auth: { orgId: "elsewhere" } });
     assert.equal(refused.message, "Authentication token required");
   });
+});
+
+test("a repeated request delivers its ephemeral event once", async () => {
+  const tenant = server.newTenant();
+  const client = await connect(server, { token: tenant.token("ann") });
+  const body = { type: "user:typing", data: { text: "once" } };
+  for (const key of ["k1", "k1", "k2"]) {
+    expectStatus(await tenant.api("/v1/events", { body, headers: { "idempotency-key": key } }), 201);
+  }
+  await tenant.publish("item:added", { itemId: "end", amount: 0 });
+  await client.seen.until("item:added");
+  assert.equal(client.seen.all.filter(({ type }) => type === "user:typing").length, 2);
+});
+
+test("a stop answers the workers that wait", async () => {
+  const own = await start({ app: shop() });
+  const poll = request(`${own.url}/v1/leases`, { method: "POST", headers: { authorization: `Bearer ${own.newTenant().key}` } });
+  const answered = once(poll, "response");
+  poll.end(JSON.stringify({ wait: "60s" }));
+  await once(poll, "finish");
+  // The poll was sent before this, and the server takes connections in their order.
+  expectStatus(await own.api("/health/ready"), 200);
+  const begin = Date.now();
+  await own.stop();
+  const [response] = await answered;
+  assert.equal(response.statusCode, 200);
+  assert.deepEqual(JSON.parse(await text(response)), { jobs: [] });
+  assert.ok(Date.now() - begin < 10_000, "the stop waited for the long poll");
 });
 
 test("an empty list of types is a slip, not a wish for all", async () => {

@@ -29,8 +29,12 @@ impl<E: std::error::Error> From<E> for HandlerError {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(&cause.to_string());
+            let text = cause.to_string();
+            // Some errors show their cause themselves.
+            if !message.ends_with(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
             source = cause.source();
         }
         Self { message, is_final: false }
@@ -155,5 +159,17 @@ where
 {
     fn run(&self, context: JobContext) -> Pin<Box<dyn Future<Output = HandlerResult> + Send>> {
         Box::pin(self(context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_its_cause_once() {
+        let cause = || std::io::Error::other("the disk is full");
+        let shows_it = HandlerError::from(tidewire_core::Error::internal("it failed", cause()));
+        assert_eq!(format!("{shows_it:?}").matches("the disk is full").count(), 1);
     }
 }

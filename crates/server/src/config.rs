@@ -383,9 +383,21 @@ mod tests {
             ("", vec![("TIDEWIRE_AUTH__JWT__SECRET", "short")], "TIDEWIRE_AUTH__JWT__SECRET"),
             ("", vec![("TIDEWIRE_ADMIN_KEY", "short")], "TIDEWIRE_ADMIN_KEY"),
             ("[[keys]]\nkey = \"0123456789abcdef\"\ntenant = \"*\"\nscopes = [\"root\"]", vec![], "root"),
+            ("[[keys]]\nkey = \"0123456789abcdef\"\ntenant = \"a b\"\nscopes = [\"read\"]", vec![], "keys.tenant"),
+            (
+                "[[keys]]\nkey = \"0123456789abcdef\"\ntenant = \"a\"\nscopes = [\"read\"]",
+                vec![("TIDEWIRE_ADMIN_KEY", "0123456789abcdef")],
+                "given twice",
+            ),
+            ("", vec![("TIDEWIRE_LISTEN", "nope")], "TIDEWIRE_LISTEN"),
+            ("", vec![("TIDEWIRE_REALTIME__MAX_CONNECTIONS", "0")], "realtime.maxConnections"),
+            ("", vec![("TIDEWIRE_REALTIME__PING_INTERVAL", "0s")], "realtime.pingInterval"),
+            ("", vec![("FRONTEND_URL", "notaurl")], "FRONTEND_URL"),
+            ("[auth.jwt]\nsecret = \"supersecret", vec![], "line 2"),
         ] {
             let error = load(file, &environment).expect_err(expected);
             assert_eq!(error.code(), "config.invalid");
+            assert!(!error.detail().contains("supersecret"), "{} shows a secret", error.detail());
             assert!(error.detail().contains(expected), "{} should name {expected}", error.detail());
         }
     }

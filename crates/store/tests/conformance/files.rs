@@ -116,15 +116,35 @@ async fn a_damaged_file_is_said() {
 
 #[tokio::test]
 async fn a_database_of_another_program_is_left_alone() {
-    let directory = tempfile::tempdir().expect("directory");
-    let path = directory.path().join("tidewire.db");
-    let other = Connection::open(&path).expect("open");
-    other.execute_batch("CREATE TABLE notes (text); PRAGMA user_version = 1;").expect("their schema");
-    drop(other);
-    assert_eq!(refused(&path), "store.failed");
+    for their_version in [0, 1] {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("tidewire.db");
+        let other = Connection::open(&path).expect("open");
+        let schema = format!("CREATE TABLE notes (text); PRAGMA user_version = {their_version};");
+        other.execute_batch(&schema).expect("their schema");
+        drop(other);
+        assert_eq!(refused(&path), "store.failed", "version {their_version}");
+        let other = Connection::open(&path).expect("open");
+        let tables: i64 = other.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).expect("tables");
+        assert_eq!(tables, 1, "version {their_version}");
+    }
 }
 
 /// The medium stops taking writes: whoever waits is told, nothing more is answered as done, and what was acknowledged stays.
+#[cfg(unix)]
+#[tokio::test]
+async fn the_file_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let disk = Disk::new();
+    let opened = disk.open();
+    opened.world.enqueue_one(&tenant("a")).await;
+    for suffix in ["", "-wal", "-shm"] {
+        let file = format!("{}{suffix}", disk.path().display());
+        let mode = std::fs::metadata(&file).expect(&file).permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{file} is {mode:o}");
+    }
+}
+
 #[tokio::test]
 async fn a_failed_write_ends_the_store() {
     let disk = Disk::new();
