@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use expand::{Expander, Expansion, Origin, Subscription, publication};
 
 use crate::event::{Ephemeral, Position};
-use crate::job::State;
+use crate::job::{Conflict, OnConflict, OnFailure, Rare, State, States};
 use crate::retry::Backoff;
 use crate::time::duration_text;
 use crate::{Id, Json, TenantId, Timestamp};
@@ -145,6 +145,30 @@ pub struct NewJob {
     /// The longest run.
     #[serde(default)]
     pub timeout: Option<Delay>,
+    /// It is taken back if it has not begun after this long.
+    #[serde(default)]
+    pub ttl: Option<Delay>,
+    /// No retry begins later than this after it was enqueued.
+    #[serde(default)]
+    pub retry_for: Option<Delay>,
+    /// Shares the limits of its queue's keys with the tenant's other jobs of this key, 1 to 256 bytes.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// It is the only one of its key.
+    #[serde(default)]
+    pub unique: Option<NewUnique>,
+    /// What the other jobs of the call name it by in `after`.
+    #[serde(rename = "ref", default)]
+    pub reference: Option<String>,
+    /// The jobs it waits for: a `ref` of the same call, or the id of a job that is there.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// What follows for the jobs that wait for it when it does not complete.
+    #[serde(default)]
+    pub on_failure: Option<OnFailure>,
+    /// Undoes it when its flow fails after it was completed.
+    #[serde(default)]
+    pub compensate: Option<Box<NewJob>>,
     /// The user it works for.
     #[serde(default)]
     pub user_id: Option<String>,
@@ -154,6 +178,24 @@ pub struct NewJob {
     /// What caused it.
     #[serde(default)]
     pub causation_id: Option<String>,
+}
+
+/// How a job asks to be the only one of its key. Absent values are the job type's.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewUnique {
+    /// The key, 1 to 256 bytes; default: the job type's template, else the data itself.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// In which states it keeps others out. Default `unfinished`.
+    #[serde(rename = "while", default)]
+    pub states: Option<States>,
+    /// It also keeps others out for this long after it was enqueued.
+    #[serde(default)]
+    pub window: Option<Delay>,
+    /// What becomes of the one that comes later. Default `keep`.
+    #[serde(default)]
+    pub on_conflict: Option<OnConflict>,
 }
 
 impl NewJob {
@@ -171,11 +213,37 @@ impl NewJob {
             attempts: None,
             backoff: None,
             timeout: None,
+            ttl: None,
+            retry_for: None,
+            key: None,
+            unique: None,
+            reference: None,
+            after: Vec::new(),
+            on_failure: None,
+            compensate: None,
             user_id: None,
             correlation_id: None,
             causation_id: None,
         }
     }
+}
+
+/// A flow as a caller asks for it: all jobs of the call belong to it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewFlow {
+    /// The caller's id; one that is taken is refused.
+    #[serde(default)]
+    pub id: Option<Id>,
+    /// For people, at most 256 bytes.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Runs when all of them have completed.
+    #[serde(default)]
+    pub then: Option<Box<NewJob>>,
+    /// Runs when all of them have ended, however they did.
+    #[serde(default)]
+    pub finally: Option<Box<NewJob>>,
 }
 
 /// A priority by number or name.
@@ -250,6 +318,9 @@ pub struct Request {
     /// Jobs, enqueued in this order.
     #[serde(default)]
     pub jobs: Vec<NewJob>,
+    /// Makes one flow of the jobs.
+    #[serde(default)]
+    pub flow: Option<NewFlow>,
     /// Written once per key.
     #[serde(default)]
     pub dedup: Option<Dedup>,
@@ -322,8 +393,32 @@ pub struct Enqueue {
     pub causation_id: Option<Box<str>>,
     /// How many causes lie between it and the outside.
     pub depth: u8,
+    /// What few jobs have.
+    pub rare: Option<Box<Rare>>,
+    /// The jobs it waits for.
+    pub after: Vec<After>,
     /// The asked-for event that it follows from, by index; absent when it was asked for itself.
     pub root: Option<usize>,
+}
+
+/// A job that another waits for.
+#[derive(Clone, Debug)]
+pub struct After {
+    /// Its id. Either it is part of the same commit or it is there.
+    pub id: Id,
+    /// Whether it is waited for only until it has ended, however it does.
+    pub ignores_failure: bool,
+}
+
+/// A flow to begin with a commit.
+#[derive(Clone, Debug)]
+pub struct FlowHead {
+    /// Its id.
+    pub id: Id,
+    /// Whether the caller chose the id, so that it may exist already.
+    pub given_id: bool,
+    /// For people.
+    pub name: Option<Box<str>>,
 }
 
 /// The atomic unit as a store writes it: checked, expanded, complete.
@@ -339,6 +434,8 @@ pub struct Commit {
     pub asked_events: usize,
     /// How many jobs, from the front, the caller asked for.
     pub asked_jobs: usize,
+    /// The flow that those of the jobs belong to that say so.
+    pub flow: Option<FlowHead>,
     /// Written once per key.
     pub dedup: Option<(String, Duration)>,
     /// The same request again gets the same answer.
@@ -388,6 +485,9 @@ pub struct Enqueued {
     /// Whether it was there before.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub deduplicated: bool,
+    /// What became of it because its unique key was taken.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub conflict: Option<Conflict>,
 }
 
 /// What a commit wrote: what was asked for first, then what followed from it.
@@ -398,6 +498,9 @@ pub struct Committed {
     pub events: Vec<Appended>,
     /// The jobs that were asked for.
     pub jobs: Vec<Enqueued>,
+    /// The flow that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub flow: Option<Id>,
     /// What rules and handlers added.
     #[serde(skip_serializing_if = "Caused::is_empty", default)]
     pub caused: Caused,

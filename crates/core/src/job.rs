@@ -6,9 +6,13 @@
 //!          ▲                          │ claim: attempt + 1
 //!          │ retry, snooze            ▼
 //!          └────────────────────── processing ──► completed · failed · dead · cancelled
+//!
+//!   blocked ──► pending when the jobs it waits for have ended, or a place of its key is free
 //! ```
 //!
 //! `attempt` counts the runs that have begun, the running one included. A snoozed or released run is given back.
+
+mod rare;
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use rare::{Conflict, OnConflict, OnFailure, Rare, States, Unique};
 
 use crate::retry::Backoff;
 use crate::time::duration_text;
@@ -32,7 +38,7 @@ pub enum State {
     Pending = 1,
     /// Leased by a worker.
     Processing = 2,
-    /// Waits for other jobs.
+    /// Waits for other jobs: those it follows, or those of its key that run.
     Blocked = 3,
     /// Done; the result is kept as long as the queue says.
     Completed = 4,
@@ -159,7 +165,46 @@ pub struct Job {
     /// How many causes lie between it and the outside.
     #[serde(skip)]
     pub depth: u8,
+    /// What few jobs have.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub rare: Option<Box<Rare>>,
 }
+
+impl Job {
+    /// The rare part, which is there from now on.
+    pub fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// The key that it shares the limits of its queue's keys with.
+    pub fn key(&self) -> Option<&str> {
+        self.rare.as_ref()?.key.as_deref()
+    }
+
+    /// When it is taken back if it has not begun by then.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.rare.as_ref()?.expires_at
+    }
+}
+
+/// A line that a run wrote to its job's log.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogLine {
+    /// When it was written.
+    pub time: Timestamp,
+    /// During which run.
+    pub attempt: u16,
+    /// What it says, at most [`MAX_LOG_BYTES`].
+    pub text: Box<str>,
+}
+
+/// The most lines that are kept with a job; older ones go.
+pub const MAX_LOG_LINES: usize = 1_000;
+/// The longest line of a job's log, in bytes.
+pub const MAX_LOG_BYTES: usize = 2 * 1024;
+/// The largest progress of a job, in bytes.
+pub const MAX_PROGRESS_BYTES: usize = 4 * 1024;
 
 /// The longest error text that is kept with a job, in bytes.
 pub const MAX_ERROR_BYTES: usize = 8 * 1024;
@@ -225,23 +270,42 @@ pub struct Outcome {
     pub result: Option<Json>,
     /// The error to keep.
     pub error: Option<Box<str>>,
+    /// Whether a worker was lost with it.
+    pub is_loss: bool,
 }
 
 /// What decides the fate of a running job.
-#[derive(Clone, Debug)]
-pub struct Run {
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
     /// The number of this run, 1 is the first.
     pub attempt: u16,
     /// Runs it may have.
     pub attempts: u16,
     /// The waiting times between them.
-    pub backoff: Backoff,
+    pub backoff: &'a Backoff,
+    /// No run begins after this.
+    pub retry_until: Option<Timestamp>,
+    /// How many workers were lost with it before this run.
+    pub lost: u16,
 }
 
-impl Run {
+impl<'a> Run<'a> {
+    /// The present run of `job`.
+    pub fn of(job: &'a Job) -> Self {
+        let rare = job.rare.as_deref();
+        Self {
+            attempt: job.attempt,
+            attempts: job.attempts,
+            backoff: &job.backoff,
+            retry_until: rare.and_then(|rare| rare.retry_until),
+            lost: rare.map_or(0, |rare| rare.lost),
+        }
+    }
+
     /// What follows from `verdict` at `now`. `random` is 64 random bits for the jitter.
     pub fn settle(&self, verdict: Verdict, now: Timestamp, random: u64) -> Outcome {
-        let outcome = |state, attempt| Outcome { state, attempt, run_at: None, result: None, error: None };
+        let outcome =
+            |state, attempt| Outcome { state, attempt, run_at: None, result: None, error: None, is_loss: false };
         match verdict {
             Verdict::Done { result } => Outcome { result, ..outcome(State::Completed, self.attempt) },
             Verdict::Fail { error } => Outcome { error: Some(cut(error)), ..outcome(State::Failed, self.attempt) },
@@ -251,6 +315,10 @@ impl Run {
             }
             Verdict::Retry { error, delay } => {
                 let delay = delay.unwrap_or_else(|| self.backoff.delay(self.attempt, random));
+                if self.retry_until.is_some_and(|until| now + delay > until) {
+                    let error = format!("{error} (no retry may begin any more: retryFor has passed)");
+                    return Outcome { error: Some(cut(error)), ..outcome(State::Dead, self.attempt) };
+                }
                 Outcome { error: Some(cut(error)), ..Self::wait(delay, self.attempt, now) }
             }
             Verdict::Snooze { delay } => Self::wait(delay, self.attempt.saturating_sub(1), now),
@@ -258,14 +326,21 @@ impl Run {
         }
     }
 
-    /// What follows when the worker was lost: the run counts, and the job is due at once while it has runs left.
-    pub fn lose(&self, error: String, now: Timestamp) -> Outcome {
-        self.settle(Verdict::Retry { error, delay: Some(Duration::ZERO) }, now, 0)
+    /// What follows when the worker was lost: the run counts, and the job is due at once while it has runs left. A job that has
+    /// taken `poison` workers with it is dead whatever it has left: it may be what ends them.
+    pub fn lose(&self, error: String, now: Timestamp, poison: u16) -> Outcome {
+        let outcome = if self.lost + 1 >= poison {
+            let error = format!("{error}; {poison} workers were lost with this job, so it is not given to another");
+            Outcome { state: State::Dead, ..self.settle(Verdict::Fail { error }, now, 0) }
+        } else {
+            self.settle(Verdict::Retry { error, delay: Some(Duration::ZERO) }, now, 0)
+        };
+        Outcome { is_loss: true, ..outcome }
     }
 
     fn wait(delay: Duration, attempt: u16, now: Timestamp) -> Outcome {
         let state = if delay.is_zero() { State::Pending } else { State::Scheduled };
-        Outcome { state, attempt, run_at: Some(now + delay), result: None, error: None }
+        Outcome { state, attempt, run_at: Some(now + delay), result: None, error: None, is_loss: false }
     }
 }
 
@@ -277,12 +352,16 @@ fn cut(mut error: String) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
-    fn run(attempt: u16) -> Run {
-        Run { attempt, attempts: 3, backoff: Backoff::default() }
+    static BACKOFF: LazyLock<Backoff> = LazyLock::new(Backoff::default);
+
+    fn run(attempt: u16) -> Run<'static> {
+        Run { attempt, attempts: 3, backoff: &BACKOFF, retry_until: None, lost: 0 }
     }
 
     fn retry() -> Verdict {
@@ -314,8 +393,24 @@ mod tests {
 
     #[test]
     fn a_lost_worker_costs_an_attempt() {
-        assert_eq!(run(1).lose("lost".to_owned(), NOW).state, State::Pending);
-        assert_eq!(run(3).lose("lost".to_owned(), NOW).state, State::Dead);
+        assert_eq!(run(1).lose("lost".to_owned(), NOW, 9).state, State::Pending);
+        assert_eq!(run(3).lose("lost".to_owned(), NOW, 9).state, State::Dead);
+    }
+
+    #[test]
+    fn a_job_that_takes_its_workers_with_it_is_dead_before_its_attempts_are_used_up() {
+        let many = |lost| Run { attempts: 100, lost, ..run(2) };
+        assert_eq!(many(1).lose("lost".to_owned(), NOW, 3).state, State::Pending);
+        let dead = many(2).lose("lost".to_owned(), NOW, 3);
+        assert_eq!(dead.state, State::Dead);
+        assert!(dead.error.expect("why").contains("3 workers were lost"));
+    }
+
+    #[test]
+    fn no_retry_begins_after_the_time_for_retries() {
+        let until = |seconds| Run { retry_until: Some(NOW + Duration::from_secs(seconds)), ..run(2) };
+        assert_eq!(until(2).settle(retry(), NOW, 0).state, State::Scheduled);
+        assert_eq!(until(1).settle(retry(), NOW, 0).state, State::Dead);
     }
 
     #[test]

@@ -56,6 +56,20 @@ impl Rate {
         state.0 = arrival + spacing;
         Ok(())
     }
+
+    /// Takes one from `state` and says when it may be used: now, or in its turn after all that were reserved before.
+    pub fn reserve(self, state: &mut RateState, now: Timestamp) -> Timestamp {
+        let arrival = state.0.max(now);
+        state.0 = arrival + self.per / self.amount;
+        (state.0 - self.per).max(now)
+    }
+}
+
+impl RateState {
+    /// Whether it has recovered by `now`, so that forgetting it changes nothing.
+    pub fn is_idle(self, now: Timestamp) -> bool {
+        self.0 <= now
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +100,16 @@ mod tests {
         assert_eq!(next.since(back), Duration::from_millis(100));
         assert!(rate.take(&mut state, next).is_ok());
         assert_eq!((0..20).filter(|_| rate.take(&mut state, next + rate.per).is_ok()).count(), 10);
+    }
+
+    #[test]
+    fn reservations_follow_each_other_at_the_rate() {
+        let rate: Rate = "2/s".parse().expect("rate");
+        let (mut state, now) = (RateState::default(), Timestamp::from_millis(1_000_000));
+        let at: Vec<u64> = (0..5).map(|_| rate.reserve(&mut state, now).since(now).as_millis() as u64).collect();
+        assert_eq!(at, [0, 0, 500, 1_000, 1_500]);
+        assert!(!state.is_idle(now + Duration::from_secs(2)));
+        assert!(state.is_idle(now + Duration::from_millis(2_500)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::event::{Epoch, Event, Position};
 use crate::job::{FailedAttempt, Job, State, Verdict};
 use crate::limit::Rate;
 use crate::schedule::Overlap;
-use crate::{Id, Result, TenantId, Timestamp};
+use crate::{Id, Json, Result, TenantId, Timestamp};
 
 /// The answer of a store, some time later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -56,7 +56,7 @@ impl Durability {
 pub trait Commits: Send + Sync {
     /// Writes all of `commit` or none of it.
     ///
-    /// Codes: `event.version_conflict`, `idempotency.key_reused`. An event or job whose caller-given id exists is not written
+    /// Codes: `event.version_conflict`, `idempotency.key_reused`, `job.missing_parent`, `flow.exists`, `queue.backlog_full`. An event or job whose caller-given id exists is not written
     /// again, nor what rules made of it; the answer shows the one that is there.
     fn commit(&self, commit: Commit) -> Answer<'_, Committed>;
 }
@@ -93,6 +93,8 @@ impl LogQuery {
 pub trait Follower: Send + Sync {
     /// These events were committed; of each tenant they are in order and without gaps.
     fn committed(&self, events: &[Arc<Event>]);
+    /// These leases of this process were asked to stop.
+    fn cancelled(&self, _leases: &[Box<str>]) {}
 }
 
 /// The per-tenant logs.
@@ -141,6 +143,35 @@ pub struct Leased {
     pub lease: Box<str>,
     /// When the lease ends unless it is renewed.
     pub expires: Timestamp,
+    /// The jobs it waited for, as far as [`Parent::MOST`] goes.
+    pub parents: Vec<Parent>,
+}
+
+/// A job that another one waited for, and how it ended.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Parent {
+    /// Its id.
+    pub id: Id,
+    /// What the flow calls it.
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Box<str>>,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: Arc<str>,
+    /// How it ended.
+    pub state: State,
+    /// What it returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+    /// Why it did not complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<Box<str>>,
+}
+
+impl Parent {
+    /// The most parents that a run is told of; a flow with more is read as a flow.
+    pub const MOST: usize = 1_000;
 }
 
 /// The end of a run: a verdict, and what the handler staged to commit with it.
@@ -174,6 +205,8 @@ pub struct Renewed {
     pub expires: Timestamp,
     /// Whether somebody asked to cancel the job.
     pub cancelled: bool,
+    /// Whether the run has lasted longer than its timeout. The lease is not extended beyond the queue's grace after it.
+    pub timed_out: bool,
 }
 
 /// What an operator does to a job.
@@ -223,20 +256,158 @@ pub struct Page<T> {
 pub type Counts = BTreeMap<Arc<str>, BTreeMap<State, u64>>;
 
 /// What the engine enforces for a queue. Everything else about a queue is the runtime's.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct QueueLimits {
     /// Jobs at once over all processes.
     pub global: Option<u32>,
+    /// Jobs at once of one tenant.
+    pub per_tenant: Option<u32>,
+    /// Jobs at once of one key of one tenant.
+    pub per_key: Option<u32>,
     /// Starts per time over all processes.
     pub rate: Option<Rate>,
+    /// Starts per time of one tenant.
+    pub rate_per_tenant: Option<Rate>,
+    /// Starts per time of one key of one tenant.
+    pub rate_per_key: Option<Rate>,
+    /// Waiting jobs of one tenant.
+    pub backlog: Option<u64>,
+    /// A waiting job gains one priority for each of these.
+    pub aging: Option<Duration>,
+    /// Whether no job is given out.
+    pub paused: bool,
+    /// After a job has taken so many workers with it, it is dead.
+    pub poison: u16,
+    /// Between the soft and the hard end of a run.
+    pub grace: Duration,
     /// Completed jobs kept.
     pub keep_completed: Keep,
     /// Dead letters kept.
     pub keep_failed: Keep,
+    /// What is different for some tenants.
+    pub tenants: BTreeMap<TenantId, TenantLimits>,
+}
+
+/// What is different for a tenant in a queue.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TenantLimits {
+    /// Its share of the turns, 1 to 1,000. Default 1.
+    pub weight: Option<u32>,
+    /// Jobs at once, instead of the queue's `per_tenant`.
+    pub at_once: Option<u32>,
+    /// Starts per time, instead of the queue's `rate_per_tenant`.
+    pub rate: Option<Rate>,
+    /// Waiting jobs, instead of the queue's `backlog`.
+    pub backlog: Option<u64>,
+    /// Whether none of its jobs is given out.
+    pub paused: bool,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            global: None,
+            per_tenant: None,
+            per_key: None,
+            rate: None,
+            rate_per_tenant: None,
+            rate_per_key: None,
+            backlog: None,
+            aging: None,
+            paused: false,
+            poison: 3,
+            grace: Duration::from_secs(10),
+            keep_completed: Keep::Count(1_000),
+            keep_failed: Keep::Age(Duration::from_secs(30 * 86_400)),
+            tenants: BTreeMap::new(),
+        }
+    }
+}
+
+/// A moment in the life of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// It was enqueued.
+    Enqueued,
+    /// A run failed and another follows.
+    Retrying,
+    /// It completed.
+    Completed,
+    /// It is a dead letter: failed or dead.
+    Failed,
+    /// It was taken back.
+    Cancelled,
+    /// Its run told of its progress.
+    Progress,
+}
+
+/// What follows from the lives of jobs: the events that an app wants to have of them, and alerts.
+pub trait Lifecycle: Send + Sync {
+    /// Whether anything follows from such a moment in the life of such a job. Asked for every job, so it must be quick.
+    fn cares(&self, moment: Moment, job: &Job) -> bool;
+    /// What is committed together with it, for the job's own tenant. Runs on the writer's own thread and must not block. The jobs in it
+    /// are marked as `system`, and of their lives nobody is told.
+    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Option<Commit>;
+}
+
+/// A flow: jobs that wait for each other, and how far they are.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Flow {
+    /// Its id.
+    pub id: Id,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Box<str>>,
+    /// When it began.
+    pub created_at: Timestamp,
+    /// When the last of its jobs ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// `running`, `completed`, `failed`, or `undoing` while its compensating jobs run.
+    pub state: &'static str,
+    /// How many of its jobs are in each state.
+    pub counts: BTreeMap<State, u64>,
+    /// Its jobs in the order they were given, at most [`Flow::MOST_JOBS`].
+    pub jobs: Vec<FlowJob>,
+}
+
+impl Flow {
+    /// The most jobs that are listed with a flow.
+    pub const MOST_JOBS: usize = 10_000;
+}
+
+/// A job of a flow.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowJob {
+    /// Its id.
+    pub id: Id,
+    /// What the flow calls it.
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Box<str>>,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: Arc<str>,
+    /// Where it is in its life.
+    pub state: State,
+    /// The ids of the jobs it waits for or waited for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Id>,
+    /// The job that it undoes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compensates: Option<Id>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
 }
 
 /// Jobs: dispatch, leases and control.
 pub trait Jobs: Send + Sync {
+    /// Says what follows from the lives of jobs. Only the last one that was given is asked.
+    fn observe(&self, lifecycle: Arc<dyn Lifecycle>);
+    /// A flow with its jobs.
+    fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
     /// Sets what the engine enforces for each queue, from now on.
     fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()>;
     /// Leases due jobs: by priority, fair over tenants inside a priority, first in first out inside a tenant. Waits up to

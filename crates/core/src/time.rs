@@ -151,6 +151,24 @@ pub mod duration_text {
     }
 }
 
+/// Serde for durations in the written form that may be absent.
+pub mod optional_duration_text {
+    use super::{Deserialize, Deserializer, Duration, Serializer, duration_text};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Written(#[serde(with = "duration_text")] Duration);
+
+    /// Writes `"30s"` or null.
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        serde::Serialize::serialize(&duration.map(Written), serializer)
+    }
+
+    /// Reads `"30s"` or null.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Written>::deserialize(deserializer)?.map(|written| written.0))
+    }
+}
+
 /// The one place that time comes from. Everything that decides by time takes it as an argument or asks this.
 pub trait Clock: Send + Sync {
     /// The current time.

@@ -1,7 +1,7 @@
 //! Remote workers: the same verdicts and effects as in-process handlers, given as data.
 
 use serde::Deserialize;
-use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewJob, Request};
+use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewFlow, NewJob, Request};
 use tidewire_core::job::Verdict;
 use tidewire_core::store::{Settle, Settled};
 use tidewire_core::{Error, Id, Kind, Result, TenantId};
@@ -19,6 +19,9 @@ pub struct Effects {
     /// Jobs to enqueue.
     #[serde(default)]
     pub jobs: Vec<NewJob>,
+    /// Makes one flow of the jobs.
+    #[serde(default)]
+    pub flow: Option<NewFlow>,
 }
 
 /// The end of a remote run.
@@ -39,7 +42,7 @@ pub struct Settlement {
 /// Codes: `job.lease_lost`, and those of [`Publisher::expand`] for the effects; then nothing is written and the lease is still held.
 pub async fn settle(publisher: &Publisher, bound: Option<TenantId>, settlement: Settlement) -> Result<Settled> {
     let Settlement { id, lease, verdict, effects } = settlement;
-    let request = Request { events: effects.events, jobs: effects.jobs, dedup: None };
+    let request = Request { events: effects.events, jobs: effects.jobs, flow: effects.flow, dedup: None };
     let has_effects = !(request.events.is_empty() && request.jobs.is_empty());
     let (effects, ephemeral) = match verdict {
         Verdict::Done { .. } if has_effects => {

@@ -278,5 +278,10 @@ async fn send(publisher: &Publisher, settle: Settle) -> Result<Settled, Error> {
 
 /// Where the effects of a job come from.
 pub(crate) fn origin(job: &Job) -> Origin {
-    Origin { depth: job.depth, cause: Some(job.id.to_string().into()), correlation_id: job.correlation_id.clone() }
+    Origin {
+        depth: job.depth,
+        cause: Some(job.id.to_string().into()),
+        correlation_id: job.correlation_id.clone(),
+        system: job.rare.as_ref().is_some_and(|rare| rare.system),
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::job::Job;
 use tidewire_core::store::{
-    Answer, Claim, Control, Fire, Fired, Follower, Leased, QueueLimits, Renewed, Settle, Settled,
+    Answer, Claim, Control, Fire, Fired, Follower, Leased, Lifecycle, QueueLimits, Renewed, Settle, Settled,
 };
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 use tokio::sync::oneshot;
@@ -47,8 +47,7 @@ pub(crate) enum Call<R> {
         reply: Reply<Job>,
     },
     Limit(BTreeMap<Arc<str>, QueueLimits>, Reply<()>),
-    /// How many jobs run, by queue.
-    Running(Option<TenantId>, Reply<BTreeMap<Arc<str>, u64>>),
+    Observe(Arc<dyn Lifecycle>),
     Fire(Fire, Reply<Fired>),
     Slots(Reply<BTreeMap<(TenantId, Arc<str>), Timestamp>>),
     PutSession {

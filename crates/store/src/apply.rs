@@ -4,14 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use tidewire_core::commit::{Append, Appended, Caused, Commit, Committed, Enqueue, Enqueued, IDEMPOTENCY_TTL};
+use tidewire_core::commit::{Append, Appended, Caused, Commit, Committed, IDEMPOTENCY_TTL};
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{Job, State};
+use tidewire_core::job::State;
 use tidewire_core::store::{Fire, Fired};
 use tidewire_core::{Error, Id, Result, TenantId};
 
 use crate::answer::Work;
-use crate::rows::{JobRow, Keys, LaneKey, NameId, Rows, Seq};
+use crate::bonds::Tie;
+use crate::rows::{JobRow, NameId, Rows, Seq};
 use crate::writer::{Outcome, Writer, panicked};
 
 /// When a commit that is answered was written.
@@ -33,7 +34,7 @@ impl<R: Rows> Writer<R> {
         if let Some(answer) = self.known(tenant, &commit)? {
             return Ok(answer.map(|committed| (committed, Written::Before)));
         }
-        if let Err(refused) = self.check_versions(tenant, &commit)? {
+        if let Err(refused) = self.check(tenant, &commit)? {
             return Ok(Err(refused));
         }
         Ok(Ok((self.write(tenant, commit)?, Written::Now)))
@@ -61,7 +62,7 @@ impl<R: Rows> Writer<R> {
     }
 
     /// The answer that needs no write, because the key was seen before.
-    fn known(&mut self, tenant: NameId, commit: &Commit) -> Result<Option<Result<Committed>>> {
+    pub(crate) fn known(&mut self, tenant: NameId, commit: &Commit) -> Result<Option<Result<Committed>>> {
         if let Some(idempotency) = &commit.idempotency
             && let Some((digest, answer, until)) = self.rows.idempotent(tenant, &idempotency.key)?
             && until > self.now
@@ -80,6 +81,14 @@ impl<R: Rows> Writer<R> {
             return Ok(Some(Ok(Committed { deduplicated: true, ..Committed::default() })));
         }
         Ok(None)
+    }
+
+    /// Whether a commit can be written. What passes is written whole.
+    fn check(&mut self, tenant: NameId, commit: &Commit) -> Outcome<()> {
+        match self.check_versions(tenant, commit)? {
+            Ok(()) => self.check_jobs(tenant, commit),
+            refused => Ok(refused),
+        }
     }
 
     fn check_versions(&mut self, tenant: NameId, commit: &Commit) -> Outcome<()> {
@@ -115,7 +124,7 @@ impl<R: Rows> Writer<R> {
     }
 
     /// Writes a checked commit.
-    fn write(&mut self, tenant: NameId, commit: Commit) -> Result<Committed> {
+    pub(crate) fn write(&mut self, tenant: NameId, commit: Commit) -> Result<Committed> {
         let mut committed = Committed::default();
         let mut repeated: HashSet<usize> = HashSet::new();
         for (index, event) in commit.events.into_iter().enumerate() {
@@ -133,13 +142,30 @@ impl<R: Rows> Writer<R> {
             let list = if index < commit.asked_events { &mut committed.events } else { &mut committed.caused.events };
             list.push(appended);
         }
+        let has_ties = commit.flow.is_some() || commit.jobs.iter().any(|job| !job.after.is_empty());
+        let mut ties = Vec::new();
         for (index, job) in commit.jobs.into_iter().enumerate() {
             if job.root.is_some_and(|root| repeated.contains(&root)) {
                 continue;
             }
+            let tie = has_ties.then(|| (job.id.clone(), job.after.clone()));
             let enqueued = self.enqueue(tenant, &commit.tenant, job)?;
+            if let Some((asked, after)) = tie {
+                ties.push(Tie { asked, id: enqueued.id.clone(), is_new: !enqueued.deduplicated, after });
+            }
             let list = if index < commit.asked_jobs { &mut committed.jobs } else { &mut committed.caused.jobs };
             list.push(enqueued);
+        }
+        if has_ties {
+            self.tie_all(tenant, commit.flow.as_ref(), &ties)?;
+            committed.flow = commit.flow.map(|flow| flow.id);
+            for enqueued in committed.jobs.iter_mut().filter(|job| job.state == State::Blocked) {
+                if let Some(seq) = self.find_job(tenant, &enqueued.id)?
+                    && let Some(row) = self.job_row(seq)?
+                {
+                    enqueued.state = row.job.state;
+                }
+            }
         }
         if let Some((key, ttl)) = commit.dedup {
             self.rows.put_dedup(tenant, &key, self.now + ttl)?;
@@ -191,62 +217,6 @@ impl<R: Rows> Writer<R> {
         if !self.moved.contains(&tenant) {
             self.moved.push(tenant);
         }
-    }
-
-    /// Enqueues a job, or finds the one that has its id.
-    pub(crate) fn enqueue(&mut self, tenant: NameId, name: &TenantId, job: Enqueue) -> Result<Enqueued> {
-        if job.given_id
-            && let Some(seq) = self.find_job(tenant, &job.id)?
-            && let Some(known) = self.job_row(seq)?
-        {
-            return Ok(Enqueued { id: job.id, kind: known.job.kind, state: known.job.state, deduplicated: true });
-        }
-        let keys = Keys {
-            tenant,
-            queue: self.names.other(&mut self.rows, &job.queue)?,
-            kind: self.names.other(&mut self.rows, &job.kind)?,
-        };
-        let run_at = job.run_at.filter(|run_at| *run_at > self.now);
-        let state = if run_at.is_some() { State::Scheduled } else { State::Pending };
-        let run_at = run_at.unwrap_or(self.now);
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        if job.given_id {
-            self.fresh_ids.insert((tenant, job.id.clone()), seq);
-        }
-        match state {
-            State::Pending => {
-                let lane = LaneKey { keys, priority: job.priority };
-                self.dispatch.push(lane, (run_at.as_micros(), seq));
-            }
-            _ => self.next_due = Some(self.next_due.map_or(run_at, |next| next.min(run_at))),
-        }
-        let enqueued = Enqueued { id: job.id.clone(), kind: job.kind.clone(), state, deduplicated: false };
-        let job = Job {
-            tenant: name.clone(),
-            id: job.id,
-            kind: job.kind,
-            queue: job.queue,
-            state,
-            priority: job.priority,
-            data: job.data,
-            attempt: 0,
-            attempts: job.attempts,
-            backoff: job.backoff,
-            timeout: job.timeout,
-            created_at: self.now,
-            run_at,
-            started_at: None,
-            finished_at: None,
-            result: None,
-            error: None,
-            user_id: job.user_id,
-            correlation_id: job.correlation_id,
-            causation_id: job.causation_id,
-            depth: job.depth,
-        };
-        self.fresh.push(JobRow { seq, keys, job, holder: None });
-        Ok(enqueued)
     }
 
     /// A job by id, written or not.
@@ -318,7 +288,7 @@ impl<R: Rows> Writer<R> {
     pub(crate) fn check_effects(&mut self, tenant: NameId, effects: &Commit) -> Outcome<()> {
         match self.known(tenant, effects)? {
             Some(known) => Ok(known.map(drop)),
-            None => self.check_versions(tenant, effects),
+            None => self.check(tenant, effects),
         }
     }
 

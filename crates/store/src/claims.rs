@@ -1,18 +1,18 @@
 //! Leasing: claims that wait, leases that end, verdicts that settle them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidewire_core::catalog::Keep;
 use tidewire_core::job::{FailedAttempt, Outcome as Fate, Run, State, Verdict};
-use tidewire_core::store::{Claim, Leased, Renewed, Settle, Settled};
+use tidewire_core::limit::Rate;
+use tidewire_core::store::{Claim, Leased, Moment, Parent, Renewed, Settle, Settled};
 use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Pending, Reply};
 use crate::dispatch::{Found, WINDOW, Wanted};
 use crate::lease::{Lease, Token};
-use crate::rows::{Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
+use crate::rows::{EndedJob, Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
 /// How many completed jobs over the number to keep may gather before the oldest are deleted together.
@@ -21,25 +21,36 @@ const KEEP_SLACK: usize = 64;
 /// The most claims that wait for a job. Each turn looks at them all, and each holds memory.
 const MAX_PARKED: usize = 16_384;
 
+/// How many keys of rates are remembered before those that are free again are forgotten.
+const MOST_KEY_RATES: usize = 65_536;
+
+/// What holds for a queue without limits, as for one whose catalog says nothing.
+const POISON: u16 = 3;
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why a job was taken back that did not begin in time.
+const EXPIRED: &str = "it did not begin before it expired";
+
 /// How many due jobs one turn makes pending; the next turn goes on.
 const PROMOTE_AT_ONCE: usize = 1_024;
 
 /// A final job that is kept for a while.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kept {
-    pub(crate) seq: Seq,
-    /// Whether failed runs may be kept with it. Most jobs have none, and then nothing is looked for.
-    may_have_failed: bool,
+    pub(crate) job: EndedJob,
+    /// Whether something may be kept beside it. Most jobs have nothing, and then nothing is looked for.
+    may_have_more: bool,
 }
 
 impl Kept {
     fn new(row: &JobRow) -> Self {
-        Self { seq: row.seq, may_have_failed: row.job.error.is_some() }
+        let job = EndedJob { seq: row.seq, keys: row.keys, state: row.job.state };
+        Self { job, may_have_more: row.job.error.is_some() || row.job.rare.is_some() }
     }
 
-    /// A job of which only the number is known.
-    pub(crate) fn unknown(seq: Seq) -> Self {
-        Self { seq, may_have_failed: true }
+    /// A job of which no more is known.
+    pub(crate) fn unknown(job: EndedJob) -> Self {
+        Self { job, may_have_more: true }
     }
 }
 
@@ -143,40 +154,103 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    /// Leases a pending job; nothing when it was taken back since its place was recorded, even if it is pending at another place.
+    /// Leases a pending job; nothing when it was taken back since its place was recorded, even if it is pending at another place, or when
+    /// its key holds it back.
     fn lease(&mut self, (due, seq): Place, claim: &Claim) -> Result<Option<Leased>> {
-        let nonce = self.ids.random();
-        let until = self.now + claim.lease;
-        let holder = Holder { nonce, until, local: claim.local, worker: claim.worker.clone(), cancelled: false };
-        let now = self.now;
-        let begin = |row: &mut JobRow| {
-            row.job.state = State::Processing;
-            row.job.attempt += 1;
-            row.job.started_at = Some(now);
-            row.holder = Some(holder);
-        };
         let row = match self.fresh_row(seq) {
-            Some(row) => {
-                begin(row);
-                row.clone()
-            }
+            Some(row) => row.clone(),
             None => {
                 let is_there = |row: &JobRow| row.job.state == State::Pending && row.job.run_at.as_micros() == due;
                 let row = match self.recent.take(seq) {
                     Some(row) => Some(row),
                     None => self.rows.job(seq)?,
                 };
-                let Some(mut row) = row.filter(is_there) else { return Ok(None) };
-                begin(&mut row);
-                self.rows.update_job(&row)?;
-                row
+                match row.filter(is_there) {
+                    Some(row) => row,
+                    None => return Ok(None),
+                }
             }
         };
-        let leased = Leased { job: row.job.clone(), lease: Token { seq, nonce }.encode(), expires: until };
+        if row.job.rare.is_some() && self.is_held_back(&row)? {
+            return Ok(None);
+        }
+        self.begin(row, claim).map(Some)
+    }
+
+    /// Whether a job that was next must wait: it has expired, or its key is at a limit. Then it is where it waits.
+    fn is_held_back(&mut self, row: &JobRow) -> Result<bool> {
+        let (keys, job) = (row.keys, &row.job);
+        if job.attempt == 0 && job.expires_at().is_some_and(|at| at <= self.now) {
+            self.take_back(row.clone(), EXPIRED)?;
+            return Ok(true);
+        }
+        let (Some(key), Some(limits)) = (job.key(), self.dispatch.limits(keys.queue)) else { return Ok(false) };
+        let (per_key, rate) = (limits.per_key, limits.rate_per_key);
+        let (state, run_at) =
+            if per_key.is_some_and(|most| self.leases.running_of_key(keys.queue, keys.tenant, key) >= most as usize) {
+                (State::Blocked, job.run_at)
+            } else if let Some(at) = rate.and_then(|rate| self.pace(row, key, rate)) {
+                (State::Scheduled, at)
+            } else {
+                return Ok(false);
+            };
+        let changed = self.alter(row.seq, |row| {
+            (row.job.state, row.job.run_at) = (state, run_at);
+            row.job.rare_mut().paced_until = (state == State::Scheduled).then_some(run_at);
+        })?;
+        if let Some(changed) = changed {
+            self.counts.moved(keys, Some(State::Pending), Some(state));
+            self.place(&changed)?;
+        }
+        Ok(true)
+    }
+
+    /// When the rate of its key lets a job start, if that is not now. Its start is reserved then, so that it need not ask again.
+    fn pace(&mut self, row: &JobRow, key: &str, rate: Rate) -> Option<Timestamp> {
+        if row.job.rare.as_ref().is_some_and(|rare| rare.paced_until == Some(row.job.run_at)) {
+            return None;
+        }
+        if self.key_rates.len() >= MOST_KEY_RATES {
+            let now = self.now;
+            self.key_rates.retain(|_, state| !state.is_idle(now));
+        }
+        let state = self.key_rates.entry((row.keys.queue, row.keys.tenant, key.into())).or_default();
+        let at = rate.reserve(state, self.now);
+        (at > self.now).then_some(at)
+    }
+
+    /// Begins a run.
+    fn begin(&mut self, mut row: JobRow, claim: &Claim) -> Result<Leased> {
+        let nonce = self.ids.random();
+        let mut until = self.now + claim.lease;
+        row.job.state = State::Processing;
+        row.job.attempt += 1;
+        row.job.started_at = Some(self.now);
+        if !claim.local {
+            until = until.min(self.hard_end(&row));
+        }
+        row.holder = Some(Holder { nonce, until, local: claim.local, worker: claim.worker.clone(), cancelled: false });
+        self.counts.moved(row.keys, Some(State::Pending), Some(State::Processing));
+        let parents = match row.job.rare.as_ref().is_some_and(|rare| rare.has_parents) {
+            true => self.rows.parents(row.seq, Parent::MOST)?,
+            false => Vec::new(),
+        };
+        match self.fresh_row(row.seq) {
+            Some(fresh) => fresh.clone_from(&row),
+            None => self.rows.update_job(&row)?,
+        }
+        let lease = Token { seq: row.seq, nonce }.encode();
+        let leased = Leased { job: row.job.clone(), lease, expires: until, parents };
         self.dispatch.started(row.keys.queue, self.now);
-        self.claimed.push(seq);
+        self.claimed.push(row.seq);
         self.leases.insert(Lease { row, nonce, until, batch: self.batch });
-        Ok(Some(leased))
+        Ok(leased)
+    }
+
+    /// When a remote run ends whatever its worker says.
+    fn hard_end(&self, row: &JobRow) -> Timestamp {
+        let grace = self.dispatch.limits(row.keys.queue).map_or(GRACE, |limits| limits.grace);
+        row.job.started_at.unwrap_or(self.now) + row.job.timeout + grace
     }
 
     /// Writes which jobs this turn leased.
@@ -241,12 +315,14 @@ impl<R: Rows> Writer<R> {
         extend: Duration,
     ) -> Outcome<Renewed> {
         let Some(seq) = self.held(tenant, id, lease) else { return Ok(Err(lease_lost(id))) };
-        let until = self.now + extend;
+        let Some(row) = self.leases.of(seq).map(|lease| lease.row.clone()) else { return Ok(Err(lease_lost(id))) };
+        let until = (self.now + extend).min(self.hard_end(&row));
         self.leases.extend(seq, until);
         let Some(lease) = self.leases.of(seq) else { return Ok(Err(lease_lost(id))) };
         // A restart must still know that the worker is there.
         self.rows.update_job(&lease.row)?;
-        Ok(Ok(Renewed { expires: until, cancelled: lease.is_cancelled() }))
+        let timed_out = row.job.started_at.is_some_and(|began| self.now >= began + row.job.timeout);
+        Ok(Ok(Renewed { expires: until, cancelled: lease.is_cancelled(), timed_out }))
     }
 
     /// Ends the lease of a job and writes what follows. Answers the state it reached.
@@ -257,9 +333,12 @@ impl<R: Rows> Writer<R> {
         }
         let mut row = lease.row;
         self.dispatch.ended(row.keys.queue);
-        let run = Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
-        let fate = fate(&run, self.now);
-        self.write_fate(&mut row, fate)
+        let fate = fate(&Run::of(&row.job), self.now);
+        let state = self.write_fate(&mut row, fate)?;
+        if let Some(key) = row.job.key() {
+            self.free_key(row.keys.queue, row.keys.tenant, key)?;
+        }
+        Ok(state)
     }
 
     fn write_fate(&mut self, row: &mut JobRow, fate: Fate) -> Result<State> {
@@ -281,15 +360,27 @@ impl<R: Rows> Writer<R> {
         row.job.run_at = fate.run_at.unwrap_or(row.job.run_at);
         row.job.result = fate.result;
         row.job.error = fate.error.or(row.job.error.take());
-        if row.job.state.is_final() {
-            row.job.finished_at = Some(self.now);
+        if fate.is_loss {
+            row.job.rare_mut().lost += 1;
         }
+        self.counts.moved(row.keys, Some(State::Processing), Some(row.job.state));
+        if !row.job.state.is_final() {
+            self.rows.update_job(row)?;
+            self.place(row)?;
+            if row.job.error.is_some() {
+                self.tell(Moment::Retrying, &row.job)?;
+            }
+            return Ok(row.job.state);
+        }
+        row.job.finished_at = Some(self.now);
         if row.job.state == State::Completed && self.keeps_no_completed(row.keys.queue) {
+            self.job_ended(row)?;
             self.forget(Kept::new(row))?;
             return Ok(State::Completed);
         }
         self.rows.update_job(row)?;
         self.place(row)?;
+        self.job_ended(row)?;
         Ok(row.job.state)
     }
 
@@ -329,19 +420,36 @@ impl<R: Rows> Writer<R> {
     }
 
     /// Deletes a job with everything that is kept about it.
-    pub(crate) fn forget(&mut self, job: Kept) -> Result<()> {
-        if job.may_have_failed {
-            self.rows.delete_failed_attempts(job.seq)?;
+    pub(crate) fn forget(&mut self, Kept { job, may_have_more }: Kept) -> Result<()> {
+        if may_have_more {
+            self.rows.delete_beside(job.seq)?;
         }
+        self.counts.moved(job.keys, Some(job.state), None);
         self.rows.delete_job(job.seq)
     }
 
     /// Gives back the jobs of workers that did not renew.
     pub(crate) fn expire_leases(&mut self) -> Result<()> {
         while let Some(seq) = self.leases.pop_expired(self.now) {
-            self.finish(seq, |run, now| run.lose("the lease ended without a result".to_owned(), now))?;
+            let Some(row) = self.leases.of(seq).map(|lease| lease.row.clone()) else { continue };
+            if self.now >= self.hard_end(&row) {
+                let limit = tidewire_core::time::format_duration(row.job.timeout);
+                let random = self.ids.random();
+                let timed_out = Verdict::Retry { error: format!("timed out after {limit}"), delay: None };
+                self.finish(seq, |run, now| run.settle(timed_out, now, random))?;
+            } else {
+                self.lose(seq, "the lease ended without a result")?;
+            }
         }
         Ok(())
+    }
+
+    /// The worker of a run is gone.
+    fn lose(&mut self, seq: Seq, why: &str) -> Result<()> {
+        let Some(lease) = self.leases.of(seq) else { return Ok(()) };
+        let queue = lease.row.keys.queue;
+        let poison = self.dispatch.limits(queue).map_or(POISON, |limits| limits.poison);
+        self.finish(seq, |run, now| run.lose(why.to_owned(), now, poison)).map(drop)
     }
 
     /// Gives back jobs that nobody received.
@@ -363,11 +471,27 @@ impl<R: Rows> Writer<R> {
         for seq in self.rows.due(self.now, PROMOTE_AT_ONCE)? {
             if let Some(mut row) = self.rows.job(seq)? {
                 row.job.state = State::Pending;
+                self.counts.moved(row.keys, Some(State::Scheduled), Some(State::Pending));
                 self.rows.update_job(&row)?;
                 self.place(&row)?;
             }
         }
         self.next_due = self.rows.next_due()?;
+        Ok(())
+    }
+
+    /// Takes waiting jobs back whose time to begin has passed.
+    pub(crate) fn expire_waiting(&mut self) -> Result<()> {
+        if self.next_expiry.is_none_or(|at| at > self.now) {
+            return Ok(());
+        }
+        self.write_fresh()?;
+        for seq in self.rows.expired(self.now, PROMOTE_AT_ONCE)? {
+            if let Some(row) = self.job_row(seq)? {
+                self.take_back(row, EXPIRED)?;
+            }
+        }
+        self.next_expiry = self.rows.next_expiry()?;
         Ok(())
     }
 
@@ -386,14 +510,12 @@ impl<R: Rows> Writer<R> {
                     continue;
                 }
                 if holder.local || holder.until <= self.now {
-                    let run =
-                        Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
-                    let why = if holder.local {
-                        "the process ended during the run"
-                    } else {
-                        "the lease ended without a result"
+                    let why = match holder.local {
+                        true => "the process ended during the run",
+                        false => "the lease ended without a result",
                     };
-                    let fate = run.lose(why.to_owned(), self.now);
+                    // No limits are set yet when a store opens.
+                    let fate = Run::of(&row.job).lose(why.to_owned(), self.now, POISON);
                     self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;
@@ -407,21 +529,6 @@ impl<R: Rows> Writer<R> {
             }
         }
         Ok(())
-    }
-
-    /// How many jobs run, by queue.
-    pub(crate) fn running(&mut self, tenant: Option<&TenantId>) -> Result<BTreeMap<Arc<str>, u64>> {
-        let mut running = BTreeMap::new();
-        let Some(tenant) = tenant else {
-            for (queue, count) in self.dispatch.running().filter(|(_, count)| *count > 0).collect::<Vec<_>>() {
-                running.insert(self.names.other_name(&mut self.rows, queue)?, u64::from(count));
-            }
-            return Ok(running);
-        };
-        for row in self.leases.rows().filter(|row| row.job.tenant == *tenant) {
-            *running.entry(row.job.queue.clone()).or_default() += 1;
-        }
-        Ok(running)
     }
 }
 

@@ -10,6 +10,7 @@ use tidewire_core::store::{Control, QueueLimits};
 use tidewire_core::{Error, Id, Result, TenantId};
 
 use crate::claims::Kept;
+use crate::lease::Token;
 use crate::rows::{Ended, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
@@ -42,12 +43,7 @@ impl<R: Rows> Writer<R> {
                 row.job.finished_at = Some(self.now);
             }
             (Control::Cancel, State::Processing) => {
-                if let Some(lease) = self.leases.of(seq) {
-                    if let Some(holder) = &mut lease.row.holder {
-                        holder.cancelled = true;
-                    }
-                    self.rows.update_job(&lease.row)?;
-                }
+                self.ask_to_stop(seq)?;
                 return Ok(Ok(row.job));
             }
             (Control::Promote, State::Scheduled) => {
@@ -66,8 +62,24 @@ impl<R: Rows> Writer<R> {
             }
         }
         self.rows.update_job(&row)?;
+        self.counts.moved(row.keys, Some(state), Some(row.job.state));
         self.place(&row)?;
+        if row.job.state.is_final() {
+            self.job_ended(&row)?;
+        }
         Ok(Ok(row.job))
+    }
+
+    /// Asks the run of a job to stop: a worker in this process is told after the commit, others by their next renewal.
+    pub(crate) fn ask_to_stop(&mut self, seq: Seq) -> Result<()> {
+        self.write_fresh()?;
+        let Some(lease) = self.leases.of(seq) else { return Ok(()) };
+        let Some(holder) = &mut lease.row.holder else { return Ok(()) };
+        holder.cancelled = true;
+        if holder.local {
+            self.stopped.push(Token { seq, nonce: lease.nonce }.encode());
+        }
+        self.rows.update_job(&lease.row)
     }
 
     /// Sets what is enforced for each queue, and finds the completed jobs it keeps by count.
@@ -83,6 +95,9 @@ impl<R: Rows> Writer<R> {
                     self.completed.insert(queue, kept.into_iter().map(Kept::unknown).collect());
                 }
             }
+            self.bounds_backlogs |=
+                limits.backlog.is_some() || limits.tenants.values().any(|own| own.backlog.is_some());
+            self.loose_keys.insert(queue, Default::default());
             self.dispatch.limit(queue, limits);
         }
         Ok(())
@@ -107,11 +122,11 @@ impl<R: Rows> Writer<R> {
                     && !old.is_empty()
                     && let Some(kept) = self.completed.get_mut(&queue)
                 {
-                    let gone: HashSet<Seq> = old.iter().copied().collect();
-                    kept.retain(|job| !gone.contains(&job.seq));
+                    let gone: HashSet<Seq> = old.iter().map(|job| job.seq).collect();
+                    kept.retain(|kept| !gone.contains(&kept.job.seq));
                 }
-                for seq in old {
-                    self.forget(Kept::unknown(seq))?;
+                for job in old {
+                    self.forget(Kept::unknown(job))?;
                 }
             }
         }

@@ -174,11 +174,6 @@ impl Dispatch {
             heads.running = heads.running.saturating_sub(1);
         }
     }
-
-    /// How many jobs of each queue are leased.
-    pub(crate) fn running(&self) -> impl Iterator<Item = (NameId, u32)> + '_ {
-        self.queues.iter().map(|(queue, heads)| (*queue, heads.running))
-    }
 }
 
 impl QueueHeads {
@@ -334,8 +329,7 @@ mod tests {
         let limits = |global, rate: Option<&str>| QueueLimits {
             global,
             rate: rate.map(|rate| rate.parse().expect("rate")),
-            keep_completed: tidewire_core::catalog::Keep::Count(0),
-            keep_failed: tidewire_core::catalog::Keep::Count(0),
+            ..QueueLimits::default()
         };
         let mut dispatch = Dispatch::default();
         for seq in 0..4 {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job, State};
+use tidewire_core::job::{FailedAttempt, Job};
 use tidewire_core::store::{
-    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Follower, JobQuery, Jobs, Leased, Log, LogQuery,
-    Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs, Leased,
+    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
@@ -27,8 +27,8 @@ pub(crate) trait Reader: Send + Sync + 'static {
     fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>>;
     fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
-    /// Counts of all states but `processing`.
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
+    fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>>;
     fn close(&self);
 }
@@ -127,6 +127,14 @@ impl<R: Rows, Rd: Reader> Log for Embedded<R, Rd> {
 }
 
 impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
+    fn observe(&self, lifecycle: Arc<dyn Lifecycle>) {
+        self.tell(Call::Observe(lifecycle));
+    }
+
+    fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>> {
+        self.reader.flow(tenant, id)
+    }
+
     fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()> {
         ask(&self.inbox, |reply| Call::Limit(limits, reply))
     }
@@ -163,15 +171,7 @@ impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
     }
 
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
-        let running = ask(&self.inbox, |reply| Call::Running(tenant.cloned(), reply));
-        let counts = self.reader.counts(tenant);
-        Box::pin(async move {
-            let mut counts = counts.await?;
-            for (queue, count) in running.await? {
-                counts.entry(queue).or_default().insert(State::Processing, count);
-            }
-            Ok(counts)
-        })
+        self.reader.counts(tenant)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The leases that are held, and when the next of them ends.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 
 use tidewire_core::Timestamp;
 
-use crate::rows::{JobRow, Seq};
+use crate::rows::{JobRow, NameId, Seq};
 
 /// How many ends may be out of date beyond twice the leases held, before they are dropped together.
 const ENDS_SLACK: usize = 1_024;
@@ -41,6 +42,8 @@ pub(crate) struct Leases {
     ends: BinaryHeap<Reverse<(Timestamp, Seq)>>,
     /// How many leases of each claims record are still held.
     batches: HashMap<u64, u32>,
+    /// How many leases each key of a queue and tenant has.
+    keys: HashMap<(NameId, NameId, Box<str>), usize>,
 }
 
 impl Leases {
@@ -49,6 +52,9 @@ impl Leases {
         let seq = lease.row.seq;
         let (until, is_local) = (lease.until, lease.is_local());
         *self.batches.entry(lease.batch).or_default() += 1;
+        if let Some(key) = key_of(&lease.row) {
+            *self.keys.entry(key).or_default() += 1;
+        }
         self.held.insert(seq, lease);
         if !is_local {
             self.push_end(until, seq);
@@ -78,6 +84,14 @@ impl Leases {
     /// Ends a lease. The second value is the claims record that has no leases left.
     pub(crate) fn remove(&mut self, seq: Seq) -> Option<(Lease, Option<u64>)> {
         let lease = self.held.remove(&seq)?;
+        if let Some(key) = key_of(&lease.row)
+            && let Entry::Occupied(mut running) = self.keys.entry(key)
+        {
+            *running.get_mut() -= 1;
+            if *running.get() == 0 {
+                running.remove();
+            }
+        }
         let left = self.batches.get_mut(&lease.batch)?;
         *left -= 1;
         let emptied = *left == 0;
@@ -88,9 +102,9 @@ impl Leases {
         Some((lease, emptied.then_some(batch)))
     }
 
-    /// The leased jobs.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = &JobRow> {
-        self.held.values().map(|lease| &lease.row)
+    /// How many jobs of a key are leased.
+    pub(crate) fn running_of_key(&self, queue: NameId, tenant: NameId, key: &str) -> usize {
+        if self.keys.is_empty() { 0 } else { self.keys.get(&(queue, tenant, key.into())).copied().unwrap_or(0) }
     }
 
     /// Moves the end of a lease.
@@ -124,6 +138,10 @@ impl Leases {
     pub(crate) fn next_end(&self) -> Option<Timestamp> {
         self.ends.peek().map(|Reverse((until, _))| *until)
     }
+}
+
+fn key_of(row: &JobRow) -> Option<(NameId, NameId, Box<str>)> {
+    Some((row.keys.queue, row.keys.tenant, row.job.key()?.into()))
 }
 
 /// A lease as its holder knows it: `SEQ-NONCE`.

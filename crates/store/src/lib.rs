@@ -14,10 +14,13 @@
 
 mod answer;
 mod apply;
+mod bonds;
 mod claims;
 mod control;
+mod counts;
 mod dispatch;
 mod embedded;
+mod enqueue;
 mod inbox;
 mod lease;
 mod memory;

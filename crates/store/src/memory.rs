@@ -1,19 +1,22 @@
 //! The memory engine: the same writer on maps instead of a file, for tests and simulation.
 
+mod bonds;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job, State};
-use tidewire_core::store::{Answer, Counts, Durability, JobQuery, LogQuery, Page, Store};
+use tidewire_core::job::{FailedAttempt, Job, State, States};
+use tidewire_core::store::{Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use uuid::Uuid;
 
+use self::bonds::BondTables;
 use crate::embedded::{Embedded, Identity, Reader};
-use crate::rows::{Ended, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, page};
+use crate::rows::{Ended, EndedJob, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, flow_state, page};
 
 /// A store that keeps everything in memory and loses it with the process.
 pub struct Memory;
@@ -57,6 +60,8 @@ struct Tables {
     idempotency: HashMap<(NameId, String), (Vec<u8>, String, Timestamp)>,
     slots: HashMap<(NameId, String), (Timestamp, Option<Id>)>,
     sessions: HashMap<(TenantId, String), (String, Timestamp)>,
+    counts: BTreeMap<(NameId, NameId), [i64; 8]>,
+    bonds: BondTables,
 }
 
 impl Tables {
@@ -69,15 +74,22 @@ impl Tables {
     }
 
     /// The final jobs of a queue with when they ended, oldest first.
-    fn ended(&self, queue: NameId, ended: Ended) -> Vec<(Timestamp, Seq)> {
+    fn ended(&self, queue: NameId, ended: Ended) -> Vec<(Timestamp, EndedJob)> {
         let wanted = |row: &JobRow| match ended {
             Ended::Completed => row.job.state == State::Completed,
             Ended::Failed => row.job.state.is_final() && row.job.state != State::Completed,
         };
         let rows = self.jobs_where(|row| row.keys.queue == queue && wanted(row)).into_iter();
-        let mut ended: Vec<_> = rows.filter_map(|row| Some((row.job.finished_at?, row.seq))).collect();
-        ended.sort_unstable();
+        let job = |row: &JobRow| EndedJob { seq: row.seq, keys: row.keys, state: row.job.state };
+        let mut ended: Vec<_> = rows.filter_map(|row| Some((row.job.finished_at?, job(row)))).collect();
+        ended.sort_unstable_by_key(|(at, job)| (*at, job.seq));
         ended
+    }
+
+    /// When a job expires, while it waits and has never begun.
+    fn expiry(row: &JobRow) -> Option<Timestamp> {
+        let waits = row.job.attempt == 0 && States::WAITING.contains(row.job.state);
+        row.job.expires_at().filter(|_| waits)
     }
 }
 
@@ -208,8 +220,14 @@ impl Rows for MemoryRows {
         Ok(())
     }
 
-    fn delete_failed_attempts(&mut self, seq: Seq) -> Result<()> {
-        self.tables().attempts.remove(&seq);
+    fn replace_job(&mut self, row: &JobRow) -> Result<()> {
+        self.update_job(row)
+    }
+
+    fn delete_beside(&mut self, seq: Seq) -> Result<()> {
+        let tables = self.tables();
+        tables.attempts.remove(&seq);
+        tables.bonds.edges.retain(|(child, _), _| *child != seq);
         Ok(())
     }
 
@@ -254,10 +272,50 @@ impl Rows for MemoryRows {
         Ok(rows.into_iter().map(|row| row.job.run_at).min())
     }
 
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<Seq>> {
+    fn expired(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let rows = self.tables().jobs_where(|row| Tables::expiry(row).is_some_and(|at| at <= now)).into_iter();
+        let mut expired: Vec<_> = rows.map(|row| (Tables::expiry(row), row.seq)).collect();
+        expired.sort_unstable();
+        Ok(expired.into_iter().take(limit).map(|(_, seq)| seq).collect())
+    }
+
+    fn next_expiry(&mut self) -> Result<Option<Timestamp>> {
+        Ok(self.tables().jobs.values().filter_map(Tables::expiry).min())
+    }
+
+    fn blocked_of_key(&mut self, queue: NameId, tenant: NameId, key: &str, limit: usize) -> Result<Vec<Seq>> {
+        let of_key = |row: &JobRow| {
+            row.job.state == State::Blocked
+                && (row.keys.queue, row.keys.tenant) == (queue, tenant)
+                && row.job.key() == Some(key)
+        };
+        let rows = self.tables().jobs_where(of_key).into_iter();
+        let mut blocked: Vec<_> = rows.map(|row| (row.job.priority, row.job.run_at, row.seq)).collect();
+        blocked.sort_unstable();
+        Ok(blocked.into_iter().take(limit).map(|(_, _, seq)| seq).collect())
+    }
+
+    fn blocked_keys(&mut self, queue: NameId, after: (NameId, &str), limit: usize) -> Result<Vec<(NameId, String)>> {
+        let rows = self.tables().jobs_where(|row| row.job.state == State::Blocked && row.keys.queue == queue);
+        let keys = rows.into_iter().filter_map(|row| Some((row.keys.tenant, row.job.key()?.to_owned())));
+        let later = keys.filter(|(tenant, key)| (*tenant, key.as_str()) > after);
+        Ok(later.collect::<BTreeSet<_>>().into_iter().take(limit).collect())
+    }
+
+    fn counts(&mut self, queue: NameId, tenant: NameId) -> Result<[i64; 8]> {
+        Ok(self.tables().counts.get(&(queue, tenant)).copied().unwrap_or_default())
+    }
+
+    fn add_counts(&mut self, queue: NameId, tenant: NameId, by: &[i64; 8]) -> Result<()> {
+        let counts = self.tables().counts.entry((queue, tenant)).or_default();
+        counts.iter_mut().zip(by).for_each(|(count, by)| *count += by);
+        Ok(())
+    }
+
+    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>> {
         let mut done = self.tables().ended(queue, Ended::Completed);
         done.drain(..done.len().saturating_sub(most));
-        Ok(done.into_iter().map(|(_, seq)| seq).collect())
+        Ok(done.into_iter().map(|(_, job)| job).collect())
     }
 
     fn ended_queues(&mut self) -> Result<Vec<NameId>> {
@@ -265,14 +323,14 @@ impl Rows for MemoryRows {
         Ok(rows.into_iter().map(|row| row.keys.queue).collect::<BTreeSet<_>>().into_iter().collect())
     }
 
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>> {
         let ended = self.tables().ended(queue, ended).into_iter();
-        Ok(ended.take_while(|(at, _)| *at < before).take(limit).map(|(_, seq)| seq).collect())
+        Ok(ended.take_while(|(at, _)| *at < before).take(limit).map(|(_, job)| job).collect())
     }
 
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<Seq>> {
+    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>> {
         let newest_first = self.tables().ended(queue, ended).into_iter().rev();
-        Ok(newest_first.skip(keep).take(limit).map(|(_, seq)| seq).collect())
+        Ok(newest_first.skip(keep).take(limit).map(|(_, job)| job).collect())
     }
 
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
@@ -354,6 +412,11 @@ impl Rows for MemoryRows {
             tables.idempotency.extract_if(|_, (_, _, until)| *until <= now).take(limit).count(),
             tables.sessions.extract_if(|_, (_, until)| *until <= now).take(limit).count(),
         ];
+        let Tables { bonds, jobs, .. } = tables;
+        bonds.uniques.retain(|_, taken| {
+            let is_unfinished = jobs.get(&taken.seq).is_some_and(|row| !row.job.state.is_final());
+            is_unfinished || taken.until.is_none_or(|until| until > now)
+        });
         Ok(forgotten.into_iter().any(|count| count >= limit))
     }
 }
@@ -441,13 +504,53 @@ impl Reader for MemoryReader {
     }
 
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
+        let tables = self.tables.read();
+        let tenant = tenant.map(|tenant| tables.tenant(tenant));
         let mut counts = Counts::new();
-        for row in self.tables.read().jobs.values() {
-            if row.job.state != State::Processing && tenant.is_none_or(|tenant| *tenant == row.job.tenant) {
-                *counts.entry(row.job.queue.clone()).or_default().entry(row.job.state).or_default() += 1;
+        for ((queue, _), by_state) in
+            tables.counts.iter().filter(|((_, of), _)| tenant.is_none_or(|id| id == Some(*of)))
+        {
+            let Some(queue) = tables.other_names.get(*queue as usize) else { continue };
+            let queue = counts.entry(queue.as_str().into()).or_default();
+            for (state, count) in State::ALL.into_iter().zip(by_state) {
+                *queue.entry(state).or_default() += count.unsigned_abs();
             }
         }
         ready(Ok(counts))
+    }
+
+    fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>> {
+        let tables = self.tables.read();
+        let Some(flow) = tables.tenant(tenant).and_then(|tenant| tables.bonds.flow(tenant, id)) else {
+            return ready(Ok(None));
+        };
+        let mut counts = BTreeMap::new();
+        let mut jobs = Vec::new();
+        for member in flow.members.values() {
+            let now = || tables.jobs.get(&member.seq).map_or(State::Cancelled, |row| row.job.state);
+            let state = member.ended.map_or_else(now, |(state, _)| state);
+            *counts.entry(state).or_default() += 1;
+            let after = tables.bonds.before(member.seq).filter_map(|seq| Some(flow.members.get(&seq)?.id.clone()));
+            jobs.push(FlowJob {
+                id: member.id.clone(),
+                reference: member.reference.clone(),
+                kind: member.kind.clone(),
+                state,
+                after: after.collect(),
+                compensates: member.compensates.clone(),
+                finished_at: member.ended.map(|(_, at)| at),
+            });
+        }
+        jobs.truncate(Flow::MOST_JOBS);
+        ready(Ok(Some(Flow {
+            id: flow.id.clone(),
+            name: flow.name.clone(),
+            created_at: flow.created_at,
+            finished_at: flow.row.finished_at,
+            state: flow_state(&flow.row),
+            counts,
+            jobs,
+        })))
     }
 
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidewire_core::{Error, Result, TenantId};
+use tidewire_core::{Result, TenantId};
 
 use crate::rows::{NameId, NameKind, Rows};
 
@@ -12,7 +12,6 @@ use crate::rows::{NameId, NameKind, Rows};
 pub(crate) struct Names {
     tenants: HashMap<TenantId, NameId>,
     others: HashMap<Arc<str>, NameId>,
-    other_names: HashMap<NameId, Arc<str>>,
 }
 
 impl Names {
@@ -39,27 +38,11 @@ impl Names {
             None => rows.add_name(NameKind::Other, name)?,
         };
         self.others.insert(name.clone(), id);
-        self.other_names.insert(id, name.clone());
         Ok(id)
-    }
-
-    /// The queue or type with this number.
-    pub(crate) fn other_name<R: Rows>(&mut self, rows: &mut R, id: NameId) -> Result<Arc<str>> {
-        if let Some(name) = self.other_names.get(&id) {
-            return Ok(name.clone());
-        }
-        let name: Arc<str> = rows.name(NameKind::Other, id)?.ok_or_else(|| missing(id))?.into();
-        self.others.insert(name.clone(), id);
-        self.other_names.insert(id, name.clone());
-        Ok(name)
     }
 
     /// Forgets everything, after a transaction that may have written names was rolled back.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
     }
-}
-
-fn missing(id: NameId) -> Error {
-    Error::internal("the store refers to a name that it does not hold", format!("name {id}"))
 }

@@ -1,11 +1,15 @@
 //! What the writer needs of the place where things are kept.
 
+mod bonds;
+
 use std::sync::Arc;
 
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::job::{FailedAttempt, Job, State};
 use tidewire_core::store::Page;
 use tidewire_core::{Id, Result, TenantId, Timestamp};
+
+pub(crate) use bonds::{Bonds, Edge, FlowNumber, FlowRow, Member, Taken};
 
 /// The number of an interned name: a tenant, or a queue or type.
 pub(crate) type NameId = u32;
@@ -63,6 +67,16 @@ pub(crate) fn page<E>(
     Ok(Page { items, next_cursor: None })
 }
 
+/// What a flow is shown as.
+pub(crate) fn flow_state(flow: &FlowRow) -> &'static str {
+    match (flow.finished_at, flow.failed) {
+        (None, _) if flow.undoing => "undoing",
+        (None, _) => "running",
+        (Some(_), 0) => "completed",
+        (Some(_), _) => "failed",
+    }
+}
+
 /// Who holds a lease.
 #[derive(Clone, Debug)]
 pub(crate) struct Holder {
@@ -94,6 +108,14 @@ pub(crate) enum Ended {
     Failed,
 }
 
+/// A final job that is to be forgotten.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndedJob {
+    pub(crate) seq: Seq,
+    pub(crate) keys: Keys,
+    pub(crate) state: State,
+}
+
 /// Kinds of interned names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum NameKind {
@@ -104,7 +126,7 @@ pub(crate) enum NameKind {
 /// The write side of an engine, used by its writer thread alone. Any error is a fault of the medium and ends the writer.
 ///
 /// Reads see what was written before in the same transaction.
-pub(crate) trait Rows: Send + 'static {
+pub(crate) trait Rows: Bonds + Send + 'static {
     fn begin(&mut self) -> Result<()>;
     fn commit(&mut self) -> Result<()>;
     /// Drops what was written since `begin`.
@@ -129,10 +151,12 @@ pub(crate) trait Rows: Send + 'static {
     fn add_job(&mut self, row: &JobRow) -> Result<()>;
     /// Writes what changes over a job's life: state, times, attempt, holder, result, error, priority.
     fn update_job(&mut self, row: &JobRow) -> Result<()>;
-    /// Deletes a job that never had a failed run.
+    /// Writes everything about a job that is there, its data too.
+    fn replace_job(&mut self, row: &JobRow) -> Result<()>;
+    /// Deletes a job about which nothing else is kept.
     fn delete_job(&mut self, seq: Seq) -> Result<()>;
-    /// Deletes the failed runs of a job.
-    fn delete_failed_attempts(&mut self, seq: Seq) -> Result<()>;
+    /// Deletes what is kept beside a job: its failed runs, its log, and for whom it waited.
+    fn delete_beside(&mut self, seq: Seq) -> Result<()>;
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>>;
     fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>>;
     fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()>;
@@ -145,13 +169,26 @@ pub(crate) trait Rows: Send + 'static {
     /// When the next scheduled job is due.
     fn next_due(&mut self) -> Result<Option<Timestamp>>;
     /// The completed jobs of a queue, at most the newest `most`, oldest first.
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<Seq>>;
+    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>>;
+    /// Jobs whose time to begin has passed at `now`, earliest first.
+    fn expired(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>>;
+    /// When the next waiting job expires.
+    fn next_expiry(&mut self) -> Result<Option<Timestamp>>;
+    /// The blocked jobs of a key, the next first.
+    fn blocked_of_key(&mut self, queue: NameId, tenant: NameId, key: &str, limit: usize) -> Result<Vec<Seq>>;
+    /// Keys of a queue that have blocked jobs, in order after the one given.
+    fn blocked_keys(&mut self, queue: NameId, after: (NameId, &str), limit: usize) -> Result<Vec<(NameId, String)>>;
+    /// How many jobs a tenant has in a queue, by state.
+    fn counts(&mut self, queue: NameId, tenant: NameId) -> Result<[i64; 8]>;
+    /// Adds to these numbers.
+    fn add_counts(&mut self, queue: NameId, tenant: NameId, by: &[i64; 8]) -> Result<()>;
+
     /// Every queue that has final jobs.
     fn ended_queues(&mut self) -> Result<Vec<NameId>>;
     /// Final jobs of a queue that ended before a time.
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<Seq>>;
+    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>>;
     /// Final jobs of a queue beyond the newest `keep`.
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<Seq>>;
+    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>>;
 
     /// Remembers which jobs a batch leased, so that a restart finds them without an index.
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()>;
@@ -177,6 +214,7 @@ pub(crate) trait Rows: Send + 'static {
     fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>>;
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()>;
     fn delete_session(&mut self, tenant: NameId, sid: &str) -> Result<()>;
-    /// Forgets keys and sessions that have expired, at most `limit` of each kind. Answers whether more may be left.
+    /// Forgets keys and sessions that have expired, and flows that ended long ago, at most `limit` of each kind. Answers whether more
+    /// may be left.
     fn purge(&mut self, now: Timestamp, limit: usize) -> Result<bool>;
 }

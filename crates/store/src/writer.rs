@@ -1,20 +1,22 @@
 //! The writer: one thread, one transaction for all waiting calls, one commit, then the answers.
 
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidewire_core::event::{Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::store::Follower;
+use tidewire_core::limit::RateState;
+use tidewire_core::store::{Follower, Lifecycle};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, Timestamp};
 
 use crate::answer::{Call, Pending, Reply};
 use crate::claims::{Kept, Parked};
 use crate::control::PURGE_AT_ONCE;
+use crate::counts::Counts;
 use crate::dispatch::Dispatch;
 use crate::inbox::Inbox;
 use crate::lease::Leases;
@@ -63,6 +65,18 @@ pub(crate) struct Writer<R: Rows> {
     pub(crate) next_seq: Seq,
     /// When the next scheduled job is due, if there is one.
     pub(crate) next_due: Option<Timestamp>,
+    /// When the next waiting job expires, if one does.
+    pub(crate) next_expiry: Option<Timestamp>,
+    pub(crate) counts: Counts,
+    /// Whether a queue bounds the waiting jobs of a tenant.
+    pub(crate) bounds_backlogs: bool,
+    /// How far the keys of a queue have been looked through for jobs that may go on.
+    pub(crate) loose_keys: BTreeMap<NameId, (NameId, String)>,
+    /// The rates of keys, by queue and tenant.
+    pub(crate) key_rates: HashMap<(NameId, NameId, Box<str>), RateState>,
+    pub(crate) lifecycle: Option<Arc<dyn Lifecycle>>,
+    /// Leases of this process that were asked to stop in this turn.
+    pub(crate) stopped: Vec<Box<str>>,
     /// When a queue that is at its rate may go on.
     pub(crate) held_until: Option<Timestamp>,
     /// Completed jobs that are kept by count, oldest first.
@@ -101,6 +115,13 @@ impl<R: Rows> Writer<R> {
             fresh_ids: HashMap::new(),
             next_seq: 1,
             next_due: None,
+            next_expiry: None,
+            counts: Counts::default(),
+            bounds_backlogs: false,
+            loose_keys: BTreeMap::new(),
+            key_rates: HashMap::new(),
+            lifecycle: None,
+            stopped: Vec::new(),
             held_until: None,
             completed: HashMap::new(),
             claimed: Vec::new(),
@@ -118,7 +139,9 @@ impl<R: Rows> Writer<R> {
             writer.dispatch.push_unread(lane);
         }
         writer.next_due = writer.rows.next_due()?;
+        writer.next_expiry = writer.rows.next_expiry()?;
         writer.recover_claims()?;
+        writer.write_counts()?;
         writer.rows.commit()?;
         Ok(writer)
     }
@@ -157,15 +180,18 @@ impl<R: Rows> Writer<R> {
             self.apply(call)?;
         }
         self.expire_leases()?;
+        self.expire_waiting()?;
         self.promote_due()?;
+        self.free_keys()?;
         self.lease_out()?;
         self.write_fresh()?;
         self.write_claims()?;
+        self.purge()?;
+        self.write_counts()?;
         for tenant in self.moved.drain(..) {
             let head = self.heads.get(&tenant).copied().unwrap_or_default();
             self.rows.set_head(tenant, head)?;
         }
-        self.purge()?;
         self.rows.commit()?;
 
         let unwanted: Vec<_> = self.answers.drain(..).filter_map(Pending::send).flatten().collect();
@@ -178,6 +204,12 @@ impl<R: Rows> Writer<R> {
                 follower.committed(&self.events);
             }
             self.events.clear();
+        }
+        if !self.stopped.is_empty() {
+            for follower in &self.followers {
+                follower.cancelled(&self.stopped);
+            }
+            self.stopped.clear();
         }
         Ok(())
     }
@@ -205,8 +237,8 @@ impl<R: Rows> Writer<R> {
                 drop(reply.send(self.leased(tenant.as_ref(), &id, &lease)));
                 return Ok(());
             }
-            Call::Running(tenant, reply) => {
-                drop(reply.send(Ok(self.running(tenant.as_ref())?)));
+            Call::Observe(lifecycle) => {
+                self.lifecycle = Some(lifecycle);
                 return Ok(());
             }
             Call::Slots(reply) => {
@@ -240,7 +272,10 @@ impl<R: Rows> Writer<R> {
     /// How long the writer may sleep when nobody calls.
     fn timeout(&self) -> Option<Duration> {
         let deadlines = self.parked.iter().map(|parked| parked.deadline);
-        let timers = [self.leases.next_end(), self.next_due, self.held_until, Some(self.next_purge)];
+        if !self.loose_keys.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let timers = [self.leases.next_end(), self.next_due, self.next_expiry, self.held_until, Some(self.next_purge)];
         let next = timers.into_iter().flatten().chain(deadlines).min()?;
         Some(next.since(self.clock.now()))
     }

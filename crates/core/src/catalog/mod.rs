@@ -18,6 +18,7 @@ pub use check::{Finding, Severity, lint};
 pub use load::{LoadError, Problem, load, parse};
 
 use crate::expr::Expr;
+use crate::job::{OnConflict, States};
 use crate::limit::Rate;
 use crate::retry::Backoff;
 use crate::room::RoomTemplate;
@@ -310,12 +311,33 @@ pub struct JobType {
     pub timeout: Duration,
     /// Waits this long after it was enqueued.
     pub delay: Option<Duration>,
+    /// It is taken back if it has not begun this long after it was due.
+    pub ttl: Option<Duration>,
+    /// No retry begins later than this after it was enqueued.
+    pub retry_for: Option<Duration>,
+    /// Its key for the queue's `perKey` and `ratePerKey`: a template over the fields of its data.
+    pub key: Option<RoomTemplate>,
+    /// It is the only one of its key.
+    pub unique: Option<UniqueRule>,
     /// The built-in worker that runs it; absent means a worker of the app.
     pub run: Option<Arc<str>>,
     /// The shape of its data; absent when anything goes.
     pub data: Option<Schema>,
     /// One line for people.
     pub description: String,
+}
+
+/// `unique` of a job type. Absent values are the engine's.
+#[derive(Clone, Debug)]
+pub struct UniqueRule {
+    /// A template over the fields of the data; absent means the data itself.
+    pub key: Option<RoomTemplate>,
+    /// In which states a job keeps others out.
+    pub states: Option<States>,
+    /// It also keeps others out for this long after it was enqueued.
+    pub window: Option<Duration>,
+    /// What becomes of the one that comes later.
+    pub on_conflict: OnConflict,
 }
 
 /// `[schedules.NAME]`

@@ -7,8 +7,10 @@ use std::time::Duration;
 use super::load::named_entries;
 use super::raw::{Item, Node, Table};
 use super::realtime::{Events, Roots, condition, publication, schema, template};
-use super::{App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec};
+use super::{App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
+use crate::job::OnConflict;
 use crate::retry::{Backoff, Jitter};
+use crate::room::RoomTemplate;
 use crate::schedule::{Missed, Overlap, Timing};
 use crate::time::parse_duration;
 
@@ -160,6 +162,10 @@ pub(super) fn jobs(top: &Table<'_>, queues: &Queues) -> Jobs {
             backoff: backoff(&table).unwrap_or(queue.backoff),
             timeout: table.positive_duration("timeout").unwrap_or(queue.timeout),
             delay: table.duration("delay"),
+            ttl: table.positive_duration("ttl"),
+            retry_for: table.positive_duration("retryFor"),
+            key: table.parsed("key", RoomTemplate::parse),
+            unique: table.table("unique").and_then(unique),
             run: run.map(Into::into),
             data: schema(&table, "data"),
             description: table.description(),
@@ -168,6 +174,29 @@ pub(super) fn jobs(top: &Table<'_>, queues: &Queues) -> Jobs {
         jobs.insert(job.name.clone(), job);
     }
     jobs
+}
+
+/// `unique = { key?, while?, window?, onConflict? }`
+fn unique(table: Table<'_>) -> Option<UniqueRule> {
+    let conflicts = [
+        ("keep", OnConflict::Keep),
+        ("replace", OnConflict::Replace),
+        ("extend", OnConflict::Extend),
+        ("latest", OnConflict::Latest),
+        ("supersede", OnConflict::Supersede),
+    ];
+    let states = table.item("while").and_then(|item| {
+        let states = serde_json::from_value(item.value.to_json());
+        states.map_err(|error| table.wrong("while", error.to_string())).ok()
+    });
+    let rule = UniqueRule {
+        key: table.parsed("key", RoomTemplate::parse),
+        states,
+        window: table.positive_duration("window"),
+        on_conflict: table.one_of("onConflict", &conflicts).unwrap_or_default(),
+    };
+    table.finish();
+    Some(rule)
 }
 
 /// The declared job that `key` names.

@@ -1,5 +1,8 @@
 //! From a request to a commit: check, resolve, apply rules and handlers.
 
+mod flow;
+mod jobs;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +27,8 @@ pub struct Origin {
     pub cause: Option<Box<str>>,
     /// What effects belong to when they name nothing else.
     pub correlation_id: Option<Box<str>>,
+    /// Whether it follows from the life of a job, so that the lives of its jobs cause nothing more.
+    pub system: bool,
 }
 
 /// A durable handler of events: one job per event.
@@ -65,8 +70,8 @@ impl Expander {
     /// Checks and expands a request. Everything that is wrong with it is in one error, nothing is written.
     ///
     /// Codes: `event.unknown_type`, `event.invalid_data`, `event.missing_param`, `event.not_publishable`, `job.unknown_type`,
-    /// `job.unknown_queue`, `job.invalid_data`, `job.invalid_option`, `data.too_large`, `commit.too_large`, `commit.too_deep`,
-    /// `dedup.invalid`, `tenant.mixed`.
+    /// `job.unknown_queue`, `job.invalid_data`, `job.invalid_option`, `flow.cycle`, `flow.duplicate_ref`, `data.too_large`,
+    /// `commit.too_large`, `commit.too_deep`, `dedup.invalid`, `tenant.mixed`.
     pub fn expand(&self, tenant: &TenantId, request: Request, origin: &Origin, now: Timestamp) -> Result<Expansion> {
         let mut run = Run {
             expander: self,
@@ -77,17 +82,13 @@ impl Expander {
             ephemeral: Vec::new(),
             caused: Vec::new(),
         };
-        let (event_count, job_count) = (request.events.len(), request.jobs.len());
+        let is_alone = request.events.len() + request.jobs.len() == 1 && request.flow.is_none();
         for (index, event) in request.events.into_iter().enumerate() {
-            let at = Place::asked("events", index, event_count == 1 && job_count == 0);
+            let at = Place::asked("events", index, is_alone);
             run.event(event, at, origin, None)?;
         }
         let asked_events = run.events.len();
-        for (index, job) in request.jobs.into_iter().enumerate() {
-            let at = Place::asked("jobs", index, job_count == 1 && event_count == 0);
-            run.job(job, at, origin, None)?;
-        }
-        let asked_jobs = run.jobs.len();
+        let (asked_jobs, flow) = run.asked_jobs(request.jobs, request.flow, is_alone, origin)?;
         run.follow()?;
         let Run { events, jobs, ephemeral, .. } = run;
         let dedup = request.dedup.map(|dedup| check_key("dedup.invalid", dedup.key).map(|key| (key, dedup.ttl.0)));
@@ -97,78 +98,11 @@ impl Expander {
             jobs,
             asked_events,
             asked_jobs,
+            flow,
             dedup: dedup.transpose()?,
             idempotency: None,
         };
         Ok(Expansion { commit, ephemeral })
-    }
-
-    /// One checked job, for a slot of a schedule.
-    pub fn job(&self, job: NewJob, origin: &Origin, now: Timestamp) -> Result<Enqueue> {
-        self.enqueue(job, Place::ALONE, origin, now)
-    }
-
-    fn enqueue(&self, job: NewJob, at: Place, origin: &Origin, now: Timestamp) -> Result<Enqueue> {
-        let declared = self.job_type(&job.kind, at)?;
-        if !at.is_caused {
-            check_size(&job.data, at)?;
-        }
-        check_texts(
-            at,
-            [("userId", &job.user_id), ("correlationId", &job.correlation_id), ("causationId", &job.causation_id)],
-        )?;
-        check_data("job.invalid_data", declared.data.as_ref(), &job.data, at)?;
-        let queue = match &job.queue {
-            None => declared.queue.clone(),
-            Some(name) => match self.catalog.queues.get_key_value(name.as_str()) {
-                Some((known, _)) => known.clone(),
-                None => return Err(unknown("job.unknown_queue", "queue", name, self.catalog.queues.keys(), at)),
-            },
-        };
-        let option = |what: String| Error::invalid("job.invalid_option", format!("{}: {what}", at.path()));
-        if job.delay.is_some() && job.run_at.is_some() {
-            return Err(option("give either delay or runAt, not both".to_owned()));
-        }
-        if let Some(attempts) = job.attempts.filter(|attempts| !(1..=MAX_ATTEMPTS).contains(attempts)) {
-            return Err(option(format!("attempts: expected 1 to {MAX_ATTEMPTS}, got {attempts}")));
-        }
-        if let Some(backoff) = &job.backoff {
-            backoff.validate().map_err(|error| option(format!("backoff: {}", error.detail())))?;
-        }
-        if job.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
-            return Err(option("timeout: expected more than 0".to_owned()));
-        }
-        let delay = job.delay.map(|delay| delay.0).or(declared.delay).filter(|delay| !delay.is_zero());
-        Ok(Enqueue {
-            given_id: job.id.is_some(),
-            id: job.id.unwrap_or_else(|| self.ids.next()),
-            kind: declared.name.clone(),
-            queue,
-            priority: job.priority.map_or(declared.priority, |priority| priority.0),
-            data: job.data,
-            run_at: job.run_at.or_else(|| delay.map(|delay| now + delay)),
-            attempts: job.attempts.unwrap_or(declared.attempts),
-            backoff: job.backoff.unwrap_or_else(|| declared.backoff.clone()),
-            timeout: job.timeout.map_or(declared.timeout, |timeout| timeout.0),
-            user_id: job.user_id.map(Into::into),
-            correlation_id: job.correlation_id.map(Into::into).or_else(|| origin.correlation_id.clone()),
-            causation_id: job.causation_id.map(Into::into).or_else(|| origin.cause.clone()),
-            depth: origin.depth,
-            root: None,
-        })
-    }
-
-    fn job_type(&self, kind: &str, at: Place) -> Result<&JobType> {
-        // The jobs of durable handlers follow from events; nobody asks for them.
-        let handler = || {
-            let mut handlers = self.subscriptions.iter().map(|subscription| &subscription.job);
-            handlers.find(|job| at.is_caused && &*job.name == kind)
-        };
-        self.catalog
-            .jobs
-            .get(kind)
-            .or_else(handler)
-            .ok_or_else(|| unknown("job.unknown_type", "type", kind, self.catalog.jobs.keys(), at))
     }
 }
 
@@ -291,7 +225,8 @@ impl Run<'_> {
         let id = event.id.clone().unwrap_or_else(|| self.expander.ids.next());
         let own_root = if declared.ephemeral { root } else { root.or(Some(self.events.len())) };
         let correlation_id = event.correlation_id.as_deref().map(Into::into).or_else(|| origin.correlation_id.clone());
-        let effects = Origin { depth: origin.depth, cause: Some(id.to_string().into()), correlation_id };
+        let effects =
+            Origin { depth: origin.depth, cause: Some(id.to_string().into()), correlation_id, system: origin.system };
         self.consequences(declared, &event, &data, &effects, own_root)?;
         if declared.ephemeral {
             self.ephemeral.push(Ephemeral {
@@ -427,8 +362,12 @@ impl Run<'_> {
     fn job(&mut self, job: NewJob, at: Place, origin: &Origin, root: Option<usize>) -> Result<()> {
         self.room_left()?;
         self.same_tenant(job.tenant.as_ref(), at)?;
+        if job.compensate.is_some() || job.on_failure.is_some() {
+            return Err(flow::needs_flow(at));
+        }
+        let after = flow::ids(&job.after, at)?;
         let job = self.expander.enqueue(job, at, origin, self.now)?;
-        self.jobs.push(Enqueue { root, ..job });
+        self.jobs.push(Enqueue { root, after, ..job });
         Ok(())
     }
 
@@ -478,9 +417,6 @@ pub fn publication(publication: &Publication, scope: &Value) -> Option<NewEvent>
     }
     Some(event)
 }
-
-/// The most runs that a job may have.
-const MAX_ATTEMPTS: u16 = 1_000;
 
 /// The longest text of an event or job beside its data, in bytes.
 const MAX_TEXT_BYTES: usize = 256;

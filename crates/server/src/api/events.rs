@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use tidewire_core::commit::{Committed, Dedup, NewEvent, NewJob};
+use tidewire_core::commit::{Committed, Dedup, NewEvent, NewFlow, NewJob};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::store::{LogQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp, commit};
@@ -34,6 +34,7 @@ struct CommitBody {
     events: Vec<NewEvent>,
     #[serde(default)]
     jobs: Vec<NewJob>,
+    flow: Option<NewFlow>,
     dedup: Option<Dedup>,
 }
 
@@ -46,7 +47,7 @@ async fn commit_all(State(api): State<Shared>, request: Request<Body>) -> Answer
     if !body.jobs.is_empty() {
         call.caller.require(Scope::Enqueue)?;
     }
-    let request = commit::Request { events: body.events, jobs: body.jobs, dedup: body.dedup };
+    let request = commit::Request { events: body.events, jobs: body.jobs, flow: body.flow, dedup: body.dedup };
     let committed = commit(&api, &call, body.tenant.as_ref(), request).await?;
     Ok((StatusCode::CREATED, Json(committed)).into_response())
 }

@@ -2,6 +2,7 @@
 
 mod events;
 mod extract;
+mod flows;
 mod health;
 mod jobs;
 mod leases;
@@ -58,6 +59,7 @@ pub fn router(api: Arc<Api>) -> Router {
     let v1 = Router::new()
         .merge(events::routes())
         .merge(jobs::routes())
+        .merge(flows::routes())
         .merge(leases::routes())
         .merge(schedules::routes())
         .merge(tokens::routes())

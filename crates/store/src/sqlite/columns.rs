@@ -93,7 +93,7 @@ pub(super) fn event(tenant: &TenantId, row: &Row<'_>) -> rusqlite::Result<Event>
 /// The columns of [`job_row`], for a query that joins `names q` and `names n`, and `tenants t`.
 pub(super) const JOB_COLUMNS: &str = "j.seq, j.tenant, t.name, j.id, j.type, n.name, j.queue, q.name, j.state, j.priority, \
      j.run_at, j.attempt, j.attempts, j.created_at, j.started_at, j.finished_at, j.nonce, j.lease_until, j.local, j.worker, \
-     j.timeout, j.depth, j.backoff, j.user_id, j.correlation_id, j.causation_id, j.data, j.result, j.error, j.cancelled";
+     j.timeout, j.depth, j.backoff, j.user_id, j.correlation_id, j.causation_id, j.data, j.result, j.error, j.cancelled, j.rare";
 
 /// The joins that [`JOB_COLUMNS`] needs.
 pub(super) const JOB_TABLES: &str =
@@ -101,7 +101,6 @@ pub(super) const JOB_TABLES: &str =
 
 /// Reads a job from [`JOB_COLUMNS`].
 pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
-    let state: u8 = row.get(8)?;
     let holder = match row.get::<_, Option<i64>>(16)? {
         Some(nonce) => Some(Holder {
             nonce: nonce.cast_unsigned(),
@@ -117,7 +116,7 @@ pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         id: row.get::<_, StoredId>(3)?.0,
         kind: row.get_ref(5)?.as_str()?.into(),
         queue: row.get_ref(7)?.as_str()?.into(),
-        state: State::from_number(state).ok_or_else(|| conversion(format!("job state {state}")))?,
+        state: state(row, 8)?,
         priority: row.get(9)?,
         run_at: row.get::<_, Micros>(10)?.0,
         attempt: row.get(11)?,
@@ -134,6 +133,7 @@ pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         data: json(row, 26)?,
         result: row.get_ref(27)?.as_str_or_null()?.map(parse).transpose()?,
         error: text(row, 28)?,
+        rare: row.get_ref(30)?.as_str_or_null()?.map(serde_json::from_str).transpose().map_err(conversion)?,
     };
     Ok(JobRow {
         seq: row.get(0)?,
@@ -141,6 +141,12 @@ pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         job,
         holder,
     })
+}
+
+/// The state in a column.
+pub(super) fn state(row: &Row<'_>, index: usize) -> rusqlite::Result<State> {
+    let number: u8 = row.get(index)?;
+    State::from_number(number).ok_or_else(|| conversion(format!("job state {number}")))
 }
 
 /// Reads a failed run from `attempt, started_at, ended_at, error, worker`.
@@ -159,7 +165,7 @@ pub(super) fn optional_id(row: &Row<'_>, index: usize) -> rusqlite::Result<Optio
     Ok(row.get::<_, Option<StoredId>>(index)?.map(|id| id.0))
 }
 
-fn text(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Box<str>>> {
+pub(super) fn text(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<Box<str>>> {
     Ok(row.get_ref(index)?.as_str_or_null()?.map(Into::into))
 }
 
@@ -167,7 +173,7 @@ fn json(row: &Row<'_>, index: usize) -> rusqlite::Result<Json> {
     parse(row.get_ref(index)?.as_str()?)
 }
 
-fn parse(text: &str) -> rusqlite::Result<Json> {
+pub(super) fn parse(text: &str) -> rusqlite::Result<Json> {
     Json::parse(text.to_owned()).map_err(conversion)
 }
 

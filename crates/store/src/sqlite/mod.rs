@@ -1,5 +1,6 @@
 //! The SQLite engine: one file, write-ahead log, synced before every answer.
 
+mod bonds;
 mod columns;
 mod read;
 mod rows;
@@ -14,7 +15,7 @@ use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job};
-use tidewire_core::store::{Answer, Counts, Durability, JobQuery, LogQuery, Page, Store};
+use tidewire_core::store::{Answer, Counts, Durability, Flow, JobQuery, LogQuery, Page, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Kind, Result, TenantId};
 
@@ -25,8 +26,11 @@ use crate::answer::{Call, Work, ask};
 use crate::embedded::{Embedded, Identity, Reader};
 use crate::writer::OnFatal;
 
-/// The version of `schema.sql`. A file with another one is refused.
-const SCHEMA_VERSION: i64 = 1;
+/// The version of `schema.sql`. A file of an older one is brought to it, a file of a newer one is refused.
+const SCHEMA_VERSION: i64 = 2;
+
+/// What leads from each version to the next: the first from 1 to 2. They never change once they are released.
+const MIGRATIONS: [&str; 1] = [include_str!("migrate-2.sql")];
 
 /// Pages in the write-ahead log before it is folded into the file, 4 MiB: every write waits for that, so it is done often and is short.
 /// With four times as many, the p99 of a publish was two to three times as long and the throughput the same.
@@ -156,6 +160,7 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
             }
             create(connection, ids)?;
         }
+        older @ 1..SCHEMA_VERSION => migrate(connection, older)?,
         other => {
             let detail =
                 format!("the database has schema version {other}, this Tidewire reads version {SCHEMA_VERSION}");
@@ -176,6 +181,14 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
 /// Plans statements once. Otherwise SQLite looks at the bound values and prepares a statement anew whenever they change.
 fn keep_plans(connection: &Connection) -> Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop).map_err(fault)
+}
+
+fn migrate(connection: &Connection, from: i64) -> Result<()> {
+    let steps: String = MIGRATIONS.into_iter().skip(usize::try_from(from - 1).unwrap_or_default()).collect();
+    tracing::info!(from, to = SCHEMA_VERSION, "bringing the database to this version");
+    connection
+        .execute_batch(&format!("BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
+        .map_err(fault)
 }
 
 fn create(connection: &Connection, ids: &dyn Ids) -> Result<()> {
@@ -225,6 +238,11 @@ impl Reader for SqliteReader {
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
         let tenant = tenant.cloned();
         Box::pin(self.readers.read(move |connection| read::counts(connection, tenant.as_ref())))
+    }
+
+    fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        Box::pin(self.readers.read(move |connection| read::flow(connection, &tenant, &id)))
     }
 
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {

@@ -1,5 +1,6 @@
 //! The read side: a few connections of its own, so that reading never waits for writing.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,14 +8,17 @@ use parking_lot::Mutex;
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job, State};
-use tidewire_core::store::{Counts, JobQuery, LogQuery, Page};
+use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::store::{Counts, Flow, FlowJob, JobQuery, LogQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use tokio::sync::Semaphore;
 
-use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row};
+use super::bonds::member;
+use super::columns::{
+    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row, state, text,
+};
 use crate::inbox::closed;
-use crate::rows::page;
+use crate::rows::{FlowRow, Seq, flow_state, page};
 
 /// How many reads run at once; more wait.
 const CONNECTIONS: usize = 4;
@@ -172,40 +176,78 @@ pub(super) fn jobs(connection: &Connection, query: &JobQuery) -> Result<Page<Job
     page(rows, limit).map_err(fault)
 }
 
-/// Counts over all tenants. Each part reads one index; only jobs that are due later are looked at themselves, for their queue.
-const COUNT_ALL: [&str; 3] = [
-    "SELECT queue, 1, count(*) FROM jobs INDEXED BY jobs_pending WHERE state = 1 GROUP BY queue",
-    "SELECT queue, 0, count(*) FROM jobs INDEXED BY jobs_due WHERE state = 0 GROUP BY queue",
-    "SELECT queue, state, count(*) FROM jobs INDEXED BY jobs_final WHERE state >= 4 GROUP BY queue, state",
-];
-
-/// Counts of one tenant: its jobs are looked at one by one.
-const COUNT_ONE: [&str; 1] = ["SELECT queue, state, count(*) FROM jobs \
-     WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND state <> 2 GROUP BY queue, state"];
-
-/// Jobs by queue and state, but for those that run: the writer knows them.
+/// Jobs by queue and state.
 pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Result<Counts> {
-    let (parts, tenant): (&[&str], _) = match tenant {
-        Some(tenant) => (&COUNT_ONE, vec![tenant.as_str()]),
-        None => (&COUNT_ALL, Vec::new()),
+    let (of, tenant) = match tenant {
+        Some(tenant) => ("WHERE c.tenant = (SELECT id FROM tenants WHERE name = ?1)", vec![tenant.as_str()]),
+        None => ("", Vec::new()),
     };
+    let sql = format!(
+        "SELECT q.name, c.state, sum(c.n) FROM counts c JOIN names q ON q.id = c.queue {of} GROUP BY c.queue, c.state"
+    );
+    let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
+    let rows = statement
+        .query_map(rusqlite::params_from_iter(&tenant), |row| {
+            Ok((Arc::<str>::from(row.get_ref(0)?.as_str()?), state(row, 1)?, row.get::<_, i64>(2)?))
+        })
+        .map_err(fault)?;
     let mut counts = Counts::new();
-    for part in parts {
-        let sql = format!("SELECT q.name, j.* FROM ({part}) j JOIN names q ON q.id = j.queue");
-        let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
-        let rows = statement
-            .query_map(rusqlite::params_from_iter(&tenant), |row| {
-                Ok((Arc::<str>::from(row.get_ref(0)?.as_str()?), row.get::<_, u8>(2)?, row.get::<_, i64>(3)?))
-            })
-            .map_err(fault)?;
-        for row in rows {
-            let (queue, state, count) = row.map_err(fault)?;
-            if let Some(state) = State::from_number(state) {
-                counts.entry(queue).or_default().insert(state, count.unsigned_abs());
-            }
-        }
+    for row in rows {
+        let (queue, state, count) = row.map_err(fault)?;
+        counts.entry(queue).or_default().insert(state, count.unsigned_abs());
     }
     Ok(counts)
+}
+
+/// A flow with its jobs. A job that has been forgotten since is still known by how it ended.
+pub(super) fn flow(connection: &Connection, tenant: &TenantId, id: &Id) -> Result<Option<Flow>> {
+    let sql = "SELECT f.number, f.unfinished, f.failed, f.undoing, f.finished_at, f.name, f.created_at FROM flows f \
+         WHERE f.tenant = (SELECT id FROM tenants WHERE name = ?1) AND f.id = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let head = statement.query_row(params![tenant.as_str(), IdColumn(id)], |row| {
+        let flow = FlowRow {
+            number: row.get(0)?,
+            unfinished: row.get(1)?,
+            failed: row.get(2)?,
+            undoing: row.get(3)?,
+            finished_at: row.get::<_, Option<Micros>>(4)?.map(|at| at.0),
+        };
+        Ok((flow, text(row, 5)?, row.get::<_, Micros>(6)?.0))
+    });
+    let Some((flow, name, created_at)) = head.optional().map_err(fault)? else { return Ok(None) };
+
+    let sql = "SELECT coalesce(m.state, j.state, 7), count(*) FROM flow_jobs m LEFT JOIN jobs j ON j.seq = m.seq \
+         WHERE m.flow = ?1 GROUP BY 1";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let counts = statement.query_map([flow.number], |row| Ok((state(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())));
+    let counts = counts.and_then(Iterator::collect).map_err(fault)?;
+
+    let sql = "SELECT m.seq, m.id, m.ref, n.name, m.compensates, m.state, m.finished_at, coalesce(m.state, j.state, 7) \
+         FROM flow_jobs m JOIN names n ON n.id = m.type LEFT JOIN jobs j ON j.seq = m.seq \
+         WHERE m.flow = ?1 ORDER BY m.seq LIMIT ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let members = statement
+        .query_map(params![flow.number, Flow::MOST_JOBS.cast_signed()], |row| Ok((member(row)?, state(row, 7)?)));
+    let members: Vec<_> = members.and_then(Iterator::collect).map_err(fault)?;
+    let ids: HashMap<Seq, Id> = members.iter().map(|(member, _)| (member.seq, member.id.clone())).collect();
+    let mut statement =
+        connection.prepare_cached("SELECT parent FROM edges WHERE child = ?1 ORDER BY parent").map_err(fault)?;
+    let mut jobs = Vec::with_capacity(members.len());
+    for (member, state) in members {
+        let parents = statement.query_map([member.seq], |row| row.get::<_, Seq>(0)).and_then(Iterator::collect);
+        let parents: Vec<Seq> = parents.map_err(fault)?;
+        jobs.push(FlowJob {
+            id: member.id,
+            reference: member.reference,
+            kind: member.kind,
+            state,
+            after: parents.iter().filter_map(|parent| ids.get(parent).cloned()).collect(),
+            compensates: member.compensates,
+            finished_at: member.ended.map(|(_, at)| at),
+        });
+    }
+    let finished_at = flow.finished_at;
+    Ok(Some(Flow { id: id.clone(), name, created_at, finished_at, state: flow_state(&flow), counts, jobs }))
 }
 
 pub(super) fn session(connection: &Connection, tenant: &TenantId, sid: &str, now: Timestamp) -> Result<Option<String>> {

@@ -2,15 +2,24 @@
 
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::FailedAttempt;
+use tidewire_core::job::{FailedAttempt, Job, States};
 use tidewire_core::retry::Backoff;
-use tidewire_core::{Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
-use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id};
-use crate::rows::{Ended, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq};
+use super::columns::{
+    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id, state,
+};
+use crate::rows::{Ended, EndedJob, JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq};
+
+/// How long a flow is shown after its last job has ended.
+const KEEP_FLOWS: Duration = Duration::from_secs(30 * 86_400);
+
+/// How many old flows one purge deletes; each may have many jobs.
+const PURGE_FLOWS: usize = 100;
 
 /// The writer's connection.
 pub(crate) struct SqliteRows {
@@ -43,11 +52,11 @@ impl SqliteRows {
         self.connection.prepare_cached(sql)
     }
 
-    fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
+    pub(super) fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
         self.prepare(sql).and_then(|mut statement| statement.execute(params)).map_err(fault)
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -56,7 +65,7 @@ impl SqliteRows {
         self.prepare(sql).and_then(|mut statement| statement.query_row(params, read).optional()).map_err(fault)
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -66,6 +75,22 @@ impl SqliteRows {
         let rows = statement.query_map(params, read).map_err(fault)?;
         rows.collect::<rusqlite::Result<_>>().map_err(fault)
     }
+}
+
+/// The column that finds waiting jobs whose time to begin has passed.
+fn expiry(job: &Job) -> Option<Micros> {
+    let waits = job.attempt == 0 && States::WAITING.contains(job.state);
+    job.expires_at().filter(|_| waits).map(Micros)
+}
+
+fn rare(job: &Job) -> Result<Option<String>> {
+    let text = job.rare.as_ref().map(serde_json::to_string).transpose();
+    text.map_err(|error| Error::internal("the rare part of a job cannot be written", error))
+}
+
+fn ended_job(queue: NameId, row: &Row<'_>) -> rusqlite::Result<EndedJob> {
+    let keys = Keys { queue, tenant: row.get(1)?, kind: row.get(2)? };
+    Ok(EndedJob { seq: row.get(0)?, keys, state: state(row, 3)? })
 }
 
 impl Rows for SqliteRows {
@@ -125,7 +150,7 @@ impl Rows for SqliteRows {
         };
         self.run(sql, [name])?;
         NameId::try_from(self.connection.last_insert_rowid())
-            .map_err(|error| tidewire_core::Error::internal("the store holds too many names", error))
+            .map_err(|error| Error::internal("the store holds too many names", error))
     }
 
     fn head(&mut self, tenant: NameId) -> Result<Position> {
@@ -192,9 +217,9 @@ impl Rows for SqliteRows {
         self.run(
             "INSERT INTO jobs (seq, tenant, id, type, queue, state, priority, run_at, attempt, attempts, created_at, started_at, \
              finished_at, nonce, lease_until, local, worker, timeout, depth, backoff, user_id, correlation_id, causation_id, data, \
-             cancelled) \
+             cancelled, expires_at, key, rare) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, \
-             ?25)",
+             ?25, ?26, ?27, ?28)",
             params![
                 row.seq,
                 row.keys.tenant,
@@ -221,6 +246,9 @@ impl Rows for SqliteRows {
                 job.causation_id.as_deref(),
                 job.data.get(),
                 holder.map(|holder| holder.cancelled),
+                expiry(job),
+                job.key(),
+                rare(job)?,
             ],
         )
         .map(drop)
@@ -246,16 +274,45 @@ impl Rows for SqliteRows {
                 job.error.as_deref(),
                 holder.map(|holder| holder.cancelled),
             ],
-        )
-        .map(drop)
+        )?;
+        // Most jobs have none of these, and then their columns stay as they are.
+        if job.rare.is_some() {
+            let sql = "UPDATE jobs SET expires_at = ?2, rare = ?3 WHERE seq = ?1";
+            self.run(sql, params![row.seq, expiry(job), rare(job)?])?;
+        }
+        Ok(())
+    }
+
+    fn replace_job(&mut self, row: &JobRow) -> Result<()> {
+        self.remember_backoff(&row.job.backoff);
+        let job = &row.job;
+        self.run(
+            "UPDATE jobs SET priority = ?2, attempts = ?3, timeout = ?4, backoff = ?5, user_id = ?6, correlation_id = ?7, \
+             causation_id = ?8, data = ?9, key = ?10 WHERE seq = ?1",
+            params![
+                row.seq,
+                job.priority,
+                job.attempts,
+                i64::try_from(job.timeout.as_micros()).unwrap_or(i64::MAX),
+                self.backoff.1,
+                job.user_id.as_deref(),
+                job.correlation_id.as_deref(),
+                job.causation_id.as_deref(),
+                job.data.get(),
+                job.key(),
+            ],
+        )?;
+        self.update_job(row)
     }
 
     fn delete_job(&mut self, seq: Seq) -> Result<()> {
         self.run("DELETE FROM jobs WHERE seq = ?1", [seq]).map(drop)
     }
 
-    fn delete_failed_attempts(&mut self, seq: Seq) -> Result<()> {
-        self.run("DELETE FROM attempts WHERE job = ?1", [seq]).map(drop)
+    fn delete_beside(&mut self, seq: Seq) -> Result<()> {
+        self.run("DELETE FROM attempts WHERE job = ?1", [seq])?;
+        self.run("DELETE FROM logs WHERE job = ?1", [seq])?;
+        self.run("DELETE FROM edges WHERE child = ?1", [seq]).map(drop)
     }
 
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>> {
@@ -296,7 +353,7 @@ impl Rows for SqliteRows {
         // Steps from lane to lane in the index instead of counting through the jobs of each.
         let mut lanes: Vec<LaneKey> = Vec::new();
         let read = |row: &Row<'_>| {
-            let keys = crate::rows::Keys { queue: row.get(0)?, kind: row.get(1)?, tenant: row.get(3)? };
+            let keys = Keys { queue: row.get(0)?, kind: row.get(1)?, tenant: row.get(3)? };
             Ok(LaneKey { keys, priority: row.get(2)? })
         };
         loop {
@@ -327,10 +384,61 @@ impl Rows for SqliteRows {
         Ok(self.one(sql, [], |row| row.get::<_, Micros>(0))?.map(|due| due.0))
     }
 
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<Seq>> {
-        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
+    fn expired(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+        let sql = "SELECT seq FROM jobs WHERE expires_at IS NOT NULL AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
+        self.all(sql, params![Micros(now), limit.cast_signed()], |row| row.get(0))
+    }
+
+    fn next_expiry(&mut self) -> Result<Option<Timestamp>> {
+        let sql = "SELECT expires_at FROM jobs WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1";
+        Ok(self.one(sql, [], |row| row.get::<_, Micros>(0))?.map(|at| at.0))
+    }
+
+    fn blocked_of_key(&mut self, queue: NameId, tenant: NameId, key: &str, limit: usize) -> Result<Vec<Seq>> {
+        let sql = "SELECT seq FROM jobs WHERE queue = ?1 AND tenant = ?2 AND key = ?3 AND state = 3 AND key IS NOT NULL \
+             ORDER BY priority, run_at LIMIT ?4";
+        self.all(sql, params![queue, tenant, key, limit.cast_signed()], |row| row.get(0))
+    }
+
+    fn blocked_keys(&mut self, queue: NameId, after: (NameId, &str), limit: usize) -> Result<Vec<(NameId, String)>> {
+        // Steps from key to key in the index instead of reading the jobs of each.
+        let sql = "SELECT tenant, key FROM jobs INDEXED BY jobs_key WHERE state = 3 AND key IS NOT NULL AND queue = ?1 \
+             AND (tenant, key) > (?2, ?3) ORDER BY tenant, key LIMIT 1";
+        let mut keys: Vec<(NameId, String)> = Vec::new();
+        while keys.len() < limit {
+            let (tenant, key) = keys.last().map_or(after, |(tenant, key)| (*tenant, key.as_str()));
+            match self.one(sql, params![queue, tenant, key], |row| Ok((row.get(0)?, row.get(1)?)))? {
+                Some(next) => keys.push(next),
+                None => break,
+            }
+        }
+        Ok(keys)
+    }
+
+    fn counts(&mut self, queue: NameId, tenant: NameId) -> Result<[i64; 8]> {
+        let mut counts = [0; 8];
+        let sql = "SELECT state, n FROM counts WHERE queue = ?1 AND tenant = ?2";
+        for (state, n) in self.all(sql, params![queue, tenant], |row| Ok((state(row, 0)?, row.get(1)?)))? {
+            counts[state as usize] = n;
+        }
+        Ok(counts)
+    }
+
+    fn add_counts(&mut self, queue: NameId, tenant: NameId, by: &[i64; 8]) -> Result<()> {
+        for (state, by) in by.iter().enumerate().filter(|(_, by)| **by != 0) {
+            self.run(
+                "INSERT INTO counts (queue, tenant, state, n) VALUES (?1, ?2, ?3, ?4) \
+                 ON CONFLICT (queue, tenant, state) DO UPDATE SET n = n + excluded.n",
+                params![queue, tenant, state.cast_signed(), by],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>> {
+        let sql = "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
              ORDER BY finished_at DESC, seq DESC LIMIT ?2";
-        let mut newest_first = self.all(sql, params![queue, most.cast_signed()], |row| row.get(0))?;
+        let mut newest_first = self.all(sql, params![queue, most.cast_signed()], |row| ended_job(queue, row))?;
         newest_first.reverse();
         Ok(newest_first)
     }
@@ -346,30 +454,30 @@ impl Rows for SqliteRows {
     }
 
     // `state >= 4` stands beside the states because SQLite takes a partial index only when its own condition is written out.
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<Seq>> {
+    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>> {
         let sql = match ended {
             Ended::Completed => {
-                "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 AND finished_at < ?2 LIMIT ?3"
+                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 AND finished_at < ?2 LIMIT ?3"
             }
             Ended::Failed => {
-                "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 AND finished_at < ?2 LIMIT ?3"
+                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 AND finished_at < ?2 LIMIT ?3"
             }
         };
-        self.all(sql, params![queue, Micros(before), limit.cast_signed()], |row| row.get(0))
+        self.all(sql, params![queue, Micros(before), limit.cast_signed()], |row| ended_job(queue, row))
     }
 
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<Seq>> {
+    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>> {
         let sql = match ended {
             Ended::Completed => {
-                "SELECT seq FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
+                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
                  ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
             }
             Ended::Failed => {
-                "SELECT seq FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 \
+                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 \
                  ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
             }
         };
-        self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| row.get(0))
+        self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| ended_job(queue, row))
     }
 
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
@@ -448,11 +556,21 @@ impl Rows for SqliteRows {
             "DELETE FROM dedup WHERE (tenant, key) IN (SELECT tenant, key FROM dedup WHERE until <= ?1 LIMIT ?2)",
             "DELETE FROM idempotency WHERE (tenant, key) IN \
              (SELECT tenant, key FROM idempotency WHERE until <= ?1 LIMIT ?2)",
+            "DELETE FROM uniques WHERE (tenant, type, key) IN \
+             (SELECT tenant, type, key FROM uniques WHERE until IS NOT NULL AND until <= ?1 AND \
+             NOT EXISTS (SELECT 1 FROM jobs WHERE seq = job AND state < 4) LIMIT ?2)",
             "DELETE FROM sessions WHERE (tenant, sid) IN (SELECT tenant, sid FROM sessions WHERE until <= ?1 LIMIT ?2)",
         ] {
             is_more |= self.run(sql, params![Micros(now), limit.cast_signed()])? >= limit;
         }
-        Ok(is_more)
+        let sql = "SELECT number FROM flows WHERE finished_at IS NOT NULL AND finished_at <= ?1 LIMIT ?2";
+        let old: Vec<i64> =
+            self.all(sql, params![Micros(now - KEEP_FLOWS), PURGE_FLOWS.cast_signed()], |row| row.get(0))?;
+        for flow in &old {
+            self.run("DELETE FROM flow_jobs WHERE flow = ?1", [flow])?;
+            self.run("DELETE FROM flows WHERE number = ?1", [flow])?;
+        }
+        Ok(is_more || old.len() >= PURGE_FLOWS)
     }
 }
 

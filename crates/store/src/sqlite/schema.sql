@@ -51,13 +51,94 @@ CREATE TABLE jobs (
   causation_id TEXT,
   data TEXT NOT NULL,
   result TEXT,
-  error TEXT
+  error TEXT,
+  -- Only while the job waits and has never begun.
+  expires_at INTEGER,
+  key TEXT,
+  -- What few jobs have, as JSON.
+  rare TEXT
 );
 CREATE UNIQUE INDEX jobs_id ON jobs (tenant, id);
 -- Dispatch order. A job that is leased in the turn that enqueued it never enters this index.
 CREATE INDEX jobs_pending ON jobs (queue, type, priority, tenant, run_at, seq) WHERE state = 1;
 CREATE INDEX jobs_due ON jobs (run_at) WHERE state = 0;
 CREATE INDEX jobs_final ON jobs (queue, state, finished_at) WHERE state >= 4;
+
+CREATE INDEX jobs_expiry ON jobs (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX jobs_key ON jobs (queue, tenant, key, priority, run_at) WHERE state = 3 AND key IS NOT NULL;
+
+-- How many jobs there are. Written once per turn for what changed.
+CREATE TABLE counts (
+  queue INTEGER NOT NULL, tenant INTEGER NOT NULL, state INTEGER NOT NULL, n INTEGER NOT NULL,
+  PRIMARY KEY (queue, tenant, state)
+) WITHOUT ROWID;
+
+CREATE TABLE uniques (
+  tenant INTEGER NOT NULL, type INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL, until INTEGER,
+  PRIMARY KEY (tenant, type, key)
+) WITHOUT ROWID;
+CREATE INDEX uniques_until ON uniques (until) WHERE until IS NOT NULL;
+
+-- Who waits for whom. The outcome of the parent is kept here, so that its child can read it however long the parent itself is kept.
+CREATE TABLE edges (
+  child INTEGER NOT NULL,
+  parent INTEGER NOT NULL,
+  ignores_failure INTEGER NOT NULL,
+  id,
+  ref TEXT,
+  type INTEGER,
+  state INTEGER,
+  result TEXT,
+  error TEXT,
+  PRIMARY KEY (child, parent)
+) WITHOUT ROWID;
+CREATE INDEX edges_parent ON edges (parent) WHERE state IS NULL;
+
+CREATE TABLE flows (
+  number INTEGER PRIMARY KEY,
+  tenant INTEGER NOT NULL,
+  id NOT NULL,
+  name TEXT,
+  created_at INTEGER NOT NULL,
+  finished_at INTEGER,
+  unfinished INTEGER NOT NULL DEFAULT 0,
+  failed INTEGER NOT NULL DEFAULT 0,
+  undoing INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX flows_id ON flows (tenant, id);
+CREATE INDEX flows_finished ON flows (finished_at) WHERE finished_at IS NOT NULL;
+CREATE TABLE flow_jobs (
+  flow INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  id NOT NULL,
+  ref TEXT,
+  type INTEGER NOT NULL,
+  compensates,
+  state INTEGER,
+  finished_at INTEGER,
+  PRIMARY KEY (flow, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE logs (job INTEGER NOT NULL, time INTEGER NOT NULL, attempt INTEGER NOT NULL, text TEXT NOT NULL);
+CREATE INDEX logs_job ON logs (job);
+
+-- What was changed about a queue while it ran, as JSON; the catalog has the rest.
+CREATE TABLE queue_settings (queue INTEGER PRIMARY KEY, settings TEXT NOT NULL);
+
+CREATE TABLE schedules (
+  tenant INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  user_id TEXT NOT NULL,
+  revision INTEGER NOT NULL,
+  spec TEXT NOT NULL,
+  next_at INTEGER,
+  last_at INTEGER,
+  last_job,
+  runs INTEGER NOT NULL DEFAULT 0,
+  created_at INTEGER NOT NULL,
+  PRIMARY KEY (tenant, key, user_id)
+) WITHOUT ROWID;
+CREATE INDEX schedules_next ON schedules (next_at) WHERE next_at IS NOT NULL;
 
 -- One row per writer turn that leased jobs: finds them after a restart without an index on the state.
 CREATE TABLE claims (batch INTEGER PRIMARY KEY, seqs BLOB NOT NULL);

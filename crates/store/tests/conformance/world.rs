@@ -116,6 +116,8 @@ impl World {
             correlation_id: None,
             causation_id: None,
             depth: 0,
+            rare: None,
+            after: Vec::new(),
             root: None,
         }
     }
@@ -249,7 +251,16 @@ pub(crate) fn id(text: &str) -> Id {
 /// A commit of which the caller asked for everything.
 pub(crate) fn commit(tenant: &TenantId, events: Vec<Append>, jobs: Vec<Enqueue>) -> Commit {
     let (asked_events, asked_jobs) = (events.len(), jobs.len());
-    Commit { tenant: tenant.clone(), events, jobs, asked_events, asked_jobs, dedup: None, idempotency: None }
+    Commit {
+        tenant: tenant.clone(),
+        events,
+        jobs,
+        asked_events,
+        asked_jobs,
+        flow: None,
+        dedup: None,
+        idempotency: None,
+    }
 }
 
 /// A claim of whatever is due, for a worker on another machine.

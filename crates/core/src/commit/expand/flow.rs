@@ -1,0 +1,190 @@
+//! Jobs that wait for jobs: references, flows and what follows them.
+
+use std::collections::HashMap;
+
+use super::jobs::option;
+use super::{Origin, Place, Run};
+use crate::commit::{After, Enqueue, FlowHead, NewFlow, NewJob};
+use crate::job::{OnFailure, Rare};
+use crate::{Error, Id, Result};
+
+/// The most jobs that one job may name to wait for. The last job of a flow waits for all the others.
+const MAX_AFTER: usize = 1_000;
+
+/// `compensate` and `onFailure` are about the other jobs of a flow.
+pub(super) fn needs_flow(at: Place) -> Error {
+    option(at, "compensate and onFailure belong to a job that is asked for in a flow or that others wait for")
+}
+
+/// The ids of jobs that are there already.
+pub(super) fn ids(after: &[String], at: Place) -> Result<Vec<After>> {
+    check_count(after, at)?;
+    let id = |name: &String| Id::parse(name).map(|id| After { id, ignores_failure: false });
+    after.iter().map(id).collect()
+}
+
+fn check_count(after: &[String], at: Place) -> Result<()> {
+    if after.len() > MAX_AFTER {
+        return Err(option(at, &format!("after: expected at most {MAX_AFTER} jobs, got {}", after.len())));
+    }
+    Ok(())
+}
+
+/// What a job is to the flow.
+struct Member {
+    at: Place,
+    after: Vec<String>,
+    compensate: Option<Box<NewJob>>,
+}
+
+impl Run<'_> {
+    /// Expands the jobs that a caller asked for, with their references and their flow. Answers how many the caller named, and the flow.
+    pub(super) fn asked_jobs(
+        &mut self,
+        jobs: Vec<NewJob>,
+        flow: Option<NewFlow>,
+        is_alone: bool,
+        origin: &Origin,
+    ) -> Result<(usize, Option<FlowHead>)> {
+        let first = self.jobs.len();
+        let mut members: Vec<Member> = Vec::new();
+        for (index, mut job) in jobs.into_iter().enumerate() {
+            let at = Place::asked("jobs", index, is_alone);
+            if flow.is_none() && (job.compensate.is_some() || job.on_failure == Some(OnFailure::Compensate)) {
+                return Err(option(at, "compensate: only a job of a flow can be undone"));
+            }
+            members.push(Member { at, after: std::mem::take(&mut job.after), compensate: job.compensate.take() });
+            self.room_left()?;
+            self.same_tenant(job.tenant.as_ref(), at)?;
+            let job = self.expander.enqueue(job, at, origin, self.now)?;
+            self.jobs.push(job);
+        }
+        let asked = self.jobs.len();
+        self.resolve(first, &members)?;
+        let Some(flow) = flow else { return Ok((asked, None)) };
+        if asked == first {
+            return Err(Error::invalid("job.invalid_option", "flow: expected at least one job"));
+        }
+        let head = FlowHead {
+            given_id: flow.id.is_some(),
+            id: flow.id.unwrap_or_else(|| self.expander.ids.next()),
+            name: flow.name.map(Into::into),
+        };
+        for (index, member) in members.into_iter().enumerate() {
+            if let Some(job) = member.compensate {
+                let undone = self.jobs[first + index].id.clone();
+                self.follower(*job, member.at, origin, Vec::new(), |rare| rare.compensates = Some(undone))?;
+            }
+        }
+        let all = |jobs: &[Enqueue], ignores_failure| {
+            let after = |job: &Enqueue| After { id: job.id.clone(), ignores_failure };
+            jobs[first..asked].iter().map(after).collect::<Vec<_>>()
+        };
+        for (name, job, ignores_failure) in [("then", flow.then, false), ("finally", flow.finally, true)] {
+            if let Some(job) = job {
+                let after = all(&self.jobs, ignores_failure);
+                let at = Place { list: name, index: 0, alone: true, is_caused: false };
+                self.follower(*job, at, origin, after, |_| {})?;
+            }
+        }
+        for job in &mut self.jobs[first..] {
+            job.rare.get_or_insert_default().flow = Some(head.id.clone());
+        }
+        Ok((asked, Some(head)))
+    }
+
+    /// A job that the flow itself adds.
+    fn follower(
+        &mut self,
+        job: NewJob,
+        at: Place,
+        origin: &Origin,
+        after: Vec<After>,
+        mark: impl FnOnce(&mut Rare),
+    ) -> Result<()> {
+        if !job.after.is_empty() || job.compensate.is_some() || job.on_failure.is_some() {
+            return Err(option(at, "what a flow adds by itself has no after, compensate or onFailure"));
+        }
+        self.room_left()?;
+        self.same_tenant(job.tenant.as_ref(), at)?;
+        let mut job = self.expander.enqueue(job, at, origin, self.now)?;
+        mark(job.rare.get_or_insert_default());
+        self.jobs.push(Enqueue { after, ..job });
+        Ok(())
+    }
+
+    /// Turns what the jobs from `first` on name in `after` into ids. Codes `flow.duplicate_ref`, `flow.cycle`.
+    fn resolve(&mut self, first: usize, members: &[Member]) -> Result<()> {
+        if members.iter().all(|member| member.after.is_empty()) {
+            return Ok(());
+        }
+        let mut by_reference: HashMap<Box<str>, usize> = HashMap::new();
+        for (index, job) in self.jobs[first..].iter().enumerate() {
+            let Some(reference) = job.rare.as_ref().and_then(|rare| rare.reference.clone()) else { continue };
+            if let Some(before) = by_reference.insert(reference.clone(), index) {
+                let detail = format!("{}: jobs[{before}] has the ref {reference:?}, too", members[index].at.path());
+                return Err(Error::invalid("flow.duplicate_ref", detail));
+            }
+        }
+        let mut before: Vec<Vec<usize>> = Vec::with_capacity(members.len());
+        for (index, member) in members.iter().enumerate() {
+            check_count(&member.after, member.at)?;
+            let (mut after, mut inside) = (Vec::with_capacity(member.after.len()), Vec::new());
+            for name in &member.after {
+                let (id, ignores_failure) = match by_reference.get(name.as_str()) {
+                    Some(of) => {
+                        inside.push(*of);
+                        let waited_for = &self.jobs[first + of];
+                        let policy = waited_for.rare.as_ref().map(|rare| rare.on_failure);
+                        (waited_for.id.clone(), policy == Some(OnFailure::Ignore))
+                    }
+                    None => (Id::parse(name)?, false),
+                };
+                after.push(After { id, ignores_failure });
+            }
+            self.jobs[first + index].after = after;
+            before.push(inside);
+        }
+        match cycle(&before) {
+            None => Ok(()),
+            Some(cycle) => {
+                let name = |index: &usize| {
+                    let rare = self.jobs[first + index].rare.as_ref();
+                    rare.and_then(|rare| rare.reference.as_deref()).unwrap_or_default().to_owned()
+                };
+                let path: Vec<String> = cycle.iter().chain(cycle.first()).map(name).collect();
+                let detail = format!("these jobs wait for each other: {}", path.join(" after "));
+                Err(Error::invalid("flow.cycle", detail))
+            }
+        }
+    }
+}
+
+/// Some jobs that wait for each other in a circle. `before[n]` are the jobs that job n waits for.
+fn cycle(before: &[Vec<usize>]) -> Option<Vec<usize>> {
+    let mut waits: Vec<usize> = before.iter().map(Vec::len).collect();
+    let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); before.len()];
+    for (index, jobs) in before.iter().enumerate() {
+        for job in jobs {
+            dependents[*job].push(index);
+        }
+    }
+    let mut free: Vec<usize> = (0..before.len()).filter(|index| waits[*index] == 0).collect();
+    while let Some(index) = free.pop() {
+        for dependent in &dependents[index] {
+            waits[*dependent] -= 1;
+            if waits[*dependent] == 0 {
+                free.push(*dependent);
+            }
+        }
+    }
+    // Whoever is left waits for somebody who is left, so walking on comes back to where it has been.
+    let mut path = vec![waits.iter().position(|waits| *waits > 0)?];
+    loop {
+        let next = *before[*path.last()?].iter().find(|job| waits[**job] > 0)?;
+        if let Some(begin) = path.iter().position(|index| *index == next) {
+            return Some(path.split_off(begin));
+        }
+        path.push(next);
+    }
+}

@@ -1,0 +1,391 @@
+//! What ties jobs together: who waits for whom, what follows when a job has ended, and flows.
+
+use std::collections::{HashMap, HashSet};
+
+use tidewire_core::commit::{After, FlowHead};
+use tidewire_core::job::{Job, OnFailure, State};
+use tidewire_core::store::Moment;
+use tidewire_core::{Id, Result, Timestamp};
+
+use crate::rows::{Edge, FlowRow, JobRow, Keys, Member, NameId, Rows, Seq};
+use crate::writer::Writer;
+
+/// A job of a commit and whom it waits for.
+pub(crate) struct Tie {
+    /// The id that was asked for.
+    pub(crate) asked: Id,
+    /// The id of the job that stands for it: its own, or that of one with its unique key.
+    pub(crate) id: Id,
+    pub(crate) is_new: bool,
+    pub(crate) after: Vec<After>,
+}
+
+/// How many keys one turn looks through for jobs that may go on after a limit was changed; the next turn goes on.
+const KEYS_AT_ONCE: usize = 256;
+
+impl<R: Rows> Writer<R> {
+    /// Whether somebody wants to know of a moment in the life of a job.
+    pub(crate) fn cares(&self, moment: Moment, job: &Job) -> bool {
+        let Some(lifecycle) = &self.lifecycle else { return false };
+        !job.rare.as_ref().is_some_and(|rare| rare.system) && lifecycle.cares(moment, job)
+    }
+
+    /// Commits what follows from a moment in the life of a job.
+    pub(crate) fn tell(&mut self, moment: Moment, job: &Job) -> Result<()> {
+        if !self.cares(moment, job) {
+            return Ok(());
+        }
+        let Some(lifecycle) = self.lifecycle.clone() else { return Ok(()) };
+        let Some(commit) = lifecycle.follows(moment, job, self.now) else { return Ok(()) };
+        let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
+        // One whose dedup key is known is an alert that was given a while ago.
+        if self.known(tenant, &commit)?.is_none() {
+            self.write(tenant, commit)?;
+        }
+        Ok(())
+    }
+
+    /// Changes what changes over the life of a job that is not final, wherever it is held. Answers the changed row.
+    pub(crate) fn alter(&mut self, seq: Seq, change: impl Fn(&mut JobRow)) -> Result<Option<JobRow>> {
+        self.alter_with(seq, change, R::update_job)
+    }
+
+    /// Changes anything about a job that waits.
+    pub(crate) fn alter_all(&mut self, seq: Seq, change: impl Fn(&mut JobRow)) -> Result<Option<JobRow>> {
+        self.alter_with(seq, change, R::replace_job)
+    }
+
+    fn alter_with(
+        &mut self,
+        seq: Seq,
+        change: impl Fn(&mut JobRow),
+        write: fn(&mut R, &JobRow) -> Result<()>,
+    ) -> Result<Option<JobRow>> {
+        let leased = self.leases.of(seq).map(|lease| {
+            change(&mut lease.row);
+            lease.row.clone()
+        });
+        if let Some(row) = self.fresh_row(seq) {
+            change(row);
+            return Ok(Some(row.clone()));
+        }
+        let row = match leased {
+            Some(row) => row,
+            None => {
+                let known = self.recent.take(seq);
+                let Some(mut row) = known.map_or_else(|| self.rows.job(seq), |row| Ok(Some(row)))? else {
+                    return Ok(None);
+                };
+                change(&mut row);
+                row
+            }
+        };
+        write(&mut self.rows, &row)?;
+        Ok(Some(row))
+    }
+
+    /// Makes a job that was just enqueued wait for others, each with whether its failure is ignored. One that has nothing left to wait
+    /// for goes on at once; one that waits for a failed job is cancelled.
+    pub(crate) fn tie(&mut self, child: Seq, after: &[(Seq, bool)]) -> Result<()> {
+        self.write_fresh()?;
+        let mut waits_for = 0;
+        let mut failed = None;
+        let mut seen: HashSet<Seq> = HashSet::new();
+        for (parent, ignores_failure) in after.iter().copied() {
+            if parent == child || !seen.insert(parent) {
+                continue;
+            }
+            let Some(row) = self.job_row(parent)? else { continue };
+            self.rows.add_edge(Edge { child, parent, ignores_failure })?;
+            if !row.job.state.is_final() {
+                waits_for += 1;
+                if !row.job.rare.as_ref().is_some_and(|rare| rare.has_dependents) {
+                    self.alter(parent, |row| row.job.rare_mut().has_dependents = true)?;
+                }
+                continue;
+            }
+            self.rows.end_edges(parent, &row.job)?;
+            if row.job.state != State::Completed && !ignores_failure {
+                failed = Some(row.job);
+            }
+        }
+        let child = self.alter(child, |row| {
+            let rare = row.job.rare_mut();
+            (rare.waits_for, rare.has_parents) = (waits_for, true);
+        })?;
+        let Some(child) = child else { return Ok(()) };
+        match failed {
+            Some(parent) => self.take_back(child, &not_completed(&parent)),
+            None if waits_for == 0 => self.unblock(child.seq),
+            None => Ok(()),
+        }
+    }
+
+    /// A blocked job goes on: it is pending, or scheduled if it was told to run later.
+    pub(crate) fn unblock(&mut self, seq: Seq) -> Result<()> {
+        let now = self.now;
+        let row = self.alter(seq, |row| {
+            row.job.state = if row.job.run_at > now { State::Scheduled } else { State::Pending };
+        })?;
+        if let Some(row) = row {
+            self.counts.moved(row.keys, Some(State::Blocked), Some(row.job.state));
+            self.place(&row)?;
+        }
+        Ok(())
+    }
+
+    /// Cancels a job that is not running, and what follows from that.
+    pub(crate) fn take_back(&mut self, row: JobRow, why: &str) -> Result<()> {
+        if let Some(row) = self.cancel_waiting(&row, why)? {
+            self.job_ended(&row)?;
+        }
+        Ok(())
+    }
+
+    fn cancel_waiting(&mut self, row: &JobRow, why: &str) -> Result<Option<JobRow>> {
+        let now = self.now;
+        let ended = self.alter(row.seq, |row| {
+            row.job.state = State::Cancelled;
+            row.job.finished_at = Some(now);
+            row.job.error = Some(why.into());
+        })?;
+        self.counts.moved(row.keys, Some(row.job.state), Some(State::Cancelled));
+        Ok(ended)
+    }
+
+    /// What follows from a job that has reached a final state: its unique key is free, those that wait for it go on or are cancelled, its
+    /// flow is further, and whoever wants to know is told.
+    pub(crate) fn job_ended(&mut self, row: &JobRow) -> Result<()> {
+        if row.job.rare.is_none() {
+            return self.tell(ended_moment(row.job.state), &row.job);
+        }
+        // A list and not a recursion: a chain of ten thousand jobs may end at once.
+        let mut ended = vec![row.clone()];
+        while let Some(row) = ended.pop() {
+            self.tell(ended_moment(row.job.state), &row.job)?;
+            let Some(rare) = &row.job.rare else { continue };
+            if let Some(unique) = &rare.unique {
+                self.free_unique(row.keys, row.seq, &unique.key)?;
+            }
+            if rare.has_dependents {
+                self.free_dependents(&row, &mut ended)?;
+            }
+            if let Some(flow) = &rare.flow {
+                self.member_ended(&row, flow)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn free_unique(&mut self, keys: Keys, seq: Seq, key: &str) -> Result<()> {
+        match self.rows.unique(keys.tenant, keys.kind, key)? {
+            Some(taken) if taken.seq == seq && taken.until.is_none_or(|until| until <= self.now) => {
+                self.rows.delete_unique(keys.tenant, keys.kind, key)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn free_dependents(&mut self, parent: &JobRow, ended: &mut Vec<JobRow>) -> Result<()> {
+        self.write_fresh()?;
+        let edges = self.rows.dependents(parent.seq)?;
+        self.rows.end_edges(parent.seq, &parent.job)?;
+        for edge in edges {
+            let Some(child) = self.job_row(edge.child)?.filter(|child| child.job.state == State::Blocked) else {
+                continue;
+            };
+            if parent.job.state != State::Completed && !edge.ignores_failure {
+                ended.extend(self.cancel_waiting(&child, &not_completed(&parent.job))?);
+                continue;
+            }
+            let child = self.alter(edge.child, |row| {
+                let rare = row.job.rare_mut();
+                rare.waits_for = rare.waits_for.saturating_sub(1);
+            })?;
+            if child.is_some_and(|child| child.job.rare.is_some_and(|rare| rare.waits_for == 0)) {
+                self.unblock(edge.child)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ties the jobs of a commit, all of which are enqueued, to those they wait for, and makes their flow of them.
+    pub(crate) fn tie_all(&mut self, tenant: NameId, flow: Option<&FlowHead>, ties: &[Tie]) -> Result<()> {
+        let mut seqs: HashMap<&Id, Seq> = HashMap::new();
+        for tie in ties {
+            if let Some(seq) = self.find_job(tenant, &tie.id)? {
+                seqs.insert(&tie.asked, seq);
+            }
+        }
+        // A job with a known id or unique key keeps its own ties and its own flow.
+        let new = || ties.iter().filter(|tie| tie.is_new);
+        if let Some(head) = flow {
+            let mut flow = self.rows.add_flow(tenant, &head.id, head.name.as_deref(), self.now)?;
+            for tie in new() {
+                if let Some(seq) = seqs.get(&tie.asked) {
+                    self.join(&mut flow, *seq)?;
+                }
+            }
+            if flow.unfinished == 0 {
+                self.end_flow(&mut flow)?;
+            }
+            self.rows.update_flow(&flow)?;
+        }
+        for tie in new().filter(|tie| !tie.after.is_empty()) {
+            let Some(child) = seqs.get(&tie.asked).copied() else { continue };
+            let mut after = Vec::with_capacity(tie.after.len());
+            for parent in &tie.after {
+                let seq = match seqs.get(&parent.id) {
+                    Some(seq) => Some(*seq),
+                    None => self.find_job(tenant, &parent.id)?,
+                };
+                after.extend(seq.map(|seq| (seq, parent.ignores_failure)));
+            }
+            self.tie(child, &after)?;
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, flow: &mut FlowRow, seq: Seq) -> Result<()> {
+        let Some(row) = self.job_row(seq)? else { return Ok(()) };
+        let rare = row.job.rare.as_deref();
+        let compensates = rare.and_then(|rare| rare.compensates.clone());
+        let member = Member {
+            seq,
+            id: row.job.id.clone(),
+            reference: rare.and_then(|rare| rare.reference.clone()),
+            kind: row.job.kind.clone(),
+            compensates: compensates.clone(),
+            ended: None,
+        };
+        self.rows.add_member(flow.number, &member)?;
+        if row.job.state.is_final() {
+            self.rows.end_member(flow.number, seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
+        } else if compensates.is_none() {
+            flow.unfinished += 1;
+        }
+        Ok(())
+    }
+
+    fn member_ended(&mut self, row: &JobRow, id: &Id) -> Result<()> {
+        let Some(mut flow) = self.rows.flow(row.keys.tenant, id)? else { return Ok(()) };
+        self.rows.end_member(flow.number, row.seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
+        let Some(rare) = &row.job.rare else { return Ok(()) };
+        if rare.compensates.is_none() {
+            flow.unfinished = flow.unfinished.saturating_sub(1);
+            if row.job.state == State::Completed {
+                if flow.undoing {
+                    self.undo(&flow, |member| member.compensates.as_ref() == Some(&row.job.id))?;
+                }
+            } else {
+                flow.failed += 1;
+                if rare.on_failure == OnFailure::Compensate && !flow.undoing {
+                    flow.undoing = true;
+                    self.undo(&flow, |_| true)?;
+                }
+            }
+        }
+        if flow.unfinished == 0 {
+            self.end_flow(&mut flow)?;
+        }
+        self.rows.update_flow(&flow)
+    }
+
+    /// Lets those compensating jobs go on whose job has completed, the last completed first and one after the other.
+    fn undo(&mut self, flow: &FlowRow, wanted: impl Fn(&Member) -> bool) -> Result<()> {
+        let members = self.rows.members(flow.number)?;
+        let completed: HashMap<&Id, Timestamp> = members
+            .iter()
+            .filter_map(|member| match member.ended {
+                Some((State::Completed, at)) => Some((&member.id, at)),
+                _ => None,
+            })
+            .collect();
+        let undoes = |member: &Member| Some((*completed.get(member.compensates.as_ref()?)?, member.seq));
+        let mut order: Vec<(Timestamp, Seq)> =
+            members.iter().filter(|member| member.ended.is_none() && wanted(member)).filter_map(undoes).collect();
+        order.sort_unstable_by(|one, other| other.cmp(one));
+        let mut before: Option<Seq> = None;
+        for (_, seq) in order {
+            match before {
+                None => self.unblock(seq)?,
+                Some(before) => self.tie(seq, &[(before, true)])?,
+            }
+            before = Some(seq);
+        }
+        Ok(())
+    }
+
+    /// All jobs of a flow have ended, but perhaps for those that undo others. Those that have nothing to undo are forgotten.
+    fn end_flow(&mut self, flow: &mut FlowRow) -> Result<()> {
+        let members = self.rows.members(flow.number)?;
+        let mut is_undoing = false;
+        for member in members.iter().filter(|member| member.compensates.is_some() && member.ended.is_none()) {
+            let undone = members.iter().find(|other| Some(&other.id) == member.compensates.as_ref());
+            let has_completed =
+                undone.and_then(|undone| undone.ended).is_some_and(|(state, _)| state == State::Completed);
+            if flow.undoing && has_completed {
+                is_undoing = true;
+                continue;
+            }
+            self.rows.delete_member(flow.number, member.seq)?;
+            self.write_fresh()?;
+            if let Some(row) = self.job_row(member.seq)? {
+                self.recent.take(member.seq);
+                self.counts.moved(row.keys, Some(row.job.state), None);
+                self.rows.delete_beside(member.seq)?;
+                self.rows.delete_job(member.seq)?;
+            }
+        }
+        if !is_undoing {
+            flow.finished_at = Some(self.now);
+        }
+        Ok(())
+    }
+
+    /// Lets the next blocked jobs of a key go on, as many as its limit allows and at most [`KEYS_AT_ONCE`]. Answers how many.
+    pub(crate) fn free_key(&mut self, queue: NameId, tenant: NameId, key: &str) -> Result<usize> {
+        self.write_fresh()?;
+        let most =
+            self.dispatch.limits(queue).and_then(|limits| limits.per_key).map_or(usize::MAX, |most| most as usize);
+        let free = most.saturating_sub(self.leases.running_of_key(queue, tenant, key)).min(KEYS_AT_ONCE);
+        let blocked = self.rows.blocked_of_key(queue, tenant, key, free)?;
+        for seq in &blocked {
+            self.unblock(*seq)?;
+        }
+        Ok(blocked.len())
+    }
+
+    /// Lets jobs go on that their key's limit held back before it was changed, or before a restart. Some in each turn.
+    pub(crate) fn free_keys(&mut self) -> Result<()> {
+        let Some((queue, (tenant, key))) = self.loose_keys.pop_first() else { return Ok(()) };
+        self.write_fresh()?;
+        let keys = self.rows.blocked_keys(queue, (tenant, &key), KEYS_AT_ONCE)?;
+        let is_all = keys.len() < KEYS_AT_ONCE;
+        let mut done = (tenant, key);
+        for (tenant, key) in keys {
+            if self.free_key(queue, tenant, &key)? >= KEYS_AT_ONCE {
+                // It may have more, so it is looked at again.
+                self.loose_keys.insert(queue, done);
+                return Ok(());
+            }
+            done = (tenant, key);
+        }
+        if !is_all {
+            self.loose_keys.insert(queue, done);
+        }
+        Ok(())
+    }
+}
+
+fn ended_moment(state: State) -> Moment {
+    match state {
+        State::Completed => Moment::Completed,
+        State::Cancelled => Moment::Cancelled,
+        _ => Moment::Failed,
+    }
+}
+
+fn not_completed(parent: &Job) -> String {
+    format!("job {}, which it waits for, is {}", parent.id, parent.state)
+}

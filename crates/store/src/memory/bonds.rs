@@ -1,0 +1,140 @@
+//! Unique keys, who waits for whom, and flows, in maps.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tidewire_core::job::{Job, State};
+use tidewire_core::store::Parent;
+use tidewire_core::{Id, Result, Timestamp};
+
+use super::MemoryRows;
+use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken};
+
+/// The tables of this part.
+#[derive(Default)]
+pub(super) struct BondTables {
+    pub(super) uniques: HashMap<(NameId, NameId, String), Taken>,
+    /// By child and parent: whether the failure of the parent is ignored, and how it ended.
+    pub(super) edges: BTreeMap<(Seq, Seq), (bool, Option<Parent>)>,
+    pub(super) flows: Vec<FlowEntry>,
+}
+
+/// A flow; its number is its place in the list, from 1 on.
+pub(super) struct FlowEntry {
+    pub(super) tenant: NameId,
+    pub(super) id: Id,
+    pub(super) name: Option<Box<str>>,
+    pub(super) created_at: Timestamp,
+    pub(super) row: FlowRow,
+    pub(super) members: BTreeMap<Seq, Member>,
+}
+
+impl BondTables {
+    pub(super) fn flow(&self, tenant: NameId, id: &Id) -> Option<&FlowEntry> {
+        self.flows.iter().find(|flow| flow.tenant == tenant && flow.id == *id)
+    }
+
+    fn entry(&mut self, number: FlowNumber) -> Option<&mut FlowEntry> {
+        self.flows.get_mut(usize::try_from(number - 1).ok()?)
+    }
+
+    /// The jobs that `child` waits or waited for.
+    pub(super) fn before(&self, child: Seq) -> impl Iterator<Item = Seq> + '_ {
+        self.edges.range((child, Seq::MIN)..=(child, Seq::MAX)).map(|((_, parent), _)| *parent)
+    }
+}
+
+impl Bonds for MemoryRows {
+    fn unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<Option<Taken>> {
+        Ok(self.tables().bonds.uniques.get(&(tenant, kind, key.to_owned())).copied())
+    }
+
+    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: Taken) -> Result<()> {
+        self.tables().bonds.uniques.insert((tenant, kind, key.to_owned()), taken);
+        Ok(())
+    }
+
+    fn delete_unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<()> {
+        self.tables().bonds.uniques.remove(&(tenant, kind, key.to_owned()));
+        Ok(())
+    }
+
+    fn add_edge(&mut self, edge: Edge) -> Result<()> {
+        self.tables().bonds.edges.entry((edge.child, edge.parent)).or_insert((edge.ignores_failure, None));
+        Ok(())
+    }
+
+    fn dependents(&mut self, parent: Seq) -> Result<Vec<Edge>> {
+        let edges = self.tables().bonds.edges.iter();
+        let open = edges.filter(|((_, of), (_, ended))| *of == parent && ended.is_none());
+        Ok(open
+            .map(|((child, _), (ignores_failure, _))| Edge { child: *child, parent, ignores_failure: *ignores_failure })
+            .collect())
+    }
+
+    fn end_edges(&mut self, parent: Seq, outcome: &Job) -> Result<()> {
+        let ended = Parent {
+            id: outcome.id.clone(),
+            reference: outcome.rare.as_ref().and_then(|rare| rare.reference.clone()),
+            kind: outcome.kind.clone(),
+            state: outcome.state,
+            result: outcome.result.clone(),
+            error: outcome.error.clone().filter(|_| outcome.state != State::Completed),
+        };
+        for ((_, of), (_, end)) in &mut self.tables().bonds.edges {
+            if *of == parent && end.is_none() {
+                *end = Some(ended.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>> {
+        let edges = self.tables().bonds.edges.range((child, Seq::MIN)..=(child, Seq::MAX));
+        Ok(edges.filter_map(|(_, (_, ended))| ended.clone()).take(limit).collect())
+    }
+
+    fn flow(&mut self, tenant: NameId, id: &Id) -> Result<Option<FlowRow>> {
+        Ok(self.tables().bonds.flow(tenant, id).map(|flow| flow.row.clone()))
+    }
+
+    fn add_flow(&mut self, tenant: NameId, id: &Id, name: Option<&str>, at: Timestamp) -> Result<FlowRow> {
+        let flows = &mut self.tables().bonds.flows;
+        let number = FlowNumber::try_from(flows.len() + 1).unwrap_or(FlowNumber::MAX);
+        let row = FlowRow { number, unfinished: 0, failed: 0, undoing: false, finished_at: None };
+        let (id, name) = (id.clone(), name.map(Into::into));
+        flows.push(FlowEntry { tenant, id, name, created_at: at, row: row.clone(), members: BTreeMap::new() });
+        Ok(row)
+    }
+
+    fn update_flow(&mut self, flow: &FlowRow) -> Result<()> {
+        if let Some(entry) = self.tables().bonds.entry(flow.number) {
+            entry.row = flow.clone();
+        }
+        Ok(())
+    }
+
+    fn add_member(&mut self, flow: FlowNumber, member: &Member) -> Result<()> {
+        if let Some(entry) = self.tables().bonds.entry(flow) {
+            entry.members.entry(member.seq).or_insert_with(|| member.clone());
+        }
+        Ok(())
+    }
+
+    fn end_member(&mut self, flow: FlowNumber, seq: Seq, state: State, at: Timestamp) -> Result<()> {
+        if let Some(member) = self.tables().bonds.entry(flow).and_then(|entry| entry.members.get_mut(&seq)) {
+            member.ended = Some((state, at));
+        }
+        Ok(())
+    }
+
+    fn delete_member(&mut self, flow: FlowNumber, seq: Seq) -> Result<()> {
+        if let Some(entry) = self.tables().bonds.entry(flow) {
+            entry.members.remove(&seq);
+        }
+        Ok(())
+    }
+
+    fn members(&mut self, flow: FlowNumber) -> Result<Vec<Member>> {
+        Ok(self.tables().bonds.entry(flow).map(|entry| entry.members.values().cloned().collect()).unwrap_or_default())
+    }
+}
