@@ -173,7 +173,7 @@ impl<R: Rows> Writer<R> {
             }
         };
         let leased = Leased { job: row.job.clone(), lease: Token { seq, nonce }.encode(), expires: until };
-        self.dispatch.started(row.keys.queue, self.now);
+        self.dispatch.started(row.keys.queue, row.keys.tenant, self.now);
         self.claimed.push(seq);
         self.leases.insert(Lease { row, nonce, until, batch: self.batch });
         Ok(Some(leased))
@@ -256,7 +256,7 @@ impl<R: Rows> Writer<R> {
             self.rows.delete_claims(batch)?;
         }
         let mut row = lease.row;
-        self.dispatch.ended(row.keys.queue);
+        self.dispatch.ended(row.keys.queue, row.keys.tenant);
         let run = Run { attempt: row.job.attempt, attempts: row.job.attempts, backoff: row.job.backoff.clone() };
         let fate = fate(&run, self.now);
         self.write_fate(&mut row, fate)
@@ -397,7 +397,7 @@ impl<R: Rows> Writer<R> {
                     self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;
-                    self.dispatch.started(row.keys.queue, self.now);
+                    self.dispatch.started(row.keys.queue, row.keys.tenant, self.now);
                     let Holder { nonce, until, .. } = holder;
                     self.leases.insert(Lease { row, nonce, until, batch });
                 }

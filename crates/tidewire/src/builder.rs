@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewire_core::catalog::{Catalog, JobType, Keep, LoadError, Pattern, load};
+use tidewire_core::catalog::{Catalog, JobType, LoadError, Pattern, load};
 use tidewire_core::commit::{Expander, Subscription};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::store::{QueueLimits, Store};
@@ -231,6 +231,7 @@ fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec
             backoff: tidewire_core::retry::Backoff::default(),
             timeout: Duration::from_secs(60),
             delay: None,
+            key: None,
             run: None,
             data: None,
             description: format!("Handles {on}."),
@@ -242,20 +243,8 @@ fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec
 
 /// What the store enforces for the catalog's queues and for that of the durable handlers.
 fn limits(catalog: &Catalog) -> BTreeMap<Arc<str>, QueueLimits> {
-    let handlers = QueueLimits {
-        global: None,
-        rate: None,
-        keep_completed: Keep::Count(1_000),
-        keep_failed: Keep::Age(Duration::from_secs(30 * 24 * 3600)),
-    };
-    let limit = |queue: &tidewire_core::catalog::Queue| QueueLimits {
-        global: queue.global,
-        rate: queue.rate,
-        keep_completed: queue.keep_completed,
-        keep_failed: queue.keep_failed,
-    };
-    let declared = catalog.queues.values().map(|queue| (queue.name.clone(), limit(queue)));
-    [(HANDLER_QUEUE.into(), handlers)].into_iter().chain(declared).collect()
+    let declared = catalog.queues.values().map(|queue| (queue.name.clone(), queue.limits()));
+    [(HANDLER_QUEUE.into(), QueueLimits::default())].into_iter().chain(declared).collect()
 }
 
 fn open(
