@@ -256,54 +256,42 @@ pub struct Page<T> {
 pub type Counts = BTreeMap<Arc<str>, BTreeMap<State, u64>>;
 
 /// What the engine enforces for a queue. Everything else about a queue is the runtime's.
+///
+/// An absent limit limits nothing. A job that a limit holds back waits: it uses no attempt, and holds back nobody but its like.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QueueLimits {
     /// Jobs at once over all processes.
     pub global: Option<u32>,
-    /// Jobs at once of one tenant.
+    /// Jobs at once of one tenant, unless the tenant has its own number.
     pub per_tenant: Option<u32>,
     /// Jobs at once of one key of one tenant.
     pub per_key: Option<u32>,
     /// Starts per time over all processes.
     pub rate: Option<Rate>,
-    /// Starts per time of one tenant.
+    /// Starts per time of one tenant, unless the tenant has its own rate.
     pub rate_per_tenant: Option<Rate>,
     /// Starts per time of one key of one tenant.
     pub rate_per_key: Option<Rate>,
-    /// Waiting jobs of one tenant.
+    /// Waiting jobs of one tenant, unless the tenant has its own number. More are refused.
     pub backlog: Option<u64>,
-    /// A waiting job gains one priority for each of these.
+    /// A waiting job gains one priority for each of these, up to the first. Longer than nothing.
     pub aging: Option<Duration>,
-    /// Whether no job is given out.
+    /// Whether no job starts. Those that run go on.
     pub paused: bool,
-    /// After a job has taken so many workers with it, it is dead.
+    /// A job that lost so many workers is dead, whatever its attempts.
     pub poison: u16,
-    /// Between the soft and the hard end of a run.
+    /// The time between the soft and the hard end of a run.
     pub grace: Duration,
     /// Completed jobs kept.
     pub keep_completed: Keep,
     /// Dead letters kept.
     pub keep_failed: Keep,
-    /// What is different for some tenants.
+    /// The tenants that are treated otherwise.
     pub tenants: BTreeMap<TenantId, TenantLimits>,
 }
 
-/// What is different for a tenant in a queue.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TenantLimits {
-    /// Its share of the turns, 1 to 1,000. Default 1.
-    pub weight: Option<u32>,
-    /// Jobs at once, instead of the queue's `per_tenant`.
-    pub at_once: Option<u32>,
-    /// Starts per time, instead of the queue's `rate_per_tenant`.
-    pub rate: Option<Rate>,
-    /// Waiting jobs, instead of the queue's `backlog`.
-    pub backlog: Option<u64>,
-    /// Whether none of its jobs is given out.
-    pub paused: bool,
-}
-
 impl Default for QueueLimits {
+    /// No limits; the last 1,000 completed jobs and 30 days of dead letters are kept; dead after three lost workers; 10 s of grace.
     fn default() -> Self {
         Self {
             global: None,
@@ -402,6 +390,26 @@ pub struct FlowJob {
     pub finished_at: Option<Timestamp>,
 }
 
+/// What is different for one tenant in a queue. An absent value is the queue's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TenantLimits {
+    /// How many turns it gets for each turn of a tenant of weight 1, from 1 to [`TenantLimits::MAX_WEIGHT`]. Absent means 1.
+    pub weight: Option<u32>,
+    /// Its jobs at once.
+    pub at_once: Option<u32>,
+    /// Its starts per time.
+    pub rate: Option<Rate>,
+    /// Its waiting jobs.
+    pub backlog: Option<u64>,
+    /// Whether none of its jobs starts. Those that run go on.
+    pub paused: bool,
+}
+
+impl TenantLimits {
+    /// The most turns for one of a tenant of weight 1. A larger weight is taken as this.
+    pub const MAX_WEIGHT: u32 = 1_000;
+}
+
 /// Jobs: dispatch, leases and control.
 pub trait Jobs: Send + Sync {
     /// Says what follows from the lives of jobs. Only the last one that was given is asked.
@@ -410,8 +418,8 @@ pub trait Jobs: Send + Sync {
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
     /// Sets what the engine enforces for each queue, from now on.
     fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()>;
-    /// Leases due jobs: by priority, fair over tenants inside a priority, first in first out inside a tenant. Waits up to
-    /// `claim.wait` for the first. Dropping the call gives back what it had been given. Code `store.busy` when too many wait.
+    /// Leases due jobs: by priority, fair over tenants by their weights inside a priority, first in first out inside a tenant,
+    /// within the limits of their queue. Waits up to `claim.wait` for the first. Dropping the call gives back what it had been given. Code `store.busy` when too many wait.
     fn claim(&self, claim: Claim) -> Answer<'_, Vec<Leased>>;
     /// Ends a run. Code `job.lease_lost` when the lease is no longer held; then nothing of it is written.
     fn settle(&self, settle: Settle) -> Answer<'_, Settled>;

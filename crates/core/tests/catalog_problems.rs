@@ -357,7 +357,6 @@ conflate = "{id}"
 [events.unheard]
 [queues.empty]
 [queues.q]
-perTenant = 2
 [jobs.j]
 queue = "q"
 data = { id = "string" }
@@ -392,7 +391,6 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
             "warning: schedule \"s\": data.id: expected string, got nothing, but the job \"j\" needs it",
             "note: event \"heard\": conflate is not applied by this build, every value is sent",
             "note: job \"k\": no rule and no schedule enqueues it, so the app has to",
-            "note: queue \"q\": perTenant is not enforced by this build",
             "note: role \"ghost\": declared but no expression asks for it",
         ]
     );

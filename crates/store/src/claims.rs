@@ -241,7 +241,7 @@ impl<R: Rows> Writer<R> {
         }
         let lease = Token { seq: row.seq, nonce }.encode();
         let leased = Leased { job: row.job.clone(), lease, expires: until, parents };
-        self.dispatch.started(row.keys.queue, self.now);
+        self.dispatch.started(row.keys.queue, row.keys.tenant, self.now);
         self.claimed.push(row.seq);
         self.leases.insert(Lease { row, nonce, until, batch: self.batch });
         Ok(leased)
@@ -332,7 +332,7 @@ impl<R: Rows> Writer<R> {
             self.rows.delete_claims(batch)?;
         }
         let mut row = lease.row;
-        self.dispatch.ended(row.keys.queue);
+        self.dispatch.ended(row.keys.queue, row.keys.tenant);
         let fate = fate(&Run::of(&row.job), self.now);
         let state = self.write_fate(&mut row, fate)?;
         if let Some(key) = row.job.key() {
@@ -519,7 +519,7 @@ impl<R: Rows> Writer<R> {
                     self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;
-                    self.dispatch.started(row.keys.queue, self.now);
+                    self.dispatch.started(row.keys.queue, row.keys.tenant, self.now);
                     let Holder { nonce, until, .. } = holder;
                     self.leases.insert(Lease { row, nonce, until, batch });
                 }

@@ -1,8 +1,7 @@
 //! What operators do: change one job, set limits, and forget what is old.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidewire_core::catalog::Keep;
 use tidewire_core::job::{Job, State};
@@ -16,10 +15,6 @@ use crate::writer::{Outcome, Writer};
 
 /// How many old jobs one purge deletes per queue, and how many expired keys of each kind; the next one goes on, and soon.
 pub(crate) const PURGE_AT_ONCE: usize = 5_000;
-
-/// What a queue without limits keeps: the same as one whose catalog says nothing.
-const KEEP_COMPLETED: Keep = Keep::Count(1_000);
-const KEEP_FAILED: Keep = Keep::Age(Duration::from_secs(30 * 86_400));
 
 impl<R: Rows> Writer<R> {
     /// Changes one job.
@@ -98,7 +93,11 @@ impl<R: Rows> Writer<R> {
             self.bounds_backlogs |=
                 limits.backlog.is_some() || limits.tenants.values().any(|own| own.backlog.is_some());
             self.loose_keys.insert(queue, Default::default());
-            self.dispatch.limit(queue, limits);
+            let mut tenants = HashMap::new();
+            for (tenant, limits) in &limits.tenants {
+                tenants.insert(self.names.tenant(&mut self.rows, tenant)?, limits.clone());
+            }
+            self.dispatch.limit(queue, limits, tenants);
         }
         Ok(())
     }
@@ -107,12 +106,12 @@ impl<R: Rows> Writer<R> {
     ///
     /// Goes by the queues that have such jobs: one that left the catalog, or that nobody set limits for, keeps what is usual.
     pub(crate) fn purge_jobs(&mut self) -> Result<bool> {
+        let usual = QueueLimits::default();
         let mut is_more = false;
         for queue in self.rows.ended_queues()? {
-            let limits = self.dispatch.limits(queue);
-            let completed = limits.map_or(KEEP_COMPLETED, |limits| limits.keep_completed);
-            let failed = limits.map_or(KEEP_FAILED, |limits| limits.keep_failed);
-            for (ended, keep) in [(Ended::Completed, completed), (Ended::Failed, failed)] {
+            let limits = self.dispatch.limits(queue).unwrap_or(&usual);
+            let keeps = [(Ended::Completed, limits.keep_completed), (Ended::Failed, limits.keep_failed)];
+            for (ended, keep) in keeps {
                 let old = match keep {
                     Keep::Age(age) => self.rows.ended_before(queue, ended, self.now - age, PURGE_AT_ONCE)?,
                     Keep::Count(keep) => self.rows.ended_beyond(queue, ended, keep as usize, PURGE_AT_ONCE)?,

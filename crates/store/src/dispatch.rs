@@ -1,19 +1,30 @@
 //! Which job is next: the dispatch heads.
 //!
 //! Pending jobs wait in lanes, one for each queue, type, priority and tenant. Memory holds the first [`WINDOW`] places of each lane;
-//! the rest stays on disk and is read when the window has drained. Inside a priority the tenant that had its turn longest ago is next,
-//! whatever the types of its jobs are, so that each gets its turn however long the line of another is.
+//! the rest stays on disk and is read when the window has drained. Inside a priority tenants take turns by their weights, whatever
+//! the types of their jobs are, so that each gets its turn however long the line of another is.
+//!
+//! A tenant that may not start a job is taken out of the order when its turn comes, and put back when what held it is over. So it
+//! costs one look for each time that it is held, however many are held and however long.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod order;
+mod tenant;
+
+use std::collections::{BTreeSet, HashMap};
 
 use tidewire_core::Timestamp;
 use tidewire_core::limit::RateState;
-use tidewire_core::store::QueueLimits;
+use tidewire_core::store::{QueueLimits, TenantLimits};
 
+use self::order::Order;
+use self::tenant::{Bounds, Hold, Tenant};
 use crate::rows::{Keys, LaneKey, NameId, Place};
 
-/// How many places of a lane are held in memory.
-pub(crate) const WINDOW: usize = 1_024;
+/// How many places of a lane are held in memory: 4 KiB, so that 10,000 tenants with long lanes take 40 MiB.
+pub(crate) const WINDOW: usize = 256;
+
+/// How many idle tenants a queue remembers beyond twice those that are not, before they are forgotten together.
+const IDLE_SLACK: usize = 1_024;
 
 /// The heads of every queue.
 #[derive(Default)]
@@ -21,34 +32,29 @@ pub(crate) struct Dispatch {
     queues: HashMap<NameId, QueueHeads>,
 }
 
-/// One queue: its lanes, what runs, and its limits.
+/// One queue: its tenants with their lanes, what runs, and its limits.
 #[derive(Default)]
-pub(crate) struct QueueHeads {
-    types: BTreeMap<NameId, [Ring; 5]>,
+struct QueueHeads {
+    tenants: HashMap<NameId, Tenant>,
+    /// The tenants with work that are not held.
+    order: Order,
     limits: Option<QueueLimits>,
+    tenant_limits: HashMap<NameId, TenantLimits>,
     rate: RateState,
     running: u32,
     /// Lanes that may have pending jobs.
     ready_lanes: usize,
-    /// The number of the last turn that was given.
-    turn: u64,
-}
-
-/// The tenants that have pending jobs of one type and priority.
-#[derive(Default)]
-struct Ring {
-    /// Tenants by the number of their last turn: the first had it longest ago.
-    turns: BTreeMap<u64, NameId>,
-    lanes: HashMap<NameId, Lane>,
-}
-
-/// The first places of one lane.
-struct Lane {
-    /// The last turn of its tenant, the same in all the tenant's lanes of one priority.
-    turn: u64,
-    window: VecDeque<Place>,
-    /// Whether the window holds every pending job of the lane.
-    complete: bool,
+    /// How many tenants with work are held.
+    held: usize,
+    /// When the tenants that their rate holds may go on.
+    releases: BTreeSet<(Timestamp, NameId)>,
+    /// The time when somebody last asked.
+    now: Timestamp,
+    /// How many tenants there are when idle ones are forgotten.
+    sweep_at: usize,
+    /// How many tenants were looked at, for tests of what a look costs.
+    #[cfg(test)]
+    looks: usize,
 }
 
 /// What a look for the next job found.
@@ -57,7 +63,7 @@ pub(crate) enum Found {
     Job(Place),
     /// The window of this lane has drained; read more.
     Refill(LaneKey),
-    /// The queue is at a limit until then.
+    /// The queue is at a limit, or each tenant with work is: until then, or until a job ends or the limits change.
     Held(Option<Timestamp>),
     /// Nothing is pending.
     Nothing,
@@ -73,10 +79,21 @@ pub(crate) struct Wanted {
     pub(crate) kinds: Vec<NameId>,
 }
 
+/// The lane whose job may be next, and its first place unless its window has drained.
+struct Candidate {
+    tenant: NameId,
+    priority: u8,
+    kind: NameId,
+    head: Option<Place>,
+}
+
 impl Dispatch {
-    /// Sets what is enforced for a queue.
-    pub(crate) fn limit(&mut self, queue: NameId, limits: QueueLimits) {
-        self.queues.entry(queue).or_default().limits = Some(limits);
+    /// Sets what is enforced for a queue, and for tenants in it. Holds for what starts from now on.
+    pub(crate) fn limit(&mut self, queue: NameId, limits: QueueLimits, tenants: HashMap<NameId, TenantLimits>) {
+        let heads = self.queues.entry(queue).or_default();
+        heads.limits = Some(limits);
+        heads.tenant_limits = tenants;
+        heads.put_all_back(|_| true);
     }
 
     /// What is enforced for a queue.
@@ -94,253 +111,276 @@ impl Dispatch {
         self.queues.get(&queue).is_some_and(|heads| heads.ready_lanes > 0)
     }
 
+    /// When the oldest job became due whose place is known. Jobs that nobody has read since the start are not known.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the latency of a queue is not shown yet"))]
+    pub(crate) fn oldest(&self, queue: NameId) -> Option<i64> {
+        let lanes = self.queues.get(&queue)?.tenants.values().flat_map(Tenant::lanes);
+        lanes.filter_map(|lane| Some(lane.head()?.0)).min()
+    }
+
     /// A job became pending.
     pub(crate) fn push(&mut self, lane: LaneKey, place: Place) {
-        self.queues.entry(lane.keys.queue).or_default().lane(lane, true).push(place);
+        self.queues.entry(lane.keys.queue).or_default().add(lane, Some(place));
     }
 
     /// A lane has pending jobs on disk, how many is not known.
     pub(crate) fn push_unread(&mut self, lane: LaneKey) {
-        self.queues.entry(lane.keys.queue).or_default().lane(lane, false);
+        self.queues.entry(lane.keys.queue).or_default().add(lane, None);
     }
 
     /// What was read from disk for a lane: its first places, at most [`WINDOW`].
     pub(crate) fn refill(&mut self, lane: LaneKey, places: Vec<Place>) {
-        let Some(heads) = self.queues.get_mut(&lane.keys.queue) else { return };
-        let Some(rings) = heads.types.get_mut(&lane.keys.kind) else { return };
-        let ring = &mut rings[usize::from(lane.priority - 1)];
-        if places.is_empty() {
-            ring.remove(lane.keys.tenant);
-            heads.ready_lanes -= 1;
-        } else if let Some(known) = ring.lanes.get_mut(&lane.keys.tenant) {
-            known.complete = places.len() < WINDOW;
-            known.window = places.into();
+        let (Keys { tenant, queue, kind }, priority) = (lane.keys, lane.priority);
+        let Some(heads) = self.queues.get_mut(&queue) else { return };
+        let Some(known) = heads.tenants.get_mut(&tenant).and_then(|tenant| tenant.known(priority, kind)) else {
+            return;
+        };
+        known.refill(places);
+        if known.is_over() {
+            heads.drop_lane(tenant, priority, kind);
         }
     }
 
-    /// The next job of `queue` for a worker, by priority, then by the tenants' turns, then first in first out.
+    /// The next job of `queue` for a worker, by priority, then by the tenants' turns, then first in first out. With `aging`, a
+    /// priority's next job counts as of a better one the longer it has waited.
+    ///
+    /// A worker of one tenant gets that tenant's next job, within the same limits, and uses none of its turns.
     pub(crate) fn next(&mut self, queue: NameId, wanted: &Wanted, now: Timestamp) -> Found {
-        let Some(heads) = self.queues.get_mut(&queue) else { return Found::Nothing };
-        if heads.ready_lanes == 0 {
-            return Found::Nothing;
-        }
-        let limits = heads.limits.as_ref();
-        if limits.and_then(|limits| limits.global).is_some_and(|global| heads.running >= global) {
-            return Found::Held(None);
-        }
-        for priority in 1..=5_u8 {
-            let Some((kind, tenant)) = heads.first(priority, wanted) else { continue };
-            let lane = LaneKey { keys: Keys { tenant, queue, kind }, priority };
-            let rings = heads.types.get_mut(&kind).map(|rings| &mut rings[usize::from(priority - 1)]);
-            let Some(ring) = rings else { continue };
-            let Some(window) = ring.lanes.get_mut(&tenant) else { continue };
-            if window.window.is_empty() {
-                return Found::Refill(lane);
-            }
-            let mut looked_at = heads.rate;
-            if let Some(rate) = limits.and_then(|limits| limits.rate)
-                && let Err(at) = rate.take(&mut looked_at, now)
-            {
-                // It took nothing, but it knows when the clock was set back.
-                heads.rate = looked_at;
-                return Found::Held(Some(at));
-            }
-            let Some(place) = window.window.pop_front() else { continue };
-            if window.window.is_empty() && window.complete {
-                ring.remove(tenant);
-                heads.ready_lanes -= 1;
-            }
-            if wanted.tenant.is_none() {
-                heads.pass_turn(priority, tenant);
-            }
-            return Found::Job(place);
-        }
-        Found::Nothing
+        self.queues.get_mut(&queue).map_or(Found::Nothing, |heads| heads.next(queue, wanted, now))
     }
 
-    /// A job of the queue was leased: it counts for the global limit, and only now for the rate.
-    pub(crate) fn started(&mut self, queue: NameId, now: Timestamp) {
-        let heads = self.queues.entry(queue).or_default();
-        heads.running += 1;
-        if let Some(rate) = heads.limits.as_ref().and_then(|limits| limits.rate) {
-            // It was looked at before; one that a restart finds running takes what is there.
-            let _ = rate.take(&mut heads.rate, now);
-        }
+    /// A job of the queue was leased: it counts for the limits of what runs at once, and only now for the rates.
+    pub(crate) fn started(&mut self, queue: NameId, tenant: NameId, now: Timestamp) {
+        self.queues.entry(queue).or_default().started(tenant, now);
     }
 
     /// A leased job of the queue ended or went back.
-    pub(crate) fn ended(&mut self, queue: NameId) {
-        if let Some(heads) = self.queues.get_mut(&queue) {
-            heads.running = heads.running.saturating_sub(1);
+    pub(crate) fn ended(&mut self, queue: NameId, tenant: NameId) {
+        let Some(heads) = self.queues.get_mut(&queue) else { return };
+        heads.running = heads.running.saturating_sub(1);
+        let Some(known) = heads.tenants.get_mut(&tenant) else { return };
+        known.running = known.running.saturating_sub(1);
+        if known.held == Some(Hold::AtOnce) {
+            heads.put_back(tenant);
         }
     }
 }
 
 impl QueueHeads {
-    /// The lane of this name. A new one is empty; `complete` says whether that is all of it. A tenant that had no lane of this
-    /// priority stands behind all others.
-    fn lane(&mut self, name: LaneKey, complete: bool) -> &mut Lane {
-        let (index, tenant) = (usize::from(name.priority - 1), name.keys.tenant);
-        let known = self.types.values().find_map(|rings| Some(rings[index].lanes.get(&tenant)?.turn));
-        let ring = &mut self.types.entry(name.keys.kind).or_default()[index];
-        ring.lanes.entry(tenant).or_insert_with(|| {
-            let turn = known.unwrap_or(self.turn + 1);
-            self.turn = self.turn.max(turn);
-            self.ready_lanes += 1;
-            ring.turns.insert(turn, tenant);
-            Lane { turn, window: VecDeque::new(), complete }
-        })
+    fn next(&mut self, queue: NameId, wanted: &Wanted, now: Timestamp) -> Found {
+        if self.ready_lanes == 0 {
+            return Found::Nothing;
+        }
+        let limits = self.limits.as_ref();
+        let is_full = limits.and_then(|limits| limits.global).is_some_and(|global| self.running >= global);
+        if is_full || limits.is_some_and(|limits| limits.paused) {
+            return Found::Held(None);
+        }
+        self.release(now);
+        let Some(Candidate { tenant, priority, kind, head }) = self.choose(wanted, now) else {
+            return self.nothing(wanted);
+        };
+        let Some(place) = head else {
+            return Found::Refill(LaneKey { keys: Keys { tenant, queue, kind }, priority });
+        };
+        if let Some(rate) = self.limits.as_ref().and_then(|limits| limits.rate) {
+            let mut looked_at = self.rate;
+            if let Err(at) = rate.take(&mut looked_at, now) {
+                // It took nothing, but it knows when the clock was set back.
+                self.rate = looked_at;
+                return Found::Held(Some(at));
+            }
+        }
+        if wanted.tenant.is_none() {
+            self.pass_turn(tenant, priority);
+        }
+        let lane = self.tenants.get_mut(&tenant).and_then(|tenant| tenant.known(priority, kind));
+        if lane.is_some_and(|lane| {
+            lane.pop();
+            lane.is_over()
+        }) {
+            self.drop_lane(tenant, priority, kind);
+        }
+        Found::Job(place)
     }
 
-    /// The type and tenant whose turn it is at a priority: of the tenants with jobs of the types wanted, the one that had its turn
-    /// longest ago, and of its types the one whose head is oldest.
-    fn first(&self, priority: u8, wanted: &Wanted) -> Option<(NameId, NameId)> {
-        let wanted_kind = |kind: &NameId| wanted.kinds.is_empty() || wanted.kinds.contains(kind);
-        let kinds = || self.types.iter().filter(|(kind, _)| wanted_kind(kind));
-        let rings = || kinds().map(|(kind, rings)| (*kind, &rings[usize::from(priority - 1)]));
-        let tenant = match wanted.tenant {
-            Some(tenant) => tenant,
-            None => *rings().filter_map(|(_, ring)| ring.turns.first_key_value()).min()?.1,
+    /// Why there is no job for a worker: those that it wants may be held.
+    fn nothing(&self, wanted: &Wanted) -> Found {
+        let Some(tenant) = wanted.tenant else {
+            let until = self.releases.first().map(|(at, _)| *at);
+            return if self.held > 0 { Found::Held(until) } else { Found::Nothing };
         };
-        let heads = rings().filter_map(|(kind, ring)| {
-            let lane = ring.lanes.get(&tenant)?;
-            // A drained window is looked at first: only its rows know how old its head is.
-            Some((lane.window.front().copied().unwrap_or((i64::MIN, 0)), kind))
-        });
-        heads.min().map(|(_, kind)| (kind, tenant))
+        match self.tenants.get(&tenant).and_then(|tenant| tenant.held) {
+            Some(Hold::Rate(at)) => Found::Held(Some(at)),
+            Some(Hold::Paused | Hold::AtOnce) => Found::Held(None),
+            None => Found::Nothing,
+        }
+    }
+
+    /// The job that is next: the first priority's, or with aging the one of the five that has come to the best priority, and of two
+    /// the older. A lane that has to be read before its age is known comes before all.
+    fn choose(&mut self, wanted: &Wanted, now: Timestamp) -> Option<Candidate> {
+        let aging = self.limits.as_ref().and_then(|limits| limits.aging).map_or(0, |aging| aging.as_micros());
+        let mut best: Option<((u128, i64), Candidate)> = None;
+        for priority in 1..=5 {
+            let Some(candidate) = self.candidate(priority, wanted, now) else { continue };
+            let Some((due, _)) = candidate.head.filter(|_| aging > 0) else { return Some(candidate) };
+            let gained = now.since(Timestamp::from_micros(due)).as_micros() / aging;
+            let rank = (u128::from(priority).saturating_sub(gained).max(1), due);
+            if best.as_ref().is_none_or(|(than, _)| rank < *than) {
+                best = Some((rank, candidate));
+            }
+        }
+        best.map(|(_, candidate)| candidate)
+    }
+
+    /// The lane whose turn it is at a priority: of the first tenant in the order that is not held back, the one whose head is oldest.
+    fn candidate(&mut self, priority: u8, wanted: &Wanted, now: Timestamp) -> Option<Candidate> {
+        loop {
+            let tenant = match wanted.tenant {
+                Some(tenant) => tenant,
+                None => self.order.first(priority, &wanted.kinds)?,
+            };
+            #[cfg(test)]
+            {
+                self.looks += 1;
+            }
+            let bounds = self.bounds(tenant);
+            let known = self.tenants.get_mut(&tenant).filter(|known| known.held.is_none())?;
+            let (head, kind) = known.oldest(priority, &wanted.kinds)?;
+            match known.held_by(&bounds, now) {
+                None => return Some(Candidate { tenant, priority, kind, head }),
+                Some(hold) => self.hold(tenant, hold),
+            }
+        }
+    }
+
+    fn bounds(&self, tenant: NameId) -> Bounds {
+        let (queue, own) = (self.limits.as_ref(), self.tenant_limits.get(&tenant));
+        let weight = own.and_then(|own| own.weight).unwrap_or(1);
+        Bounds {
+            weight: weight.clamp(1, TenantLimits::MAX_WEIGHT),
+            at_once: own.and_then(|own| own.at_once).or_else(|| queue?.per_tenant),
+            rate: own.and_then(|own| own.rate).or_else(|| queue?.rate_per_tenant),
+            paused: own.is_some_and(|own| own.paused),
+        }
+    }
+
+    /// Adds a place to a lane, or a lane of which nothing is known yet. A tenant that had no lane of this priority stands behind the
+    /// others.
+    fn add(&mut self, LaneKey { keys: Keys { tenant, kind, .. }, priority }: LaneKey, place: Option<Place>) {
+        if self.tenants.len() >= self.sweep_at {
+            self.tenants.retain(|_, tenant| !tenant.is_idle(self.now));
+            self.sweep_at = 2 * self.tenants.len() + IDLE_SLACK;
+        }
+        let weight = self.bounds(tenant).weight;
+        let known = self.tenants.entry(tenant).or_default();
+        let is_first = known.lanes_of(priority).is_empty();
+        let (lane, is_new) = known.lane(priority, kind, place.is_some());
+        if let Some(place) = place {
+            lane.push(place);
+        }
+        if !is_new {
+            return;
+        }
+        self.ready_lanes += 1;
+        let turn = &mut known.turns[usize::from(priority - 1)];
+        if is_first {
+            *turn = self.order.anew(priority, weight);
+        }
+        if known.held.is_none() {
+            self.order.insert(kind, priority, *turn, tenant);
+        }
+    }
+
+    /// Forgets a lane that has no more jobs.
+    fn drop_lane(&mut self, tenant: NameId, priority: u8, kind: NameId) {
+        let Some(known) = self.tenants.get_mut(&tenant) else { return };
+        self.order.remove(kind, priority, known.turns[usize::from(priority - 1)]);
+        known.remove(priority, kind);
+        self.ready_lanes -= 1;
     }
 
     /// A tenant has had its turn at a priority, in all its types.
-    fn pass_turn(&mut self, priority: u8, tenant: NameId) {
-        self.turn += 1;
-        for rings in self.types.values_mut() {
-            let ring = &mut rings[usize::from(priority - 1)];
-            if let Some(lane) = ring.lanes.get_mut(&tenant) {
-                ring.turns.remove(&lane.turn);
-                lane.turn = self.turn;
-                ring.turns.insert(self.turn, tenant);
-            }
+    fn pass_turn(&mut self, tenant: NameId, priority: u8) {
+        let weight = self.bounds(tenant).weight;
+        let Some(known) = self.tenants.get_mut(&tenant) else { return };
+        let before = known.turns[usize::from(priority - 1)];
+        let after = self.order.given(before, priority, weight);
+        known.turns[usize::from(priority - 1)] = after;
+        for lane in known.lanes_of(priority) {
+            self.order.remove(lane.kind, priority, before);
+            self.order.insert(lane.kind, priority, after, tenant);
         }
     }
-}
 
-impl Ring {
-    fn remove(&mut self, tenant: NameId) {
-        if let Some(lane) = self.lanes.remove(&tenant) {
-            self.turns.remove(&lane.turn);
+    /// Takes a tenant out of the order.
+    fn hold(&mut self, tenant: NameId, hold: Hold) {
+        let Some(known) = self.tenants.get_mut(&tenant) else { return };
+        known.held = Some(hold);
+        self.held += 1;
+        for lane in known.lanes() {
+            self.order.remove(lane.kind, lane.priority, known.turns[usize::from(lane.priority - 1)]);
+        }
+        if let Hold::Rate(at) = hold {
+            self.releases.insert((at, tenant));
         }
     }
-}
 
-impl Lane {
-    /// Takes a place into the window, or leaves it to the disk when it belongs behind the window.
-    fn push(&mut self, place: Place) {
-        let belongs = self.complete || self.window.back().is_some_and(|last| place < *last);
-        if !belongs {
-            return;
+    /// Puts a tenant that was held where it stood, but not before those whose turn it has been meanwhile.
+    fn put_back(&mut self, tenant: NameId) {
+        let Some(known) = self.tenants.get_mut(&tenant) else { return };
+        let Some(hold) = known.held.take() else { return };
+        self.held -= 1;
+        if let Hold::Rate(at) = hold {
+            self.releases.remove(&(at, tenant));
         }
-        match self.window.back() {
-            Some(last) if place < *last => {
-                let at = self.window.partition_point(|known| *known < place);
-                self.window.insert(at, place);
+        for priority in 1..=5 {
+            let turn = &mut known.turns[usize::from(priority - 1)];
+            *turn = self.order.back(*turn, priority);
+        }
+        for lane in known.lanes() {
+            self.order.insert(lane.kind, lane.priority, known.turns[usize::from(lane.priority - 1)], tenant);
+        }
+    }
+
+    /// Puts back every tenant whose hold is meant. What still holds is found again when its turn comes.
+    fn put_all_back(&mut self, is_meant: impl Fn(Hold) -> bool) {
+        let held = self.tenants.iter().filter(|(_, tenant)| tenant.held.is_some_and(&is_meant));
+        let held: Vec<NameId> = held.map(|(tenant, _)| *tenant).collect();
+        held.into_iter().for_each(|tenant| self.put_back(tenant));
+    }
+
+    /// Puts back the tenants whose rate allows a start again.
+    fn release(&mut self, now: Timestamp) {
+        if now < self.now {
+            // The clock was set back: the times of release are too late now.
+            self.put_all_back(|hold| matches!(hold, Hold::Rate(_)));
+        }
+        self.now = now;
+        while let Some((at, tenant)) = self.releases.first().copied() {
+            if at > now {
+                break;
             }
-            _ => self.window.push_back(place),
+            self.put_back(tenant);
         }
-        if self.window.len() > WINDOW {
-            self.window.pop_back();
-            self.complete = false;
+    }
+
+    fn started(&mut self, tenant: NameId, now: Timestamp) {
+        let bounds = self.bounds(tenant);
+        self.running += 1;
+        let known = self.tenants.entry(tenant).or_default();
+        known.running += 1;
+        // Both were looked at before; a job that a restart finds running takes what is there.
+        if let Some(rate) = bounds.rate {
+            let _ = rate.take(&mut known.rate, now);
+            known.fresh_from = now + rate.per;
+        }
+        if let Some(rate) = self.limits.as_ref().and_then(|limits| limits.rate) {
+            let _ = rate.take(&mut self.rate, now);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rows::Seq;
-
-    const NOW: Timestamp = Timestamp::from_millis(1);
-
-    fn lane(tenant: NameId, kind: NameId, priority: u8) -> LaneKey {
-        LaneKey { keys: Keys { tenant, queue: 1, kind }, priority }
-    }
-
-    fn any() -> Wanted {
-        Wanted { tenant: None, queues: vec![1], kinds: Vec::new() }
-    }
-
-    fn drain(dispatch: &mut Dispatch, wanted: &Wanted) -> Vec<Seq> {
-        let mut seqs = Vec::new();
-        while let Found::Job((_, seq)) = dispatch.next(1, wanted, NOW) {
-            dispatch.started(1, NOW);
-            seqs.push(seq);
-        }
-        seqs
-    }
-
-    #[test]
-    fn priority_then_turns_then_first_in_first_out() {
-        let mut dispatch = Dispatch::default();
-        for (tenant, kind, priority, seq) in
-            [(1, 1, 3, 10), (1, 1, 3, 11), (1, 2, 3, 12), (2, 1, 3, 13), (2, 1, 3, 14), (3, 1, 1, 15)]
-        {
-            dispatch.push(lane(tenant, kind, priority), (seq, seq));
-        }
-        assert_eq!(drain(&mut dispatch, &any()), [15, 10, 13, 11, 14, 12]);
-    }
-
-    #[test]
-    fn a_worker_gets_only_its_types_and_its_tenant() {
-        let mut dispatch = Dispatch::default();
-        for (tenant, kind, seq) in [(1, 1, 10), (1, 2, 11), (2, 2, 12), (2, 1, 13)] {
-            dispatch.push(lane(tenant, kind, 3), (seq, seq));
-        }
-        assert_eq!(drain(&mut dispatch, &Wanted { kinds: vec![2], tenant: Some(2), ..any() }), [12]);
-        assert_eq!(drain(&mut dispatch, &Wanted { kinds: vec![2], ..any() }), [11]);
-        assert_eq!(drain(&mut dispatch, &any()), [13, 10]);
-    }
-
-    #[test]
-    fn a_long_lane_is_read_again_when_its_window_has_drained() {
-        let mut dispatch = Dispatch::default();
-        let total = WINDOW as i64 * 2;
-        for seq in 0..total {
-            dispatch.push(lane(1, 1, 3), (seq, seq));
-        }
-        assert_eq!(drain(&mut dispatch, &any()).len(), WINDOW);
-        let Found::Refill(drained) = dispatch.next(1, &any(), NOW) else { panic!("more is on disk") };
-        dispatch.refill(drained, (WINDOW as i64..total).map(|seq| (seq, seq)).collect());
-        assert_eq!(drain(&mut dispatch, &any()).len(), WINDOW);
-        let Found::Refill(drained) = dispatch.next(1, &any(), NOW) else { panic!("a full window may hide more") };
-        dispatch.refill(drained, Vec::new());
-        assert!(matches!(dispatch.next(1, &any(), NOW), Found::Nothing));
-    }
-
-    #[test]
-    fn an_earlier_place_goes_into_an_incomplete_window_and_a_later_one_stays_on_disk() {
-        let mut lane = Lane { turn: 1, window: (10..10 + WINDOW as i64).map(|n| (n, n)).collect(), complete: false };
-        lane.push((5, 5));
-        assert_eq!((lane.window.front(), lane.window.len()), (Some(&(5, 5)), WINDOW));
-        lane.push((100_000, 1));
-        assert_eq!(lane.window.len(), WINDOW);
-    }
-
-    #[test]
-    fn the_global_limit_and_the_rate_hold_jobs_back() {
-        let limits = |global, rate: Option<&str>| QueueLimits {
-            global,
-            rate: rate.map(|rate| rate.parse().expect("rate")),
-            ..QueueLimits::default()
-        };
-        let mut dispatch = Dispatch::default();
-        for seq in 0..4 {
-            dispatch.push(lane(1, 1, 3), (seq, seq));
-        }
-        dispatch.limit(1, limits(Some(1), None));
-        dispatch.started(1, NOW);
-        assert!(matches!(dispatch.next(1, &any(), NOW), Found::Held(None)));
-        dispatch.ended(1);
-        dispatch.limit(1, limits(None, Some("2/s")));
-        assert_eq!(drain(&mut dispatch, &any()), [0, 1]);
-        assert!(matches!(dispatch.next(1, &any(), NOW), Found::Held(Some(at)) if at > NOW));
-    }
-}
+mod tests;

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use self::bonds::BondTables;
 use crate::embedded::{Embedded, Identity, Reader};
-use crate::rows::{Ended, EndedJob, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, flow_state, page};
+use crate::rows::{
+    Ended, EndedJob, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state, page,
+};
 
 /// A store that keeps everything in memory and loses it with the process.
 pub struct Memory;
@@ -284,11 +286,8 @@ impl Rows for MemoryRows {
     }
 
     fn blocked_of_key(&mut self, queue: NameId, tenant: NameId, key: &str, limit: usize) -> Result<Vec<Seq>> {
-        let of_key = |row: &JobRow| {
-            row.job.state == State::Blocked
-                && (row.keys.queue, row.keys.tenant) == (queue, tenant)
-                && row.job.key() == Some(key)
-        };
+        let of_key =
+            |row: &JobRow| (row.keys.queue, row.keys.tenant) == (queue, tenant) && blocking_key(&row.job) == Some(key);
         let rows = self.tables().jobs_where(of_key).into_iter();
         let mut blocked: Vec<_> = rows.map(|row| (row.job.priority, row.job.run_at, row.seq)).collect();
         blocked.sort_unstable();
@@ -296,8 +295,8 @@ impl Rows for MemoryRows {
     }
 
     fn blocked_keys(&mut self, queue: NameId, after: (NameId, &str), limit: usize) -> Result<Vec<(NameId, String)>> {
-        let rows = self.tables().jobs_where(|row| row.job.state == State::Blocked && row.keys.queue == queue);
-        let keys = rows.into_iter().filter_map(|row| Some((row.keys.tenant, row.job.key()?.to_owned())));
+        let rows = self.tables().jobs_where(|row| row.keys.queue == queue).into_iter();
+        let keys = rows.filter_map(|row| Some((row.keys.tenant, blocking_key(&row.job)?.to_owned())));
         let later = keys.filter(|(tenant, key)| (*tenant, key.as_str()) > after);
         Ok(later.collect::<BTreeSet<_>>().into_iter().take(limit).collect())
     }

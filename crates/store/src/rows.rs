@@ -67,6 +67,12 @@ pub(crate) fn page<E>(
     Ok(Page { items, next_cursor: None })
 }
 
+/// The key that holds a blocked job back, if it is its key.
+pub(crate) fn blocking_key(job: &Job) -> Option<&str> {
+    let is_tied = job.rare.as_ref().is_some_and(|rare| rare.waits_for > 0 || rare.compensates.is_some());
+    job.key().filter(|_| job.state == State::Blocked && !is_tied)
+}
+
 /// What a flow is shown as.
 pub(crate) fn flow_state(flow: &FlowRow) -> &'static str {
     match (flow.finished_at, flow.failed) {

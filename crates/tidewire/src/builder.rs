@@ -246,16 +246,8 @@ fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec
 
 /// What the store enforces for the catalog's queues and for that of the durable handlers.
 fn limits(catalog: &Catalog) -> BTreeMap<Arc<str>, QueueLimits> {
-    let handlers = QueueLimits::default();
-    let limit = |queue: &tidewire_core::catalog::Queue| QueueLimits {
-        global: queue.global,
-        rate: queue.rate,
-        keep_completed: queue.keep_completed,
-        keep_failed: queue.keep_failed,
-        ..QueueLimits::default()
-    };
-    let declared = catalog.queues.values().map(|queue| (queue.name.clone(), limit(queue)));
-    [(HANDLER_QUEUE.into(), handlers)].into_iter().chain(declared).collect()
+    let declared = catalog.queues.values().map(|queue| (queue.name.clone(), queue.limits()));
+    [(HANDLER_QUEUE.into(), QueueLimits::default())].into_iter().chain(declared).collect()
 }
 
 fn open(

@@ -187,13 +187,6 @@ fn roles(catalog: &Catalog, findings: &mut Vec<Finding>) {
 
 /// What this build reads and keeps but does not act on.
 fn not_enforced(catalog: &Catalog, findings: &mut Vec<Finding>) {
-    for (name, queue) in &catalog.queues {
-        for (key, value) in [("perTenant", queue.per_tenant), ("perKey", queue.per_key)] {
-            if value.is_some() {
-                note(findings, format!("queue {name:?}: {key} is not enforced by this build"));
-            }
-        }
-    }
     for (name, event) in &catalog.events {
         if event.conflate.is_some() {
             note(findings, format!("event {name:?}: conflate is not applied by this build, every value is sent"));

@@ -17,6 +17,7 @@ use std::time::Duration;
 pub use check::{Finding, Severity, lint};
 pub use load::{LoadError, Problem, load, parse};
 
+use crate::TenantId;
 use crate::expr::Expr;
 use crate::job::{OnConflict, States};
 use crate::limit::Rate;
@@ -24,6 +25,7 @@ use crate::retry::Backoff;
 use crate::room::RoomTemplate;
 use crate::schedule::{Missed, Overlap, Timing};
 use crate::schema::Schema;
+use crate::store::{QueueLimits, TenantLimits};
 use crate::suggest::suggest;
 use crate::template::Template;
 
@@ -274,10 +276,24 @@ pub struct Queue {
     pub global: Option<u32>,
     /// Jobs at once of one tenant.
     pub per_tenant: Option<u32>,
-    /// Jobs at once of one key.
+    /// Jobs at once of one key of one tenant.
     pub per_key: Option<u32>,
     /// Starts per time over all processes.
     pub rate: Option<Rate>,
+    /// Starts per time of one tenant.
+    pub rate_per_tenant: Option<Rate>,
+    /// Starts per time of one key of one tenant.
+    pub rate_per_key: Option<Rate>,
+    /// Waiting jobs of one tenant; absent means no limit.
+    pub backlog: Option<u64>,
+    /// A waiting job gains one priority for each of these; absent means never.
+    pub aging: Option<Duration>,
+    /// A job that lost so many workers is dead. Default 3.
+    pub poison: u16,
+    /// The time between the soft and the hard end of a run. Default 10 s.
+    pub grace: Duration,
+    /// Turns of a tenant for each turn of one that is not named, 1 to 1,000.
+    pub weights: BTreeMap<TenantId, u32>,
     /// Runs of a job before it is dead. Default 3.
     pub attempts: u16,
     /// The waiting time before each retry. Default exponential from 1 s, factor 2, up to 5 min.
@@ -292,6 +308,31 @@ pub struct Queue {
     pub priority: u8,
     /// One line for people.
     pub description: String,
+}
+
+impl Queue {
+    /// What a store enforces for it.
+    pub fn limits(&self) -> QueueLimits {
+        let tenants = self.weights.iter().map(|(tenant, weight)| {
+            (tenant.clone(), TenantLimits { weight: Some(*weight), ..TenantLimits::default() })
+        });
+        QueueLimits {
+            global: self.global,
+            per_tenant: self.per_tenant,
+            per_key: self.per_key,
+            rate: self.rate,
+            rate_per_tenant: self.rate_per_tenant,
+            rate_per_key: self.rate_per_key,
+            backlog: self.backlog,
+            aging: self.aging,
+            paused: false,
+            poison: self.poison,
+            grace: self.grace,
+            keep_completed: self.keep_completed,
+            keep_failed: self.keep_failed,
+            tenants: tenants.collect(),
+        }
+    }
 }
 
 /// `[jobs.NAME]`: absent values are the queue's.

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::load::named_entries;
-use super::raw::{Item, Node, Table};
+use super::raw::{Item, Node, Table, join};
 use super::realtime::{Events, Roots, condition, publication, schema, template};
 use super::{App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
+use crate::TenantId;
 use crate::job::OnConflict;
 use crate::retry::{Backoff, Jitter};
 use crate::room::RoomTemplate;
 use crate::schedule::{Missed, Overlap, Timing};
+use crate::schema::Schema;
+use crate::store::{QueueLimits, TenantLimits};
 use crate::time::parse_duration;
 
 /// The workers that come with Tidewire.
@@ -19,6 +22,8 @@ const BUILT_IN_WORKERS: [&str; 8] = ["email", "webhook", "notify", "http", "impo
 
 /// The most jobs at once that a number in a catalog may ask for.
 const MOST_AT_ONCE: i64 = 100_000;
+/// The most waiting jobs of a tenant that a catalog may ask for.
+const MOST_WAITING: i64 = 1_000_000_000;
 /// The most runs of a job.
 const MOST_ATTEMPTS: i64 = 1_000;
 
@@ -29,18 +34,26 @@ pub(super) type Jobs = BTreeMap<Arc<str>, JobType>;
 
 /// A queue with every default.
 fn default_queue(name: &str) -> Queue {
+    let limits = QueueLimits::default();
     Queue {
         name: name.into(),
         concurrency: 10,
-        global: None,
-        per_tenant: None,
-        per_key: None,
-        rate: None,
+        global: limits.global,
+        per_tenant: limits.per_tenant,
+        per_key: limits.per_key,
+        rate: limits.rate,
+        rate_per_tenant: limits.rate_per_tenant,
+        rate_per_key: limits.rate_per_key,
+        backlog: limits.backlog,
+        aging: limits.aging,
+        poison: limits.poison,
+        grace: limits.grace,
+        weights: BTreeMap::new(),
         attempts: 3,
         backoff: Backoff::default(),
         timeout: Duration::from_secs(60),
-        keep_completed: Keep::Count(1_000),
-        keep_failed: Keep::Age(Duration::from_secs(30 * 86_400)),
+        keep_completed: limits.keep_completed,
+        keep_failed: limits.keep_failed,
         priority: 3,
         description: String::new(),
     }
@@ -58,6 +71,13 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
             per_tenant: table.integer("perTenant", 1..=MOST_AT_ONCE),
             per_key: table.integer("perKey", 1..=MOST_AT_ONCE),
             rate: table.parsed("rate", str::parse),
+            rate_per_tenant: table.parsed("ratePerTenant", str::parse),
+            rate_per_key: table.parsed("ratePerKey", str::parse),
+            backlog: table.integer("backlog", 1..=MOST_WAITING),
+            aging: table.positive_duration("aging"),
+            poison: table.integer("poison", 1..=MOST_ATTEMPTS).unwrap_or(default.poison),
+            grace: table.duration("grace").unwrap_or(default.grace),
+            weights: weights(&table),
             attempts: table.integer("attempts", 1..=MOST_ATTEMPTS).unwrap_or(default.attempts),
             backoff: backoff(&table).unwrap_or(default.backoff),
             timeout: table.positive_duration("timeout").unwrap_or(default.timeout),
@@ -72,6 +92,25 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
         queues.insert(queue.name.clone(), queue);
     }
     queues
+}
+
+/// `weights = { tenantName = 3 }`
+fn weights(table: &Table<'_>) -> BTreeMap<TenantId, u32> {
+    let Some(table) = table.table("weights") else { return BTreeMap::new() };
+    let weight = |(name, item): &(String, Item)| {
+        let wrong = |message: String| table.report.note(item.place, &join(&table.key, name), message);
+        let tenant = TenantId::new(name).map_err(|error| wrong(error.detail().to_owned())).ok()?;
+        match item.value {
+            Node::Integer(weight) if (1..=i64::from(TenantLimits::MAX_WEIGHT)).contains(&weight) => {
+                Some((tenant, u32::try_from(weight).ok()?))
+            }
+            _ => {
+                wrong(format!("expected a number from 1 to {}", TenantLimits::MAX_WEIGHT));
+                None
+            }
+        }
+    };
+    table.all().iter().filter_map(weight).collect()
 }
 
 /// A count of jobs or an age.
@@ -164,12 +203,13 @@ pub(super) fn jobs(top: &Table<'_>, queues: &Queues) -> Jobs {
             delay: table.duration("delay"),
             ttl: table.positive_duration("ttl"),
             retry_for: table.positive_duration("retryFor"),
-            key: table.parsed("key", RoomTemplate::parse),
+            key: None,
             unique: table.table("unique").and_then(unique),
             run: run.map(Into::into),
             data: schema(&table, "data"),
             description: table.description(),
         };
+        let job = JobType { key: job_key(&table, job.data.as_ref()), ..job };
         table.finish();
         jobs.insert(job.name.clone(), job);
     }
@@ -197,6 +237,19 @@ fn unique(table: Table<'_>) -> Option<UniqueRule> {
     };
     table.finish();
     Some(rule)
+}
+
+/// `key = "{field}"` over the fields of the data.
+fn job_key(table: &Table<'_>, data: Option<&Schema>) -> Option<RoomTemplate> {
+    let key = table.parsed("key", RoomTemplate::parse)?;
+    for field in key.params() {
+        if let Some(data) = data
+            && data.field(field).is_none()
+        {
+            table.unknown("key", "field", field, data.fields());
+        }
+    }
+    Some(key)
 }
 
 /// The declared job that `key` names.

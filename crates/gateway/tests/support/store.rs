@@ -10,8 +10,8 @@ use tidewire_core::commit::{Appended, Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::job::{FailedAttempt, Job};
 use tidewire_core::store::{
-    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Follower, JobQuery, Jobs, Leased, Log, LogQuery,
-    Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs, Leased,
+    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Id, TenantId, Timestamp};
@@ -155,6 +155,10 @@ impl Sessions for Fake {
 }
 
 impl Jobs for Fake {
+    fn observe(&self, _: Arc<dyn Lifecycle>) {}
+    fn flow(&self, _: &TenantId, _: &Id) -> Answer<'_, Option<Flow>> {
+        unused()
+    }
     fn limit_queues(&self, _: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()> {
         unused()
     }

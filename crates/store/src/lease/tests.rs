@@ -33,6 +33,7 @@ fn lease(seq: Seq, until: Timestamp) -> Lease {
         correlation_id: None,
         causation_id: None,
         depth: 0,
+        rare: None,
     };
     let holder = Holder { nonce: 7, until, local: false, worker: "worker-1".into(), cancelled: false };
     let row = JobRow { seq, keys: Keys { tenant: 1, queue: 1, kind: 1 }, job, holder: Some(holder) };

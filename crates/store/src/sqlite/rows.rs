@@ -13,7 +13,7 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use super::columns::{
     EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id, state,
 };
-use crate::rows::{Ended, EndedJob, JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq};
+use crate::rows::{Ended, EndedJob, JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
 
 /// How long a flow is shown after its last job has ended.
 const KEEP_FLOWS: Duration = Duration::from_secs(30 * 86_400);
@@ -247,7 +247,7 @@ impl Rows for SqliteRows {
                 job.data.get(),
                 holder.map(|holder| holder.cancelled),
                 expiry(job),
-                job.key(),
+                blocking_key(job),
                 rare(job)?,
             ],
         )
@@ -277,8 +277,8 @@ impl Rows for SqliteRows {
         )?;
         // Most jobs have none of these, and then their columns stay as they are.
         if job.rare.is_some() {
-            let sql = "UPDATE jobs SET expires_at = ?2, rare = ?3 WHERE seq = ?1";
-            self.run(sql, params![row.seq, expiry(job), rare(job)?])?;
+            let sql = "UPDATE jobs SET expires_at = ?2, key = ?3, rare = ?4 WHERE seq = ?1";
+            self.run(sql, params![row.seq, expiry(job), blocking_key(job), rare(job)?])?;
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ impl Rows for SqliteRows {
         let job = &row.job;
         self.run(
             "UPDATE jobs SET priority = ?2, attempts = ?3, timeout = ?4, backoff = ?5, user_id = ?6, correlation_id = ?7, \
-             causation_id = ?8, data = ?9, key = ?10 WHERE seq = ?1",
+             causation_id = ?8, data = ?9 WHERE seq = ?1",
             params![
                 row.seq,
                 job.priority,
@@ -299,7 +299,6 @@ impl Rows for SqliteRows {
                 job.correlation_id.as_deref(),
                 job.causation_id.as_deref(),
                 job.data.get(),
-                job.key(),
             ],
         )?;
         self.update_job(row)

@@ -54,6 +54,7 @@ CREATE TABLE jobs (
   error TEXT,
   -- Only while the job waits and has never begun.
   expires_at INTEGER,
+  -- Only while it holds the job back.
   key TEXT,
   -- What few jobs have, as JSON.
   rare TEXT

@@ -26,7 +26,7 @@ every_engine![
 const SLACK: usize = 64;
 
 async fn keep(world: &World, keep_completed: Keep, keep_failed: Keep) {
-    let limits = QueueLimits { global: None, rate: None, keep_completed, keep_failed };
+    let limits = QueueLimits { keep_completed, keep_failed, ..QueueLimits::default() };
     within(world.store.limit_queues(BTreeMap::from([("q".into(), limits)]))).await.expect("limits");
 }
 

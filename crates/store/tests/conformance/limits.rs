@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use tidewire_core::catalog::Keep;
 use tidewire_core::commit::Enqueue;
 use tidewire_core::job::Verdict;
 use tidewire_core::store::{Claim, Control, QueueLimits};
@@ -21,12 +20,7 @@ every_engine![
 ];
 
 async fn limit(world: &World, global: Option<u32>, rate: Option<&str>) {
-    let limits = QueueLimits {
-        global,
-        rate: rate.map(|rate| rate.parse().expect("rate")),
-        keep_completed: Keep::Count(1_000),
-        keep_failed: Keep::Count(1_000),
-    };
+    let limits = QueueLimits { global, rate: rate.map(|rate| rate.parse().expect("rate")), ..QueueLimits::default() };
     within(world.store.limit_queues(BTreeMap::from([("q".into(), limits)]))).await.expect("limits");
 }
 

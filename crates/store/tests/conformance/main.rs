@@ -23,6 +23,7 @@ mod disk;
 mod dispatch;
 #[cfg(feature = "sqlite")]
 mod files;
+mod flow_control;
 mod keep;
 mod leases;
 mod limits;

@@ -139,10 +139,9 @@ async fn slots_of_different_schedules_do_not_touch(world: World) {
 
 async fn a_job_that_is_gone_does_not_overlap(world: World) {
     let limits = tidewire_core::store::QueueLimits {
-        global: None,
-        rate: None,
         keep_completed: tidewire_core::catalog::Keep::Count(0),
         keep_failed: tidewire_core::catalog::Keep::Count(0),
+        ..tidewire_core::store::QueueLimits::default()
     };
     within(world.store.limit_queues([("q".into(), limits)].into())).await.expect("limits");
     assert_eq!(fire(&world, fire_of(&world, 1, Overlap::Queue)).await, enqueued(1));

@@ -75,7 +75,7 @@ fn tenant() -> TenantId {
 }
 
 fn expand(events: Vec<NewEvent>, jobs: Vec<NewJob>) -> Result<crate::commit::Expansion> {
-    expander(Vec::new()).expand(&tenant(), Request { events, jobs, dedup: None }, &Origin::default(), NOW)
+    expander(Vec::new()).expand(&tenant(), Request { events, jobs, ..Request::default() }, &Origin::default(), NOW)
 }
 
 fn placed(order: &str, total: f64) -> NewEvent {
@@ -126,7 +126,8 @@ fn a_chain_of_causes_is_cut() {
 
 #[test]
 fn what_a_job_publishes_is_one_cause_deeper_than_the_job() {
-    let origin = Origin { depth: MAX_DEPTH, cause: Some("j1".into()), correlation_id: Some("c1".into()) };
+    let origin =
+        Origin { depth: MAX_DEPTH, cause: Some("j1".into()), correlation_id: Some("c1".into()), ..Origin::default() };
     let request = |event: NewEvent| Request { events: vec![event], ..Request::default() };
     let plain =
         expander(Vec::new()).expand(&tenant(), request(placed("o1", 1.0)), &origin, NOW).expect_err("a rule hears it");

@@ -53,17 +53,3 @@ async fn a_read_that_outlives_the_store_closes_its_connection() {
     assert!(readers.idle.lock().is_empty());
     assert_eq!(readers.read(|_| Ok(())).await.expect_err("closed").code(), "unavailable");
 }
-
-/// Of all tenants, pending and final jobs are counted in an index each, without a look at the jobs.
-#[test]
-fn counts_of_all_tenants_read_indexes_only() {
-    let connection = Connection::open_in_memory().expect("open");
-    connection.execute_batch(include_str!("../schema.sql")).expect("schema");
-    let steps = |part: &str| -> Vec<String> {
-        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {part}")).expect("a plan");
-        let steps = statement.query_map([], |row| row.get("detail")).expect("steps");
-        steps.collect::<rusqlite::Result<_>>().expect("steps")
-    };
-    assert_eq!(steps(COUNT_ALL[0]), ["SCAN jobs USING COVERING INDEX jobs_pending"]);
-    assert_eq!(steps(COUNT_ALL[2]), ["SCAN jobs USING COVERING INDEX jobs_final"]);
-}

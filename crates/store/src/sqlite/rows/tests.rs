@@ -3,7 +3,7 @@ use tidewire_core::job::{Job, State};
 use tidewire_core::retry::Backoff;
 
 use super::*;
-use crate::rows::Keys;
+use crate::rows::Bonds;
 
 const START: Timestamp = Timestamp::from_millis(1_750_000_000_000);
 const LIMIT: usize = 10;
@@ -11,7 +11,23 @@ const LIMIT: usize = 10;
 /// Fails the test that prepares a statement which reads all of a table that grows. `next_due` alone reads an index from its beginning,
 /// and stops at the first entry.
 pub(super) fn must_not_scan(connection: &Connection, sql: &str) {
-    const GROWING: [&str; 9] = ["jobs", "j", "events", "e", "attempts", "claims", "dedup", "idempotency", "sessions"];
+    const GROWING: [&str; 15] = [
+        "jobs",
+        "j",
+        "events",
+        "e",
+        "attempts",
+        "claims",
+        "dedup",
+        "idempotency",
+        "sessions",
+        "counts",
+        "uniques",
+        "edges",
+        "flows",
+        "flow_jobs",
+        "logs",
+    ];
     let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("a plan");
     for index in 1..=statement.parameter_count() {
         statement.raw_bind_parameter(index, 1).expect("bound");
@@ -20,6 +36,7 @@ pub(super) fn must_not_scan(connection: &Connection, sql: &str) {
     while let Some(row) = rows.next().expect("a step") {
         let step: String = row.get("detail").expect("text");
         let is_bounded = sql.ends_with("ORDER BY run_at LIMIT 1") && step.ends_with("INDEX jobs_due")
+            || sql.ends_with("ORDER BY expires_at LIMIT 1") && step.ends_with("INDEX jobs_expiry")
             // The few records of what is leased right now, read once at the start.
             || sql == "SELECT batch, seqs FROM claims ORDER BY batch";
         let scanned = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
@@ -61,6 +78,7 @@ fn job(seq: Seq) -> JobRow {
         correlation_id: None,
         causation_id: None,
         depth: 0,
+        rare: None,
     };
     JobRow { seq, keys: Keys { tenant: 1, queue: 1, kind: 1 }, job, holder: None }
 }
@@ -111,21 +129,24 @@ fn no_statement_of_the_writer_reads_a_whole_table() -> Result<()> {
         rows.update_job(&row)?;
     }
     assert_eq!((rows.due(START, LIMIT)?, rows.next_due()?), (vec![1], Some(START)));
-    assert_eq!((rows.completed(name, LIMIT)?, rows.ended_queues()?), (vec![2], vec![name]));
+    let seqs = |jobs: Vec<EndedJob>| jobs.into_iter().map(|job| job.seq).collect::<Vec<_>>();
+    assert_eq!((seqs(rows.completed(name, LIMIT)?), rows.ended_queues()?), (vec![2], vec![name]));
     let later = Timestamp::from_millis(1_760_000_000_000);
-    assert_eq!(rows.ended_before(name, Ended::Completed, later, LIMIT)?, [2]);
+    assert_eq!(seqs(rows.ended_before(name, Ended::Completed, later, LIMIT)?), [2]);
     assert_eq!(rows.ended_before(name, Ended::Failed, later, LIMIT)?.len(), 2);
-    assert_eq!(rows.ended_beyond(name, Ended::Completed, 0, LIMIT)?, [2]);
-    assert_eq!(rows.ended_beyond(name, Ended::Failed, 1, LIMIT)?, [3]);
+    assert_eq!(seqs(rows.ended_beyond(name, Ended::Completed, 0, LIMIT)?), [2]);
+    assert_eq!(seqs(rows.ended_beyond(name, Ended::Failed, 1, LIMIT)?), [3]);
     assert_eq!(rows.job_seq(tenant, &id)?, Some(1));
     let failed =
         FailedAttempt { attempt: 1, started_at: None, ended_at: START, error: "boom".into(), worker: "w".into() };
     rows.add_failed_attempt(1, &failed)?;
-    rows.delete_failed_attempts(1)?;
+    rows.delete_beside(1)?;
     rows.delete_job(1)?;
     rows.add_claims(1, &[2])?;
     assert_eq!(rows.claims()?, [(1, vec![2])]);
     rows.delete_claims(1)?;
+
+    ties(&mut rows, tenant, name)?;
 
     rows.put_dedup(tenant, "k", START)?;
     rows.put_idempotent(tenant, "k", &[1], "{}", START)?;
@@ -137,6 +158,51 @@ fn no_statement_of_the_writer_reads_a_whole_table() -> Result<()> {
     assert!(rows.dedup_until(tenant, "k")?.is_none() && rows.idempotent(tenant, "k")?.is_none());
     rows.delete_session(tenant, "s1")?;
     rows.commit()
+}
+
+/// Unique keys, keys, counts, edges and flows.
+fn ties(rows: &mut SqliteRows, tenant: NameId, name: NameId) -> Result<()> {
+    let mut blocked = job(10);
+    blocked.job.state = State::Blocked;
+    blocked.job.attempt = 0;
+    let rare = blocked.job.rare_mut();
+    (rare.key, rare.expires_at) = (Some("k".into()), Some(START));
+    rows.add_job(&blocked)?;
+    assert_eq!(rows.blocked_of_key(1, 1, "k", LIMIT)?, [10]);
+    assert_eq!(rows.blocked_keys(1, (0, ""), LIMIT)?, [(1, "k".to_owned())]);
+    assert_eq!((rows.expired(START, LIMIT)?, rows.next_expiry()?), (vec![10], Some(START)));
+    rows.replace_job(&blocked)?;
+
+    rows.add_counts(name, tenant, &[0, 1, 0, 0, 2, 0, 0, 0])?;
+    rows.add_counts(name, tenant, &[0, 1, 0, 0, -1, 0, 0, 0])?;
+    assert_eq!(rows.counts(name, tenant)?, [0, 2, 0, 0, 1, 0, 0, 0]);
+
+    rows.put_unique(tenant, name, "u", crate::rows::Taken { seq: 10, until: None })?;
+    assert_eq!(rows.unique(tenant, name, "u")?.map(|taken| taken.seq), Some(10));
+    rows.delete_unique(tenant, name, "u")?;
+
+    rows.add_edge(crate::rows::Edge { child: 10, parent: 2, ignores_failure: false })?;
+    assert_eq!(rows.dependents(2)?.len(), 1);
+    rows.end_edges(2, &job(2).job)?;
+    assert_eq!((rows.dependents(2)?.len(), rows.parents(10, LIMIT)?.len()), (0, 1));
+
+    let id = Id::parse("f")?;
+    let mut flow = rows.add_flow(tenant, &id, None, START)?;
+    let member = crate::rows::Member {
+        seq: 10,
+        id: id.clone(),
+        reference: None,
+        kind: "q".into(),
+        compensates: None,
+        ended: None,
+    };
+    rows.add_member(flow.number, &member)?;
+    rows.end_member(flow.number, 10, State::Completed, START)?;
+    assert_eq!(rows.members(flow.number)?.len(), 1);
+    flow.finished_at = Some(START);
+    rows.update_flow(&flow)?;
+    assert_eq!(rows.flow(tenant, &id)?.and_then(|flow| flow.finished_at), Some(START));
+    rows.delete_member(flow.number, 10)
 }
 
 #[test]
