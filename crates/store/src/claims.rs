@@ -316,7 +316,10 @@ impl<R: Rows> Writer<R> {
     ) -> Outcome<Renewed> {
         let Some(seq) = self.held(tenant, id, lease) else { return Ok(Err(lease_lost(id))) };
         let Some(row) = self.leases.of(seq).map(|lease| lease.row.clone()) else { return Ok(Err(lease_lost(id))) };
-        let until = (self.now + extend).min(self.hard_end(&row));
+        // A run in this process is ended by the process, which knows its timeout.
+        let is_local = row.holder.as_ref().is_some_and(|holder| holder.local);
+        let asked = self.now + extend;
+        let until = if is_local { asked } else { asked.min(self.hard_end(&row)) };
         self.leases.extend(seq, until);
         let Some(lease) = self.leases.of(seq) else { return Ok(Err(lease_lost(id))) };
         // A restart must still know that the worker is there.

@@ -32,6 +32,9 @@ impl<R: Rows> Writer<R> {
                 row.job.attempt = 0;
                 row.job.run_at = self.now;
                 row.job.finished_at = None;
+                if let Some(rare) = &mut row.job.rare {
+                    rare.lost = 0;
+                }
             }
             (Control::Cancel, State::Scheduled | State::Pending | State::Blocked) => {
                 row.job.state = State::Cancelled;

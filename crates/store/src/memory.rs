@@ -511,7 +511,7 @@ impl Reader for MemoryReader {
         {
             let Some(queue) = tables.other_names.get(*queue as usize) else { continue };
             let queue = counts.entry(queue.as_str().into()).or_default();
-            for (state, count) in State::ALL.into_iter().zip(by_state) {
+            for (state, count) in State::ALL.into_iter().zip(by_state).filter(|(_, count)| **count != 0) {
                 *queue.entry(state).or_default() += count.unsigned_abs();
             }
         }

@@ -183,7 +183,7 @@ pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Resu
         None => ("", Vec::new()),
     };
     let sql = format!(
-        "SELECT q.name, c.state, sum(c.n) FROM counts c JOIN names q ON q.id = c.queue {of} GROUP BY c.queue, c.state"
+        "SELECT q.name, c.state, sum(c.n) FROM counts c JOIN names q ON q.id = c.queue {of} GROUP BY c.queue, c.state HAVING sum(c.n) <> 0"
     );
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
     let rows = statement

@@ -267,7 +267,7 @@ async fn a_job_reads_as_it_was_enqueued(world: World) {
     assert!(failed.is_empty());
     assert_eq!((&job.tenant, &job.id, &job.kind, &job.queue), (&a, &asked.id, &asked.kind, &asked.queue));
     assert_eq!((job.state, job.priority, &job.data), (State::Scheduled, 2, &asked.data));
-    assert_eq!((job.attempt, job.attempts, &job.backoff, job.timeout), (0, 7, &asked.backoff, MINUTE));
+    assert_eq!((job.attempt, job.attempts, &job.backoff, job.timeout), (0, 7, &asked.backoff, asked.timeout));
     assert_eq!((job.created_at, Some(job.run_at)), (world.now(), asked.run_at));
     assert_eq!((job.started_at, job.finished_at), (None, None));
     assert!(job.result.is_none() && job.error.is_none());

@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    /// A job in queue `q` with priority 3 that is due now and may run three times, [`BACKOFF`] apart.
+    /// A job in queue `q` with priority 3 that is due now and may run three times, [`BACKOFF`] apart, each for a day.
     pub(crate) fn job(&self, kind: &str) -> Enqueue {
         Enqueue {
             id: self.ids.next(),
@@ -111,7 +111,7 @@ impl World {
             run_at: None,
             attempts: 3,
             backoff: Backoff::Fixed { base: BACKOFF, jitter: Jitter::default() },
-            timeout: MINUTE,
+            timeout: 24 * HOUR,
             user_id: None,
             correlation_id: None,
             causation_id: None,
