@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use expand::{Expander, Expansion, Origin, Subscription, publication};
+pub use expand::{Expander, Expansion, Origin, Subscription, publication, rule_job};
 
 use crate::event::{Ephemeral, Position};
 use crate::job::{Conflict, OnConflict, OnFailure, Rare, State, States};

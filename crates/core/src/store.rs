@@ -333,9 +333,9 @@ pub enum Moment {
 pub trait Lifecycle: Send + Sync {
     /// Whether anything follows from such a moment in the life of such a job. Asked for every job, so it must be quick.
     fn cares(&self, moment: Moment, job: &Job) -> bool;
-    /// What is committed together with it, for the job's own tenant. Runs on the writer's own thread and must not block. The jobs in it
-    /// are marked as `system`, and of their lives nobody is told.
-    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Option<Commit>;
+    /// What is committed together with it, each unless its dedup key is known. Runs on the writer's own thread and must not block. The
+    /// jobs in it are marked as `system`, and of their lives nobody is told.
+    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Vec<Commit>;
 }
 
 /// A flow: jobs that wait for each other, and how far they are.

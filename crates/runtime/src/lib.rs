@@ -6,12 +6,14 @@
 //! Every part has the same life: it is started, it runs until it is told to stop, and stopping waits for what runs up to a deadline.
 
 mod handler;
+mod lives;
 mod publisher;
 mod remote;
 mod scheduler;
 mod workers;
 
 pub use handler::{Handler, HandlerError, HandlerResult, JobContext, cancel, done, done_with, fail, retry, snooze};
+pub use lives::Lives;
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
 pub use scheduler::{NextSlots, Scheduler, next_slots};

@@ -67,11 +67,18 @@ impl Publisher {
         self.expander.expand(tenant, request, origin, self.clock.now())
     }
 
+    /// Hands events that are not logged to who is there.
+    pub(crate) fn broadcast(&self, ephemeral: &[Ephemeral]) {
+        if let Some(broadcast) = self.broadcast.get().filter(|_| !ephemeral.is_empty()) {
+            broadcast.broadcast(ephemeral);
+        }
+    }
+
     /// Delivers the ephemeral part of an expansion whose commit is durable, and adds it to the answer.
     pub fn with_ephemeral(&self, mut committed: Committed, ephemeral: &[Ephemeral]) -> Committed {
         if !ephemeral.is_empty() && !committed.deduplicated {
-            if let Some(broadcast) = self.broadcast.get().filter(|_| !committed.replayed) {
-                broadcast.broadcast(ephemeral);
+            if !committed.replayed {
+                self.broadcast(ephemeral);
             }
             committed.events.extend(ephemeral.iter().map(appended_ephemeral));
         }

@@ -36,11 +36,11 @@ impl<R: Rows> Writer<R> {
             return Ok(());
         }
         let Some(lifecycle) = self.lifecycle.clone() else { return Ok(()) };
-        let Some(commit) = lifecycle.follows(moment, job, self.now) else { return Ok(()) };
-        let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
-        // One whose dedup key is known is an alert that was given a while ago.
-        if self.known(tenant, &commit)?.is_none() {
-            self.write(tenant, commit)?;
+        for commit in lifecycle.follows(moment, job, self.now) {
+            let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
+            if self.known(tenant, &commit)?.is_none() {
+                self.write(tenant, commit)?;
+            }
         }
         Ok(())
     }

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewire_core::catalog::{Catalog, JobType, LoadError, Pattern, load};
+use tidewire_core::catalog::{AlertOn, Catalog, JobType, LoadError, Pattern, load};
 use tidewire_core::commit::{Expander, Subscription};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::store::{QueueLimits, Store};
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Kind};
 use tidewire_gateway::{Gateway, Options};
-use tidewire_runtime::{HandlerResult, Handlers, JobContext, Publisher, Scheduler, Workers};
+use tidewire_runtime::{HandlerResult, Handlers, JobContext, Lives, Publisher, Scheduler, Workers};
 use tidewire_server::auth::{ApiKeys, Tokens};
 use tidewire_server::session::Sessions;
 use tidewire_server::{Api, Config};
@@ -175,6 +175,7 @@ impl Builder {
         );
         store.follow(gateway.follower());
         publisher.broadcast_to(Arc::new(ToGateway(gateway.clone())));
+        store.observe(Arc::new(Lives::new(&publisher)));
         store.limit_queues(limits(&catalog)).await?;
 
         let mut queues: BTreeMap<Arc<str>, u32> = BTreeMap::new();
@@ -235,6 +236,8 @@ fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec
             retry_for: None,
             key: None,
             unique: None,
+            alert: AlertOn::default(),
+            lifecycle: true,
             run: None,
             data: None,
             description: format!("Handles {on}."),

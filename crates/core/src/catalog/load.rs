@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
+use super::alerts::alerts;
 use super::raw::{Fields, Item, Node, Place, Report, Table, join};
 use super::{Catalog, realtime, work};
 
@@ -207,9 +208,10 @@ fn resolve(root: &Fields, start: Place, report: &Report) -> Catalog {
     let jobs = work::jobs(&top, &queues);
     let schedules = work::schedules(&top, &app, &jobs);
     let rules = work::rules(&top, &auth, &events, &jobs);
+    let alerts = alerts(&top, &auth, &events, &jobs);
     let caches = work::caches(&top);
     top.finish();
-    Catalog { app, auth, realtime, rooms, events, messages, queues, jobs, schedules, rules, caches }
+    Catalog { app, auth, realtime, rooms, events, messages, queues, jobs, schedules, rules, alerts, caches }
 }
 
 /// The entries of `[section.NAME]`, with at most 10,000 of them and each name checked.

@@ -4,6 +4,7 @@
 //! every key), **resolve** (templates, expressions, durations and references become typed values), **check** (what is
 //! legal but probably wrong). What comes out cannot name an event, queue, room or role that does not exist.
 
+mod alerts;
 mod check;
 mod load;
 mod raw;
@@ -52,6 +53,8 @@ pub struct Catalog {
     pub schedules: BTreeMap<Arc<str>, ScheduleSpec>,
     /// Declared event -> job, event.
     pub rules: Vec<Rule>,
+    /// What raises an alert for a job that failed, if anything does.
+    pub alerts: Option<Alerts>,
     /// Declared caches by name.
     pub caches: BTreeMap<Arc<str>, Cache>,
 }
@@ -306,6 +309,8 @@ pub struct Queue {
     pub keep_failed: Keep,
     /// Priority of jobs that name none, 1 to 5. Default 3.
     pub priority: u8,
+    /// When the failure of a job of it raises an alert, unless the job type says otherwise.
+    pub alert: AlertOn,
     /// One line for people.
     pub description: String,
 }
@@ -360,6 +365,10 @@ pub struct JobType {
     pub key: Option<RoomTemplate>,
     /// It is the only one of its key.
     pub unique: Option<UniqueRule>,
+    /// When its failure raises an alert.
+    pub alert: AlertOn,
+    /// Whether the `job.*` events that the catalog declares are published about it. Default true.
+    pub lifecycle: bool,
     /// The built-in worker that runs it; absent means a worker of the app.
     pub run: Option<Arc<str>>,
     /// The shape of its data; absent when anything goes.
@@ -379,6 +388,29 @@ pub struct UniqueRule {
     pub window: Option<Duration>,
     /// What becomes of the one that comes later.
     pub on_conflict: OnConflict,
+}
+
+/// When the failure of a job raises an alert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AlertOn {
+    /// When it is a dead letter: after the last attempt, or an error that no retry can mend. The default.
+    #[default]
+    Dead,
+    /// At its first failed run already, and when it is a dead letter.
+    First,
+    /// Never.
+    Never,
+}
+
+/// `[alerts]`: what a failed job leads to, once in a while for each tenant, queue and type.
+#[derive(Debug)]
+pub struct Alerts {
+    /// The event that is published; its templates see `job`.
+    pub publish: Option<Publication>,
+    /// The job that is enqueued; its templates see `job`.
+    pub enqueue: Option<RuleJob>,
+    /// For how long no other alert of the same tenant, queue and type follows. Default 5 min.
+    pub dedupe: Duration,
 }
 
 /// `[schedules.NAME]`

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::alerts::alert_on;
 use super::load::named_entries;
 use super::raw::{Item, Node, Table, join};
 use super::realtime::{Events, Roots, condition, publication, schema, template};
-use super::{App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
+use super::{AlertOn, App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
 use crate::TenantId;
 use crate::job::OnConflict;
 use crate::retry::{Backoff, Jitter};
@@ -55,6 +56,7 @@ fn default_queue(name: &str) -> Queue {
         keep_completed: limits.keep_completed,
         keep_failed: limits.keep_failed,
         priority: 3,
+        alert: AlertOn::default(),
         description: String::new(),
     }
 }
@@ -84,6 +86,7 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
             keep_completed: keep("completed", default.keep_completed),
             keep_failed: keep("failed", default.keep_failed),
             priority: table.integer("priority", PRIORITIES).unwrap_or(default.priority),
+            alert: alert_on(&table).unwrap_or_default(),
             description: table.description(),
             name: default.name,
         };
@@ -205,6 +208,8 @@ pub(super) fn jobs(top: &Table<'_>, queues: &Queues) -> Jobs {
             retry_for: table.positive_duration("retryFor"),
             key: None,
             unique: table.table("unique").and_then(unique),
+            alert: alert_on(&table).unwrap_or(queue.alert),
+            lifecycle: table.item("lifecycle").is_none() || table.flag("lifecycle"),
             run: run.map(Into::into),
             data: schema(&table, "data"),
             description: table.description(),
@@ -355,7 +360,7 @@ fn pattern(table: &Table<'_>, events: &Events) -> Option<Pattern> {
     Some(pattern)
 }
 
-fn rule_job(table: Table<'_>, roots: &Roots<'_>, jobs: &Jobs) -> Option<RuleJob> {
+pub(super) fn rule_job(table: Table<'_>, roots: &Roots<'_>, jobs: &Jobs) -> Option<RuleJob> {
     let job = job_named(&table, "job", jobs);
     let data = template(&table, "data", roots.templates);
     let (delay, priority) = (table.duration("delay"), table.integer("priority", PRIORITIES));

@@ -388,12 +388,13 @@ impl Run<'_> {
 
 fn holds(when: Option<&crate::expr::Expr>, scope: &Value) -> bool {
     when.is_none_or(|when| {
-        let names = ["data", "params", "tenant"];
+        let names = ["data", "params", "tenant", "job"];
         when.eval(&names.map(|name| (name, &scope[name]))).unwrap_or(false)
     })
 }
 
-fn rule_job(job: &RuleJob, scope: &Value) -> NewJob {
+/// The job that a rule or an alert enqueues.
+pub fn rule_job(job: &RuleJob, scope: &Value) -> NewJob {
     NewJob {
         delay: job.delay.map(super::Delay),
         priority: job.priority.map(super::Priority),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire_core::commit::{Committed, Delay};
 use tidewire_core::job::State as JobState;
-use tidewire_core::store::{Claim, Leased};
+use tidewire_core::store::{Claim, Leased, Parent, Renewed};
 use tidewire_core::suggest::suggest;
 use tidewire_core::time::duration_text;
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp};
@@ -29,8 +29,8 @@ use crate::problem;
 const MAX_JOBS: usize = 1_000;
 /// The longest that a call waits for a first job.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// A lease when none is given, and its bounds.
-const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+/// A lease when none is given: a job whose worker was killed runs again within this time. And its bounds.
+const DEFAULT_LEASE: Duration = Duration::from_secs(5);
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
 const LONGEST_LEASE: Duration = Duration::from_secs(12 * 3600);
 
@@ -77,6 +77,13 @@ struct LeasedView<'a> {
     correlation_id: Option<&'a str>,
     #[serde(rename = "causationId", skip_serializing_if = "Option::is_none")]
     causation_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(rename = "flowId", skip_serializing_if = "Option::is_none")]
+    flow: Option<&'a Id>,
+    /// The jobs it waited for, with their results.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    parents: &'a [Parent],
 }
 
 #[derive(Serialize)]
@@ -185,6 +192,9 @@ fn view(leased: &Leased) -> LeasedView<'_> {
         user_id: job.user_id.as_deref(),
         correlation_id: job.correlation_id.as_deref(),
         causation_id: job.causation_id.as_deref(),
+        key: job.key(),
+        flow: job.rare.as_ref().and_then(|rare| rare.flow.as_ref()),
+        parents: &leased.parents,
     }
 }
 
@@ -278,9 +288,11 @@ struct RenewEntry {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct RenewedView {
     expires: Timestamp,
     cancelled: bool,
+    timed_out: bool,
 }
 
 async fn renew_all(State(api): State<Shared>, request: Request<Body>) -> Answer {
@@ -294,7 +306,7 @@ async fn renew_all(State(api): State<Shared>, request: Request<Body>) -> Answer 
         let tenant = tenant.clone();
         async move {
             let renewed = api.publisher.store().renew(tenant.as_ref(), &entry.id, &entry.lease, extend).await;
-            let view = renewed.map(|renewed| RenewedView { expires: renewed.expires, cancelled: renewed.cancelled });
+            let view = renewed.map(|Renewed { expires, cancelled, timed_out }| RenewedView { expires, cancelled, timed_out });
             Entry::new(entry.id, view)
         }
     };
