@@ -43,5 +43,5 @@ const cpu = process.cpuUsage();
 worker.run();
 const finished = await allCompleted;
 const { user, system } = process.cpuUsage(cpu);
-console.log(JSON.stringify({ finished, cpu: user + system, waits }));
-process.exit();
+// An exit would cut off what the pipe has not taken yet.
+process.stdout.write(`${JSON.stringify({ finished, cpu: user + system, waits })}\n`, () => process.exit());

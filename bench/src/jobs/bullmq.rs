@@ -206,7 +206,8 @@ impl Program {
 
     async fn result<T: DeserializeOwned>(&mut self) -> Result<T> {
         let line = self.line().await?;
-        serde_json::from_str(&line).with_context(|| format!("{} said {line:?}", self.name))
+        let begin = || line.chars().take(200).collect::<String>();
+        serde_json::from_str(&line).with_context(|| format!("{} said {:?} …", self.name, begin()))
     }
 }
 
