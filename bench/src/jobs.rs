@@ -33,7 +33,7 @@ const WATCHED: Duration = Duration::from_secs(20);
 /// What to measure.
 #[derive(Args, Default)]
 pub(crate) struct Jobs {
-    /// Measure long backlogs instead: takes minutes, and about 1 GB of disk per million jobs.
+    /// Measure long backlogs instead: takes minutes, and about 0.7 GB of disk per million jobs.
     #[arg(long)]
     big: bool,
     /// Jobs of the long backlog.
