@@ -13,7 +13,7 @@ import { eventually, expectStatus, start, temporaryDirectory, within } from "./h
 const CLIENTS = fileURLToPath(new URL("../clients/", import.meta.url));
 /** Short, so that a killed worker's job runs again soon, and several renewals fit into a second. */
 const LEASE_MS = 900;
-const GRACE_MS = 400;
+const GRACE_MS = 1_500;
 
 // Both programs do the same: each item is a way in which a handler can behave. They say on their output what happens.
 const NODE = `
@@ -26,11 +26,13 @@ async function ship(job, signal) {
   if (itemId === "broken") throw new Error("the carrier is closed");
   if (itemId === "unknown") throw new NonRetryable("there is no such item");
   if (itemId === "unwritable") return 1n;
-  if (itemId === "brief") await new Promise((done) => setTimeout(done, ${GRACE_MS / 4}));
+  if (itemId === "last word") await new Promise((done) => process.stdin.once("data", done));
   if (itemId === "long") await new Promise((done) => setTimeout(done, ${LEASE_MS * 2.5}));
   if (itemId === "deaf") await new Promise(() => {});
   if (itemId === "patient" || (itemId === "second time" && job.attempt === 1)) {
-    await new Promise((_, leave) => signal.addEventListener("abort", leave));
+    await new Promise((told) => signal.addEventListener("abort", told));
+    say("told", job);
+    throw new Error("told to leave");
   }
   return { shipped: itemId };
 }
@@ -39,7 +41,7 @@ process.exit();
 `;
 
 const PYTHON = `
-import json, threading, time
+import json, sys, threading, time
 from worker import NonRetryable, work
 
 def say(what, job):
@@ -54,14 +56,15 @@ def ship(job, cancelled):
         raise NonRetryable("there is no such item")
     if item == "unwritable":
         return {1, 2}
-    if item == "brief":
-        time.sleep(${GRACE_MS / 4000})
+    if item == "last word":
+        sys.stdin.readline()
     if item == "long":
         time.sleep(${(LEASE_MS * 2.5) / 1000})
     if item == "deaf":
         threading.Event().wait()
     if item == "patient" or (item == "second time" and job["attempt"] == 1):
         cancelled.wait()
+        say("told", job)
         raise RuntimeError("told to leave")
     return {"shipped": item}
 
@@ -81,7 +84,7 @@ class Worker {
     this.waiting = new Set();
     this.child = spawn(program, args, {
       env: { PATH: process.env.PATH, TIDEWIRE_URL: tenant.server.url, TIDEWIRE_KEY: tenant.key, ...env },
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["pipe", "pipe", "pipe"],
     });
     let rest = "";
     this.child.stdout.setEncoding("utf8").on("data", (text) => {
@@ -94,18 +97,23 @@ class Worker {
     this.ended = new Promise((done) => this.child.once("close", (code, signal) => done({ code, signal })));
   }
 
-  /** As soon as the worker has begun `count` runs of these jobs. */
-  async begun(ids, count = ids.length, ms = 15_000) {
-    const runs = () => this.said.filter(({ what, id }) => what === "begun" && ids.includes(id));
+  /** What the worker has said of these jobs, as soon as there is one such line for each. */
+  async heard(saying, ids, ms = 15_000) {
+    const lines = () => this.said.filter(({ what, id }) => what === saying && ids.includes(id));
     let check;
     const all = new Promise((done) => {
-      check = () => runs().length >= count && done();
+      check = () => lines().length >= ids.length && done();
       this.waiting.add(check);
       check();
     });
-    const what = () => `${count} runs to begin; said: ${JSON.stringify(this.said)}; stderr: ${this.err}`;
+    const what = () => `"${saying}" of ${ids}; said: ${JSON.stringify(this.said)}; stderr: ${this.err}`;
     await within(ms, what, all).finally(() => this.waiting.delete(check));
-    return runs();
+    return lines();
+  }
+
+  /** The runs of these jobs, as soon as each has begun one. */
+  begun(ids) {
+    return this.heard("begun", ids);
   }
 
   /** Sends a signal and answers how the worker ended. */
@@ -202,17 +210,20 @@ for (const [language, launch] of Object.entries(languages)) {
       const worker = started(tenant);
       await worker.begun([id]);
       expectStatus(await tenant.api(`/v1/jobs/${id}/cancel`, { method: "POST" }), 200);
+      await worker.heard("told", [id]);
       assert.equal((await inState(tenant, id, "cancelled")).attempt, 1);
     });
 
     test("lets jobs finish at a stop and gives back those that take too long", async () => {
       const tenant = server.newTenant();
-      const [brief, patient, deaf] = [await ship(tenant, "brief"), await ship(tenant, "patient"), await ship(tenant, "deaf")];
+      const [last, patient, deaf] = [await ship(tenant, "last word"), await ship(tenant, "patient"), await ship(tenant, "deaf")];
       const worker = started(tenant);
-      await worker.begun([brief, patient, deaf]);
+      await worker.begun([last, patient, deaf]);
       const late = await ship(tenant, "item");
-      assert.deepEqual(await worker.end("SIGTERM"), { code: 0, signal: null });
-      assert.equal((await tenant.job(brief)).state, "completed");
+      const ended = worker.end("SIGTERM");
+      worker.child.stdin.write("finish\n");
+      assert.deepEqual(await ended, { code: 0, signal: null });
+      assert.equal((await tenant.job(last)).state, "completed");
       for (const id of [patient, deaf, late]) {
         const job = await tenant.job(id);
         assert.deepEqual([job.state, job.attempt], ["pending", 0], `job ${id}`);
