@@ -6,15 +6,21 @@
 mod fanout;
 mod http;
 mod inprocess;
+mod jobs;
 mod load;
 mod report;
 mod server;
 mod startup;
 
+use std::time::Duration;
+
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long a timed measurement takes when `--seconds` is not given.
+const TIME: Duration = Duration::from_secs(5);
 
 #[derive(Parser)]
 #[command(name = "tidewire-bench")]
@@ -27,22 +33,24 @@ struct Cli {
     /// Only measurements whose name contains this text.
     #[arg(long, global = true)]
     only: Option<String>,
-    /// Seconds of each timed measurement.
-    #[arg(long, global = true, default_value_t = 5)]
-    seconds: u64,
+    /// Seconds of each timed measurement; 5, and 20 for the noisy neighbour.
+    #[arg(long, global = true)]
+    seconds: Option<u64>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Durable publish, and enqueue + run + complete, inside one process.
+    /// Durable publishes inside one process.
     Inprocess,
-    /// Durable publishes and whole job lives over HTTP keep-alive.
+    /// Durable publishes over HTTP keep-alive.
     Http,
+    /// Jobs in process and over HTTP, beside BullMQ on Redis.
+    Jobs(jobs::Jobs),
     /// One event to many Socket.IO sockets, beside Node.js socket.io.
     Fanout(fanout::Fanout),
     /// Cold start, and what an idle server uses.
     Startup,
-    /// Everything above.
+    /// Everything above, without `jobs --big`.
     All,
     /// The server that the others measure.
     #[command(hide = true)]
@@ -55,7 +63,7 @@ fn main() -> std::process::ExitCode {
         Command::Serve(serve) => serve.run(),
         command => {
             let runs = report::Runs { count: cli.runs.max(1), only: cli.only };
-            measure(command, &runs, std::time::Duration::from_secs(cli.seconds.max(1)))
+            measure(command, &runs, cli.seconds.map(|seconds| Duration::from_secs(seconds.max(1))))
         }
     };
     match done {
@@ -67,17 +75,21 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-fn measure(command: Command, runs: &report::Runs, time: std::time::Duration) -> anyhow::Result<()> {
+/// `seconds` is the time of each timed measurement where the caller gave one.
+fn measure(command: Command, runs: &report::Runs, seconds: Option<Duration>) -> anyhow::Result<()> {
     println!("{}", report::machine());
+    let time = seconds.unwrap_or(TIME);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         match command {
             Command::Inprocess => inprocess::run(runs, time).await,
             Command::Http => http::run(runs, time).await,
+            Command::Jobs(jobs) => jobs.run(runs, seconds).await,
             Command::Fanout(fanout) => fanout.run(runs).await,
             Command::Startup => startup::run(runs).await,
             Command::All => {
                 inprocess::run(runs, time).await?;
                 http::run(runs, time).await?;
+                jobs::Jobs::default().run(runs, seconds).await?;
                 startup::run(runs).await?;
                 fanout::Fanout::default().run(runs).await
             }

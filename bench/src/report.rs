@@ -277,7 +277,7 @@ impl Runs {
 }
 
 /// A number with thousands separators; decimals only where they still say something.
-fn thousands(value: f64) -> String {
+pub(crate) fn thousands(value: f64) -> String {
     if value < 100.0 {
         return format!("{value:.2}");
     }

@@ -17,6 +17,8 @@ use crate::load::peer::Peer;
 pub(crate) const TENANT: &str = "bench";
 /// The admin key of every bench server.
 const KEY: &str = "bench-admin-key-0000";
+/// How long a server may take to start.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// What an acknowledged write survives.
 pub(crate) const FSYNC: &str = "fsync";
 
@@ -81,7 +83,10 @@ impl Serve {
 pub(crate) struct Server {
     pub(crate) peer: Peer,
     pub(crate) addr: SocketAddr,
-    _data: Scratch,
+    command: Command,
+    name: String,
+    cpus: String,
+    data: Scratch,
 }
 
 impl Server {
@@ -91,8 +96,24 @@ impl Server {
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", "--listen", &addr.to_string(), "--data"]).arg(data.path());
-        let peer = Peer::start(name, cpus, &command, addr, Duration::from_secs(20)).await?;
-        Ok(Self { peer, addr, _data: data })
+        let peer = Peer::start(name, cpus, &command, addr, PATIENCE).await?;
+        Ok(Self { peer, addr, command, name: name.to_owned(), cpus: cpus.to_owned(), data })
+    }
+
+    /// Ends the process in the middle of whatever it does, as `kill -9` would.
+    pub(crate) fn kill(&mut self) {
+        self.peer.kill();
+    }
+
+    /// Starts it again on the same data after [`Server::kill`].
+    pub(crate) async fn again(&mut self) -> Result<()> {
+        self.peer = Peer::start(&self.name, &self.cpus, &self.command, self.addr, PATIENCE).await?;
+        Ok(())
+    }
+
+    /// The folder of its store.
+    pub(crate) fn data(&self) -> &std::path::Path {
+        self.data.path()
     }
 
     /// A POST with the admin key.

@@ -95,6 +95,13 @@ impl Peer {
         report::rss(self.pid()).with_context(|| self.obituary())
     }
 
+    /// Kills it (SIGKILL, by its pid) and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        // Both fail only for a process that is gone already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     fn obituary(&self) -> String {
         format!("{} has ended; its last output:\n{}", self.name, self.log_tail())
     }
@@ -107,9 +114,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Both fail only for a process that is gone already, which is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

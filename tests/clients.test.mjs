@@ -1,0 +1,262 @@
+// The reference workers of clients/, as somebody runs them who copied one: against the real binary, stopped and killed in mid-job.
+
+import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { after, before, describe, test } from "node:test";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+import { shop } from "./catalogs.mjs";
+import { eventually, expectStatus, start, temporaryDirectory, within } from "./harness.mjs";
+
+const CLIENTS = fileURLToPath(new URL("../clients/", import.meta.url));
+/** Short, so that a killed worker's job runs again soon, and several renewals fit into a second. */
+const LEASE_MS = 900;
+const GRACE_MS = 1_500;
+
+// Both programs do the same: each item is a way in which a handler can behave. They say on their output what happens.
+const NODE = `
+import { work, NonRetryable } from ${JSON.stringify(pathToFileURL(join(CLIENTS, "node/worker.mjs")).href)};
+
+const say = (what, { id, attempt }) => console.log(JSON.stringify({ what, id, attempt }));
+async function ship(job, signal) {
+  say("begun", job);
+  const { itemId } = job.data;
+  if (itemId === "broken") throw new Error("the carrier is closed");
+  if (itemId === "unknown") throw new NonRetryable("there is no such item");
+  if (itemId === "unwritable") return 1n;
+  if (itemId === "last word") await new Promise((done) => process.stdin.once("data", done));
+  if (itemId === "long") await new Promise((done) => setTimeout(done, ${LEASE_MS * 2.5}));
+  if (itemId === "deaf") await new Promise(() => {});
+  if (itemId === "patient" || (itemId === "second time" && job.attempt === 1)) {
+    await new Promise((told) => signal.addEventListener("abort", told));
+    say("told", job);
+    throw new Error("told to leave");
+  }
+  return { shipped: itemId };
+}
+await work({ ship }, { concurrency: 3, leaseMs: ${LEASE_MS}, graceMs: ${GRACE_MS} });
+process.exit();
+`;
+
+const PYTHON = `
+import json, sys, threading, time
+from worker import NonRetryable, work
+
+def say(what, job):
+    print(json.dumps({"what": what, "id": job["id"], "attempt": job["attempt"]}), flush=True)
+
+def ship(job, cancelled):
+    say("begun", job)
+    item = job["data"]["itemId"]
+    if item == "broken":
+        raise ValueError("the carrier is closed")
+    if item == "unknown":
+        raise NonRetryable("there is no such item")
+    if item == "unwritable":
+        return {1, 2}
+    if item == "last word":
+        sys.stdin.readline()
+    if item == "long":
+        time.sleep(${(LEASE_MS * 2.5) / 1000})
+    if item == "deaf":
+        threading.Event().wait()
+    if item == "patient" or (item == "second time" and job["attempt"] == 1):
+        cancelled.wait()
+        say("told", job)
+        raise RuntimeError("told to leave")
+    return {"shipped": item}
+
+work({"ship": ship}, concurrency=3, lease_seconds=${LEASE_MS / 1000}, grace_seconds=${GRACE_MS / 1000})
+`;
+
+const python = spawnSync("python3", ["-c", "import sys; sys.exit(sys.version_info < (3, 9))"]);
+const noPython = python.status !== 0 && "python3 3.9 or newer is not installed";
+// On a build machine a worker that nobody ran is a failure; at a desk it is only said aloud.
+if (noPython && process.env.CI === "true") throw new Error(noPython);
+
+/** A running worker of one tenant. */
+class Worker {
+  constructor(program, args, tenant, env = {}) {
+    this.said = [];
+    this.err = "";
+    this.waiting = new Set();
+    this.child = spawn(program, args, {
+      env: { PATH: process.env.PATH, TIDEWIRE_URL: tenant.server.url, TIDEWIRE_KEY: tenant.key, ...env },
+      stdio: ["pipe", "pipe", "pipe"],
+    });
+    let rest = "";
+    this.child.stdout.setEncoding("utf8").on("data", (text) => {
+      const lines = (rest + text).split("\n");
+      rest = lines.pop();
+      this.said.push(...lines.map((line) => JSON.parse(line)));
+      for (const check of this.waiting) check();
+    });
+    this.child.stderr.setEncoding("utf8").on("data", (text) => (this.err += text));
+    this.ended = new Promise((done) => this.child.once("close", (code, signal) => done({ code, signal })));
+  }
+
+  /** What the worker has said of these jobs, as soon as there is one such line for each. */
+  async heard(saying, ids, ms = 15_000) {
+    const lines = () => this.said.filter(({ what, id }) => what === saying && ids.includes(id));
+    let check;
+    const all = new Promise((done) => {
+      check = () => lines().length >= ids.length && done();
+      this.waiting.add(check);
+      check();
+    });
+    const what = () => `"${saying}" of ${ids}; said: ${JSON.stringify(this.said)}; stderr: ${this.err}`;
+    await within(ms, what, all).finally(() => this.waiting.delete(check));
+    return lines();
+  }
+
+  /** The runs of these jobs, as soon as each has begun one. */
+  begun(ids) {
+    return this.heard("begun", ids);
+  }
+
+  /** Sends a signal and answers how the worker ended. */
+  async end(signal) {
+    this.child.kill(signal);
+    return within(15_000, () => `the worker to end after ${signal}; stderr: ${this.err}`, this.ended);
+  }
+}
+
+let server;
+const workers = new Set();
+before(async () => {
+  server = await start({ app: shop() });
+});
+after(() => Promise.all([...workers].map((worker) => worker.end("SIGKILL"))));
+process.once("exit", () => workers.forEach(({ child }) => child.kill("SIGKILL")));
+
+const directory = temporaryDirectory();
+writeFileSync(join(directory, "ship.mjs"), NODE);
+writeFileSync(join(directory, "ship.py"), PYTHON);
+
+const languages = {
+  node: (tenant) => new Worker(process.execPath, [join(directory, "ship.mjs")], tenant),
+  python: (tenant) =>
+    new Worker("python3", ["-B", join(directory, "ship.py")], tenant, { PYTHONPATH: resolve(CLIENTS, "python") }),
+};
+
+for (const [language, launch] of Object.entries(languages)) {
+  const started = (tenant) => {
+    const worker = launch(tenant);
+    workers.add(worker);
+    worker.ended.finally(() => workers.delete(worker));
+    return worker;
+  };
+  const ship = async (tenant, itemId) => (await tenant.enqueue("ship", { itemId })).id;
+  const inState = (tenant, id, state) =>
+    eventually(`job ${id} to be ${state}`, async () => {
+      const job = await tenant.job(id);
+      return job.state === state && job;
+    });
+
+  describe(`the worker in ${language}`, { skip: language === "python" && noPython }, () => {
+    test("completes jobs with what their handler returns, several at once", async () => {
+      const tenant = server.newTenant();
+      const stuck = [await ship(tenant, "patient"), await ship(tenant, "patient")];
+      const worker = started(tenant);
+      await worker.begun(stuck);
+      // Two of three places are taken and stay so: the rest goes through the third.
+      const ids = [];
+      for (let n = 0; n < 12; n += 1) ids.push(await ship(tenant, `item ${n}`));
+      for (const [n, id] of ids.entries()) {
+        const job = await inState(tenant, id, "completed");
+        assert.deepEqual([job.result, job.attempt], [{ shipped: `item ${n}` }, 1]);
+      }
+      assert.equal((await worker.begun(ids)).length, ids.length);
+    });
+
+    test("tries again after an error, and never after one that is not retryable", async () => {
+      const tenant = server.newTenant();
+      const [broken, unknown, unwritable] = [await ship(tenant, "broken"), await ship(tenant, "unknown"), await ship(tenant, "unwritable")];
+      started(tenant);
+      const dead = await inState(tenant, broken, "dead");
+      assert.equal(dead.attempt, 3);
+      assert.match(dead.error, /the carrier is closed/);
+      const failed = await inState(tenant, unknown, "failed");
+      assert.equal(failed.attempt, 1);
+      assert.match(failed.error, /there is no such item/);
+      assert.match((await inState(tenant, unwritable, "dead")).error, /serializ/);
+    });
+
+    test("keeps a lease for as long as the handler runs", async () => {
+      const tenant = server.newTenant();
+      const id = await ship(tenant, "long");
+      const worker = started(tenant);
+      const job = await inState(tenant, id, "completed");
+      assert.deepEqual([job.attempt, (await worker.begun([id])).length], [1, 1]);
+    });
+
+    test("that is killed in mid-job leaves it to another, as attempt 2", async () => {
+      const tenant = server.newTenant();
+      const id = await ship(tenant, "second time");
+      const first = started(tenant);
+      await first.begun([id]);
+      const second = started(tenant);
+      assert.equal((await first.end("SIGKILL")).signal, "SIGKILL");
+      assert.deepEqual((await second.begun([id])).map(({ attempt }) => attempt), [2]);
+      const job = await inState(tenant, id, "completed");
+      assert.deepEqual([job.attempt, job.result], [2, { shipped: "second time" }]);
+    });
+
+    test("tells a handler that its job was cancelled", async () => {
+      const tenant = server.newTenant();
+      const id = await ship(tenant, "patient");
+      const worker = started(tenant);
+      await worker.begun([id]);
+      expectStatus(await tenant.api(`/v1/jobs/${id}/cancel`, { method: "POST" }), 200);
+      await worker.heard("told", [id]);
+      assert.equal((await inState(tenant, id, "cancelled")).attempt, 1);
+    });
+
+    test("lets jobs finish at a stop and gives back those that take too long", async () => {
+      const tenant = server.newTenant();
+      const [last, patient, deaf] = [await ship(tenant, "last word"), await ship(tenant, "patient"), await ship(tenant, "deaf")];
+      const worker = started(tenant);
+      await worker.begun([last, patient, deaf]);
+      const late = await ship(tenant, "item");
+      const ended = worker.end("SIGTERM");
+      worker.child.stdin.write("finish\n");
+      assert.deepEqual(await ended, { code: 0, signal: null });
+      assert.equal((await tenant.job(last)).state, "completed");
+      for (const id of [patient, deaf, late]) {
+        const job = await tenant.job(id);
+        assert.deepEqual([job.state, job.attempt], ["pending", 0], `job ${id}`);
+      }
+    });
+
+    test("that is idle stops at once", async () => {
+      const tenant = server.newTenant();
+      const worker = started(tenant);
+      await worker.begun([await ship(tenant, "item")]);
+      assert.deepEqual(await worker.end("SIGTERM"), { code: 0, signal: null });
+    });
+
+    test("ends with a reason when its key is refused", async () => {
+      const worker = started({ server, key: "a-key-that-nobody-has-given-out" });
+      const { code } = await within(15_000, "the worker to give up", worker.ended);
+      assert.equal(code, 1);
+      assert.match(worker.err, /\/leases 401 .*auth\./);
+    });
+
+    test("waits for a server that restarts and settles then", async () => {
+      const own = await start({ app: shop() });
+      const tenant = own.newTenant();
+      const id = await ship(tenant, "long");
+      const worker = started(tenant);
+      await worker.begun([id]);
+      await own.kill();
+      await own.restart();
+      assert.equal((await inState(tenant, id, "completed")).result.shipped, "long");
+      const next = await ship(tenant, "item");
+      await inState(tenant, next, "completed");
+      await worker.end("SIGKILL");
+      await own.kill();
+    });
+  });
+}
