@@ -9,6 +9,7 @@ mod lines;
 mod links;
 mod manifest;
 mod names;
+mod snippets;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -61,7 +62,7 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
 
 /// Everything that breaks a rule, by file and line.
 fn check(tree: &Tree) -> Vec<Violation> {
-    let rules = [names::check, lines::check, crates::check, catalogs::check, links::check];
+    let rules = [names::check, lines::check, crates::check, catalogs::check, links::check, snippets::check];
     let mut found: Vec<_> = rules.iter().flat_map(|rule| rule(tree)).collect();
     found.sort();
     found

@@ -93,8 +93,11 @@ impl LogQuery {
 pub trait Follower: Send + Sync {
     /// These events were committed; of each tenant they are in order and without gaps.
     fn committed(&self, events: &[Arc<Event>]);
-    /// These leases of this process were asked to stop.
-    fn cancelled(&self, _leases: &[Box<str>]) {}
+
+    /// These leases of this process were asked to stop: somebody cancelled their jobs. On the writer's own thread; must not block.
+    fn cancelled(&self, leases: &[Box<str>]) {
+        let _ = leases;
+    }
 }
 
 /// The per-tenant logs.

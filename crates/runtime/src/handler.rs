@@ -1,19 +1,19 @@
-//! What a job handler gets and what it can answer.
+//! What a job handler is, and what it can answer.
 
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewJob, Request};
-use tidewire_core::event::Event;
-use tidewire_core::job::{Job, Verdict};
-use tidewire_core::store::{LogQuery, Store};
-use tidewire_core::{Json, Result, TenantId};
+use tidewire_core::commit::MAX_DATA_BYTES;
+use tidewire_core::job::Verdict;
+use tidewire_core::{Json, Result};
+
+use crate::context::JobContext;
+use crate::extract::{FromContext, States};
 
 /// What a handler answers: a verdict, or an error that makes the job run again.
 pub type HandlerResult = Result<Verdict, HandlerError>;
@@ -42,6 +42,16 @@ impl<E: std::error::Error> From<E> for HandlerError {
 }
 
 impl HandlerError {
+    /// What went wrong.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Whether the job fails for good instead of being retried.
+    pub fn is_final(&self) -> bool {
+        self.is_final
+    }
+
     /// The verdict that this error is.
     pub fn into_verdict(self) -> Verdict {
         if self.is_final {
@@ -79,7 +89,12 @@ pub fn retry(error: impl Into<String>) -> HandlerResult {
 
 /// It will never work: processing -> failed at once.
 pub fn fail(error: impl Into<String>) -> HandlerResult {
-    Err(HandlerError { message: error.into(), is_final: true })
+    Err(final_error(error))
+}
+
+/// An error that no retry mends.
+pub(crate) fn final_error(error: impl Into<String>) -> HandlerError {
+    HandlerError { message: error.into(), is_final: true }
 }
 
 /// Not now: processing -> scheduled after `delay`, and the attempt is given back.
@@ -87,79 +102,157 @@ pub fn snooze(delay: Duration) -> HandlerResult {
     Ok(Verdict::Snooze { delay })
 }
 
+/// Somebody else is to run it, now: processing -> pending, and the attempt is given back. The answer to
+/// [`Stop::Shutdown`](crate::Stop::Shutdown).
+pub fn release() -> HandlerResult {
+    Ok(Verdict::Release)
+}
+
 /// It is no longer wanted: processing -> cancelled.
 pub fn cancel() -> HandlerResult {
     Ok(Verdict::Cancel)
 }
 
-/// One run of a job: what it is about, and where its effects are staged.
-///
-/// What a handler stages is committed together with the job's completion, or not at all: a handler that publishes two events and
-/// then fails leaves none of them.
-#[derive(Clone)]
-pub struct JobContext {
-    job: Arc<Job>,
-    store: Arc<dyn Store>,
-    staged: Arc<Mutex<Request>>,
-}
-
-impl JobContext {
-    /// A context for one run of `job`.
-    pub fn new(job: Job, store: Arc<dyn Store>) -> Self {
-        Self { job: Arc::new(job), store, staged: Arc::new(Mutex::new(Request::default())) }
-    }
-
-    /// The job, its `attempt` counting this run.
-    pub fn job(&self) -> &Job {
-        &self.job
-    }
-
-    /// Whose job it is; everything staged belongs to the same tenant.
-    pub fn tenant(&self) -> &TenantId {
-        &self.job.tenant
-    }
-
-    /// The job's data as `T`. Data of another shape is an error that no retry mends, so `?` in a handler is not enough: see
-    /// [`Handlers::on`](crate::Handlers::on), which fails the job.
-    pub fn data<T: DeserializeOwned>(&self) -> Result<T> {
-        self.job.data.to()
-    }
-
-    /// Events of the job's tenant, ascending by position.
-    pub async fn events(&self, query: LogQuery) -> Result<Vec<Arc<Event>>> {
-        self.store.read(&self.job.tenant, query).await
-    }
-
-    /// Stages an event.
-    pub fn publish(&self, event: NewEvent) {
-        self.staged.lock().events.push(event);
-    }
-
-    /// Stages a job.
-    pub fn enqueue(&self, job: NewJob) {
-        self.staged.lock().jobs.push(job);
-    }
-
-    /// Takes what was staged.
-    pub(crate) fn take_staged(&self) -> Request {
-        std::mem::take(&mut *self.staged.lock())
-    }
-}
+/// A run that goes on. Dropping it ends the run.
+pub type Running = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
 
 /// Runs the jobs of one type.
-pub trait Handler: Send + Sync + 'static {
-    /// Runs one job. Dropping the future stops the run.
-    fn run(&self, context: JobContext) -> Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
+pub(crate) trait Handler: Send + Sync {
+    fn run(&self, cx: JobContext) -> Running;
 }
 
-impl<F, Fut> Handler for F
-where
-    F: Fn(JobContext) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = HandlerResult> + Send + 'static,
-{
-    fn run(&self, context: JobContext) -> Pin<Box<dyn Future<Output = HandlerResult> + Send>> {
-        Box::pin(self(context))
+/// A handler of jobs whose data is `J`: an async function that takes the job and then up to five arguments that implement
+/// [`FromContext`], in any order.
+///
+/// ```
+/// use tidewire_runtime::{Attempt, HandlerResult, JobContext, JobHandler, State, done};
+///
+/// #[derive(serde::Deserialize)]
+/// struct SendWelcome { to: String }
+/// struct Mailer;
+///
+/// async fn send(job: SendWelcome, mailer: State<Mailer>, attempt: Attempt) -> HandlerResult { done() }
+///
+/// fn is_handler<Args>(_: impl JobHandler<SendWelcome, Args>) {}
+/// is_handler(send);
+/// is_handler(|job: SendWelcome| async { done() });
+/// is_handler(|job: SendWelcome, cx: JobContext| async { done() });
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler of `{J}`",
+    label = "expected an async function of the job, then of arguments that implement `FromContext`",
+    note = "a handler looks like `async fn send(job: SendWelcome, cx: JobContext, mailer: State<Mailer>) -> HandlerResult`, with at most five arguments after the job",
+    note = "a closure names the types of all its arguments: `|job: SendWelcome, cx: JobContext| async move {{ done() }}`"
+)]
+pub trait JobHandler<J, Args>: Send + Sync + 'static {
+    /// Begins a run; the error of an argument that could not be made ends it.
+    fn begin(&self, job: J, cx: &JobContext) -> Result<Running, HandlerError>;
+
+    /// Whether all arguments can be made, asked once when the app is built.
+    fn check(states: &States) -> Result<()>;
+}
+
+/// A durable handler of events: an async function of up to five arguments that implement [`FromContext`], such as
+/// [`Heard<T>`](crate::Heard).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler of events",
+    label = "expected an async function of arguments that implement `FromContext`",
+    note = "a handler looks like `async fn index(event: Heard<Client>, cx: JobContext) -> HandlerResult`, with at most five arguments",
+    note = "a closure names the types of all its arguments: `|cx: JobContext| async move {{ done() }}`"
+)]
+pub trait EventHandler<Args>: Send + Sync + 'static {
+    /// Begins a run; the error of an argument that could not be made ends it.
+    fn begin(&self, cx: &JobContext) -> Result<Running, HandlerError>;
+
+    /// Whether all arguments can be made, asked once when the app is built.
+    fn check(states: &States) -> Result<()>;
+}
+
+/// Functions of so many arguments. The names of the context and the states come in, as none of them is used without arguments.
+macro_rules! functions {
+    ($cx:ident, $states:ident $(, $arg:ident: $Arg:ident)*) => {
+        impl<F, Fut, J, $($Arg,)*> JobHandler<J, ($($Arg,)*)> for F
+        where
+            F: Fn(J, $($Arg),*) -> Fut + Send + Sync + 'static,
+            Fut: Future<Output = HandlerResult> + Send + 'static,
+            $($Arg: FromContext,)*
+        {
+            fn begin(&self, job: J, $cx: &JobContext) -> Result<Running, HandlerError> {
+                $(let $arg = $Arg::from_context($cx)?;)*
+                Ok(Box::pin(self(job, $($arg),*)))
+            }
+
+            fn check($states: &States) -> Result<()> {
+                $($Arg::check($states)?;)*
+                Ok(())
+            }
+        }
+
+        impl<F, Fut, $($Arg,)*> EventHandler<($($Arg,)*)> for F
+        where
+            F: Fn($($Arg),*) -> Fut + Send + Sync + 'static,
+            Fut: Future<Output = HandlerResult> + Send + 'static,
+            $($Arg: FromContext,)*
+        {
+            fn begin(&self, $cx: &JobContext) -> Result<Running, HandlerError> {
+                $(let $arg = $Arg::from_context($cx)?;)*
+                Ok(Box::pin(self($($arg),*)))
+            }
+
+            fn check($states: &States) -> Result<()> {
+                $($Arg::check($states)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+functions!(_cx, _states);
+functions!(cx, states, a: A);
+functions!(cx, states, a: A, b: B);
+functions!(cx, states, a: A, b: B, c: C);
+functions!(cx, states, a: A, b: B, c: C, d: D);
+functions!(cx, states, a: A, b: B, c: C, d: D, e: E);
+
+/// A [`JobHandler`] that reads the job's data. Data of another shape fails the job: no retry would mend it.
+pub(crate) struct OfJob<J, Args, H> {
+    handler: H,
+    takes: PhantomData<fn(J, Args)>,
+}
+
+impl<J, Args, H> OfJob<J, Args, H> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self { handler, takes: PhantomData }
     }
+}
+
+impl<J: DeserializeOwned, Args, H: JobHandler<J, Args>> Handler for OfJob<J, Args, H> {
+    fn run(&self, cx: JobContext) -> Running {
+        let job = cx.data::<J>().map_err(|error| final_error(error.detail()));
+        begun(job.and_then(|job| self.handler.begin(job, &cx)))
+    }
+}
+
+/// An [`EventHandler`]; the event is the job's data.
+pub(crate) struct OfEvent<Args, H> {
+    handler: H,
+    takes: PhantomData<fn(Args)>,
+}
+
+impl<Args, H> OfEvent<Args, H> {
+    pub(crate) fn new(handler: H) -> Self {
+        Self { handler, takes: PhantomData }
+    }
+}
+
+impl<Args, H: EventHandler<Args>> Handler for OfEvent<Args, H> {
+    fn run(&self, cx: JobContext) -> Running {
+        begun(self.handler.begin(&cx))
+    }
+}
+
+fn begun(run: Result<Running, HandlerError>) -> Running {
+    run.unwrap_or_else(|error| Box::pin(std::future::ready(Err(error))))
 }
 
 #[cfg(test)]

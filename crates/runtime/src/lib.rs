@@ -5,16 +5,31 @@
 //!
 //! Every part has the same life: it is started, it runs until it is told to stop, and stopping waits for what runs up to a deadline.
 
+mod active;
+mod context;
+mod extract;
 mod handler;
+mod handlers;
+mod layer;
 mod lives;
 mod publisher;
 mod remote;
+mod run;
 mod scheduler;
+mod slots;
 mod workers;
 
-pub use handler::{Handler, HandlerError, HandlerResult, JobContext, cancel, done, done_with, fail, retry, snooze};
+pub use context::{JobContext, Stop};
+pub use extract::{Attempt, Events, FromContext, Heard, State, States, Tenant};
+pub use handler::{
+    EventHandler, HandlerError, HandlerResult, JobHandler, Running, cancel, done, done_with, fail, release, retry,
+    snooze,
+};
+pub use handlers::Handlers;
+pub use layer::{Middleware, Next};
 pub use lives::Lives;
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
-pub use scheduler::{NextSlots, Scheduler, next_slots};
-pub use workers::{Handlers, Workers};
+pub use run::run;
+pub use scheduler::{NextSlots, Scheduler, Ticker, next_slots};
+pub use workers::{QueueOptions, Workers};

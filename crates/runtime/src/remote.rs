@@ -7,7 +7,7 @@ use tidewire_core::store::{Settle, Settled};
 use tidewire_core::{Error, Id, Kind, Result, TenantId};
 
 use crate::publisher::Publisher;
-use crate::workers::origin;
+use crate::run::origin;
 
 /// What a remote worker stages to commit with its verdict.
 #[derive(Debug, Default, Deserialize)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tidewire_core::catalog::ScheduleSpec;
+use tidewire_core::catalog::{Catalog, ScheduleSpec};
 use tidewire_core::commit::{NewJob, Origin};
 use tidewire_core::schedule::{Missed, Timing};
 use tidewire_core::store::{Fire, Fired};
@@ -60,39 +60,57 @@ impl Scheduler {
 }
 
 async fn run(publisher: &Publisher) {
-    let app = TenantId::app();
-    let mut progress: BTreeMap<Arc<str>, Progress> = loop {
-        match publisher.store().slots().await {
-            Ok(slots) => {
-                let own = slots.into_iter().filter(|((tenant, _), _)| *tenant == app);
-                break own.map(|((_, key), last)| (key, Progress { last, waiting: None })).collect();
-            }
+    let mut ticker = loop {
+        match Ticker::load(publisher).await {
+            Ok(ticker) => break ticker,
             Err(error) => {
                 tracing::warn!(%error, "the scheduler cannot read its slots");
                 tokio::time::sleep(ASK_AGAIN).await;
             }
         }
     };
-    let catalog = publisher.expander().catalog().clone();
-    let timed = |spec: &&ScheduleSpec| spec.timing.is_some();
-    let schedules: Vec<&ScheduleSpec> = catalog.schedules.values().filter(timed).collect();
-    if schedules.is_empty() {
-        return;
+    while !ticker.is_empty() {
+        let longest = publisher.clock().now() + LONGEST_SLEEP;
+        let next = ticker.tick(publisher).await.map_or(longest, |next| next.min(longest));
+        tokio::time::sleep(next.since(publisher.clock().now()).max(Duration::from_millis(1))).await;
     }
-    loop {
+}
+
+/// The app-wide schedules and how far they have got. It fires when it is told to: by the running scheduler, or by a test.
+pub struct Ticker {
+    catalog: Arc<Catalog>,
+    progress: BTreeMap<Arc<str>, Progress>,
+}
+
+impl Ticker {
+    /// Reads how far the catalog's schedules have got.
+    pub async fn load(publisher: &Publisher) -> Result<Self> {
+        let app = TenantId::app();
+        let slots = publisher.store().slots().await?;
+        let own = slots.into_iter().filter(|((tenant, _), _)| *tenant == app);
+        let progress = own.map(|((_, key), last)| (key, Progress { last, waiting: None })).collect();
+        Ok(Self { catalog: publisher.expander().catalog().clone(), progress })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.catalog.schedules.values().all(|spec| spec.timing.is_none())
+    }
+
+    /// Fires what is due now. Answers when something may be due again.
+    pub async fn tick(&mut self, publisher: &Publisher) -> Option<Timestamp> {
         let now = publisher.clock().now();
-        let mut next = now + LONGEST_SLEEP;
-        for spec in &schedules {
-            let wake = match turn(publisher, spec, &mut progress, now).await {
+        let mut next: Option<Timestamp> = None;
+        for spec in self.catalog.schedules.values() {
+            let wake = match turn(publisher, spec, &mut self.progress, now).await {
                 Ok(wake) => wake,
                 Err(error) => {
                     tracing::warn!(schedule = %spec.name, %error, "a schedule could not fire");
                     Some(now + ASK_AGAIN)
                 }
             };
-            next = wake.into_iter().chain([next]).min().unwrap_or(next);
+            next = wake.into_iter().chain(next).min();
         }
-        tokio::time::sleep(next.since(publisher.clock().now()).max(Duration::from_millis(1))).await;
+        next
     }
 }
 

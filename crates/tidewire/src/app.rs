@@ -29,8 +29,8 @@ const SOCKET_DRAIN: Duration = Duration::from_secs(2);
 pub(crate) struct Parts {
     pub(crate) api: Arc<Api>,
     pub(crate) sqlite: Option<Sqlite>,
-    pub(crate) workers: Workers,
-    pub(crate) scheduler: Scheduler,
+    /// What works by itself; nothing in a test that drives everything.
+    pub(crate) work: Option<(Workers, Scheduler)>,
     pub(crate) drain: Duration,
     /// The most HTTP connections, those that have become sockets not counted.
     pub(crate) max_connections: usize,
@@ -63,7 +63,7 @@ impl App {
         Self(Arc::new(Running {
             api: parts.api,
             sqlite: parts.sqlite,
-            work: Mutex::new(Some((parts.workers, parts.scheduler))),
+            work: Mutex::new(parts.work),
             stopped: OnceCell::new(),
             closed: OnceCell::new(),
             drain: parts.drain,
@@ -142,6 +142,12 @@ impl App {
             .take()
             .ok_or_else(|| Error::internal("a transaction was answered without having run", "no value"))?;
         Ok((value, self.0.api.publisher.with_ephemeral(committed, &ephemeral)))
+    }
+
+    /// Sets how many jobs of a queue run at once in this process, from now on and until it ends: more begin at once; when it is fewer,
+    /// running ones finish and are not replaced. 0 lets none begin. Answers whether this process works on the queue.
+    pub fn resize_queue(&self, queue: &str, concurrency: u32) -> bool {
+        self.0.work.lock().as_ref().is_some_and(|(workers, _)| workers.resize(queue, concurrency))
     }
 
     /// A token with which `user` can connect for the next `ttl`. Code `token.no_secret` where none can be signed.

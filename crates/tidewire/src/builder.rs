@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +10,13 @@ use tidewire_core::catalog::{AlertOn, Catalog, JobType, LoadError, Pattern, load
 use tidewire_core::commit::{Expander, Subscription};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::store::{QueueLimits, Store};
+use tidewire_core::suggest::suggest;
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Kind};
 use tidewire_gateway::{Gateway, Options};
-use tidewire_runtime::{HandlerResult, Handlers, JobContext, Lives, Publisher, Scheduler, Workers};
+use tidewire_runtime::{
+    EventHandler, Handlers, JobHandler, Lives, Middleware, Publisher, QueueOptions, Scheduler, Workers,
+};
 use tidewire_server::auth::{ApiKeys, Tokens};
 use tidewire_server::session::Sessions;
 use tidewire_server::{Api, Config};
@@ -113,46 +115,81 @@ impl Builder {
         self
     }
 
-    /// Runs jobs of type `J` in this process. Data of another shape fails the job.
+    /// Gives handlers a value that they take as [`State<T>`](crate::State). There is one of each type; a later one replaces an earlier
+    /// one. A handler that takes a type which nobody gave is an error of [`build`](Self::build), code `handler.missing_state`.
     #[must_use]
-    pub fn job<J, F, Fut>(mut self, handler: F) -> Self
-    where
-        J: Job,
-        F: Fn(J, JobContext) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = HandlerResult> + Send + 'static,
-    {
-        self.handlers.on(J::TYPE, handler);
+    pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.handlers.state(value);
+        self
+    }
+
+    /// Puts middleware around every run, inside of what was added before: the first one added sees a run first and its answer last.
+    #[must_use]
+    pub fn layer(mut self, layer: impl Middleware) -> Self {
+        self.handlers.layer(layer);
+        self
+    }
+
+    /// Runs jobs of type `J` in this process. The handler is an async function of the job and of up to five arguments that implement
+    /// [`FromContext`](crate::FromContext). Data of another shape fails the job.
+    #[must_use]
+    pub fn job<J: Job, Args: 'static>(mut self, handler: impl JobHandler<J, Args>) -> Self {
+        self.handlers.on_job(J::TYPE, handler);
         self
     }
 
     /// Hears events durably: one job per event, committed with it, retried like any other. `on` is a type or a pattern such as
-    /// `ticket.*`; `name` tells handlers apart and must not change between deploys.
+    /// `ticket.*`; `name` tells handlers apart and must not change between deploys. The handler is an async function of up to five
+    /// arguments, such as [`Heard<T>`](crate::Heard).
     #[must_use]
-    pub fn on<F, Fut>(mut self, on: &str, name: &str, handler: F) -> Self
-    where
-        F: Fn(JobContext) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = HandlerResult> + Send + 'static,
-    {
+    pub fn on<Args: 'static>(mut self, on: &str, name: &str, handler: impl EventHandler<Args>) -> Self {
         let kind = handler_job(name);
-        self.handlers.add(kind.as_str(), handler);
+        self.handlers.on_event(kind.as_str(), handler);
         self.subscriptions.push((on.to_owned(), kind));
         self
     }
 
     /// Opens the store and starts workers, scheduler and gateway.
     pub async fn build(self) -> Result<App, BuildError> {
-        let catalog = Arc::new(load(&self.dir).map_err(BuildError::Catalog)?);
-        self.build_with(catalog).await.map_err(BuildError::App)
+        let assembled = self.assemble().await?;
+        let Assembled { handlers, publisher, .. } = &assembled;
+        let mut queues: BTreeMap<Arc<str>, QueueOptions> = BTreeMap::new();
+        if handlers.kinds().next().is_some() {
+            let handlers = QueueOptions { concurrency: 10, grace: QueueLimits::default().grace };
+            queues.insert(HANDLER_QUEUE.into(), handlers);
+            for queue in publisher.expander().catalog().queues.values() {
+                let options = QueueOptions { concurrency: queue.concurrency, grace: queue.limits().grace };
+                queues.insert(queue.name.clone(), options);
+            }
+        }
+        let worker: Arc<str> = format!("local-{}", std::process::id()).into();
+        let workers = Workers::start(publisher.clone(), handlers.clone(), queues, worker);
+        publisher.store().follow(workers.follower());
+        let scheduler = Scheduler::start(publisher.clone());
+        Ok(assembled.into_app(Some((workers, scheduler))))
     }
 
-    async fn build_with(self, catalog: Arc<Catalog>) -> Result<App, Error> {
+    /// A secret for the tokens of one test, unless there is one.
+    #[cfg(feature = "testing")]
+    pub(crate) fn with_test_secret(mut self) -> Result<Self, Error> {
+        if self.config.auth.jwt.secret.is_none() {
+            self.config.auth.jwt.secret = Some(tidewire_server::auth::random_secret()?);
+        }
+        Ok(self)
+    }
+
+    /// Everything but what works by itself: nothing claims jobs and nothing fires slots.
+    pub(crate) async fn assemble(self) -> Result<Assembled, BuildError> {
+        let catalog = Arc::new(load(&self.dir).map_err(BuildError::Catalog)?);
+        self.assemble_with(catalog).await.map_err(BuildError::App)
+    }
+
+    async fn assemble_with(self, catalog: Arc<Catalog>) -> Result<Assembled, Error> {
         let Self { config, handlers, clock, .. } = self;
+        handlers.check()?;
         for kind in handlers.kinds().filter(|kind| !kind.starts_with("on:")) {
             if !catalog.jobs.contains_key(&**kind) {
-                return Err(Error::invalid(
-                    "job.unknown_type",
-                    format!("a handler is for {kind:?}, which the catalog does not declare"),
-                ));
+                return Err(undeclared(kind, &catalog));
             }
         }
         let ids: Arc<dyn Ids> = Arc::new(UuidV7::from_os(clock.clone()));
@@ -178,18 +215,8 @@ impl Builder {
         store.observe(Arc::new(Lives::new(&publisher)));
         store.limit_queues(limits(&catalog)).await?;
 
-        let mut queues: BTreeMap<Arc<str>, u32> = BTreeMap::new();
-        if handlers.kinds().next().is_some() {
-            queues.insert(HANDLER_QUEUE.into(), 10);
-            queues.extend(catalog.queues.values().map(|queue| (queue.name.clone(), queue.concurrency)));
-        }
-        let worker: Arc<str> = format!("local-{}", std::process::id()).into();
-        let workers = Workers::start(publisher.clone(), handlers, queues, worker);
-        let scheduler = Scheduler::start(publisher.clone());
-        // Beside the sockets there must be room for calls.
-        let max_connections = config.realtime.max_connections + 1_024;
         let api = Api {
-            publisher,
+            publisher: publisher.clone(),
             gateway,
             keys,
             tokens,
@@ -197,15 +224,37 @@ impl Builder {
             max_body_bytes: config.http.max_body_bytes,
             stopping: CancellationToken::new(),
         };
-        Ok(App::new(Parts {
-            api: Arc::new(api),
-            sqlite,
-            workers,
-            scheduler,
-            drain: config.http.drain,
-            max_connections,
-        }))
+        // Beside the sockets there must be room for calls.
+        let max_connections = config.realtime.max_connections + 1_024;
+        Ok(Assembled { api: Arc::new(api), publisher, sqlite, handlers, drain: config.http.drain, max_connections })
     }
+}
+
+/// An app in which nothing works by itself yet.
+pub(crate) struct Assembled {
+    api: Arc<Api>,
+    pub(crate) publisher: Arc<Publisher>,
+    sqlite: Option<Sqlite>,
+    pub(crate) handlers: Handlers,
+    drain: Duration,
+    max_connections: usize,
+}
+
+impl Assembled {
+    /// The app, with what works in it.
+    pub(crate) fn into_app(self, work: Option<(Workers, Scheduler)>) -> App {
+        let Self { api, sqlite, drain, max_connections, .. } = self;
+        App::new(Parts { api, sqlite, work, drain, max_connections })
+    }
+}
+
+fn undeclared(kind: &str, catalog: &Catalog) -> Error {
+    let hint = match suggest(kind, catalog.jobs.keys().map(|known| &**known)) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => format!("add [jobs.{kind}] to it, or name a declared type with #[job(type = \"…\")]"),
+    };
+    let detail = format!("a handler is for {kind:?}, which the catalog does not declare; {hint}");
+    Error::invalid("job.unknown_type", detail)
 }
 
 fn handler_job(name: &str) -> String {
@@ -291,3 +340,6 @@ fn gateway_options(config: &Config) -> Options {
         ..Options::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

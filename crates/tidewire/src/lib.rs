@@ -5,26 +5,27 @@
 //!
 //! ```no_run
 //! use serde::{Deserialize, Serialize};
-//! use tidewire::{App, Config, Job, JobContext, NewEvent, Request, TenantId, done};
+//! use tidewire::{App, Attempt, Config, Job, JobContext, NewEvent, Request, State, TenantId, done};
 //!
-//! #[derive(Serialize, Deserialize)]
+//! #[derive(Serialize, Deserialize, tidewire::Job)] // its type in the catalog is `eoi-reminder`
+//! #[job(attempts = 5, timeout = "30s")]
 //! #[serde(rename_all = "camelCase")]
 //! struct EoiReminder {
 //!     document_id: String,
 //!     recipient_email: String,
 //! }
 //!
-//! impl Job for EoiReminder {
-//!     const TYPE: &'static str = "eoi-reminder";
-//! }
+//! struct Letter(&'static str);
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let app = App::builder("apps/port-nimara")
 //!     .config(Config::load(None, std::env::vars())?) // secrets come from the environment
 //!     .store("sqlite:data/tidewire.db")
-//!     .job(|job: EoiReminder, cx: JobContext| async move {
-//!         println!("reminding {}, attempt {}", job.recipient_email, cx.job().attempt);
-//!         done()
+//!     .state(Letter("Please sign."))
+//!     .job(|job: EoiReminder, cx: JobContext, letter: State<Letter>, attempt: Attempt| async move {
+//!         println!("to {}, attempt {}: {}", job.recipient_email, attempt.number, letter.0.0);
+//!         cx.publish(NewEvent::new("document:reminderSent", serde_json::to_value(&job)?));
+//!         done() // the event is committed with this, or not at all
 //!     })
 //!     .build()
 //!     .await?;
@@ -41,20 +42,30 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! What handlers share and ask for: [`State`], [`FromContext`]. What stands around each run: [`Middleware`]. When a run should end:
+//! [`JobContext::cancelled`]. How to test all of it without waiting: `testing`, behind the feature `testing`.
 
 mod app;
 mod builder;
 mod job;
 mod sockets;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use app::App;
 pub use builder::{BuildError, Builder};
 pub use job::Job;
-pub use tidewire_core::commit::{Committed, NewEvent, NewJob, ParamValue, Request};
-pub use tidewire_core::job::Verdict;
+pub use tidewire_core::commit::{Committed, Delay, NewEvent, NewJob, ParamValue, Priority, Request};
+pub use tidewire_core::job::{State as JobState, Verdict};
 pub use tidewire_core::limit::{Rate, RateState};
+pub use tidewire_core::retry::{Backoff, Jitter};
 pub use tidewire_core::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp, catalog, store};
-pub use tidewire_runtime::{HandlerError, HandlerResult, JobContext, cancel, done, done_with, fail, retry, snooze};
+pub use tidewire_derive::Job;
+pub use tidewire_runtime::{
+    Attempt, EventHandler, Events, FromContext, HandlerError, HandlerResult, Heard, JobContext, JobHandler, Middleware,
+    Next, Running, State, States, Stop, Tenant, cancel, done, done_with, fail, release, retry, snooze,
+};
 pub use tidewire_server::auth::random_secret;
 pub use tidewire_server::{Config, Problem, config};
 

@@ -11,6 +11,7 @@ const CORE: &str = "tidewire-core";
 const WIRE: &str = "tidewire-wire";
 const STORE: &str = "tidewire-store";
 const RUNTIME: &str = "tidewire-runtime";
+const DERIVE: &str = "tidewire-derive";
 const GATEWAY: &str = "tidewire-gateway";
 const SERVER: &str = "tidewire-server";
 const FACADE: &str = "tidewire";
@@ -48,11 +49,12 @@ impl Member<'_> {
     /// What the crate may use of this project; `None` when nobody decided that yet.
     fn may_use<'b>(&self, members: &'b [Member<'_>]) -> Option<Vec<&'b str>> {
         Some(match self.name() {
-            CORE | WIRE | XTASK => vec![],
+            CORE | WIRE | DERIVE | XTASK => vec![],
             STORE | RUNTIME => vec![CORE],
             GATEWAY => vec![CORE, WIRE],
             SERVER => vec![CORE, GATEWAY, RUNTIME],
-            FACADE => vec![CORE, WIRE, STORE, RUNTIME, GATEWAY, SERVER],
+            // Its own tests turn its testing kit on by depending on it.
+            FACADE => vec![CORE, WIRE, STORE, RUNTIME, DERIVE, GATEWAY, SERVER, FACADE],
             BENCH => vec![CORE, WIRE, STORE, RUNTIME, GATEWAY, SERVER, FACADE],
             CLI => members.iter().filter(|member| member.is_app()).map(Member::name).chain([FACADE]).collect(),
             _ if self.is_app() => vec![FACADE],

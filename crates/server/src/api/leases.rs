@@ -306,7 +306,8 @@ async fn renew_all(State(api): State<Shared>, request: Request<Body>) -> Answer 
         let tenant = tenant.clone();
         async move {
             let renewed = api.publisher.store().renew(tenant.as_ref(), &entry.id, &entry.lease, extend).await;
-            let view = renewed.map(|Renewed { expires, cancelled, timed_out }| RenewedView { expires, cancelled, timed_out });
+            let view =
+                renewed.map(|Renewed { expires, cancelled, timed_out }| RenewedView { expires, cancelled, timed_out });
             Entry::new(entry.id, view)
         }
     };

@@ -1,0 +1,250 @@
+//! What handlers may ask for, and what stands around their runs.
+
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tidewire::JobState::{Completed, Failed, Scheduled};
+use tidewire::store::LogQuery;
+use tidewire::testing::{TestApp, TestBuilder};
+use tidewire::{
+    App, Attempt, Events, FromContext, HandlerError, HandlerResult, Heard, JobContext, Middleware, NewEvent, NewJob,
+    Next, Request, State, Tenant, TenantId, Verdict, assert_published, done, done_with, fail, refute_published, retry,
+};
+
+const CATALOG: &str = r#"
+[app]
+name = "shop"
+tenant = "shopId"
+
+[events."order.placed"]
+[events."order.packed"]
+
+[queues.packing]
+attempts = 2
+backoff = { kind = "fixed", base = "1h" }
+
+[jobs.pack]
+queue = "packing"
+"#;
+
+#[derive(Serialize, Deserialize, tidewire::Job)]
+struct Pack {
+    order: String,
+}
+
+struct Shelf(&'static str);
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<String>>>);
+
+impl Told {
+    fn tell(&self, what: impl Into<String>) {
+        self.0.lock().expect("no panic holds it").push(what.into());
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.lock().expect("no panic holds it").clone()
+    }
+}
+
+struct Shop {
+    dir: tempfile::TempDir,
+    tenant: TenantId,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("app.toml"), CATALOG).expect("the catalog");
+        Self { dir, tenant: TenantId::new("corner").expect("a tenant") }
+    }
+
+    fn test(&self) -> TestBuilder {
+        TestApp::new(self.dir.path())
+    }
+
+    async fn pack(&self, app: &App) {
+        app.enqueue(&self.tenant, &Pack { order: "o1".to_owned() }).await.expect("enqueued");
+    }
+}
+
+async fn pack(
+    job: Pack,
+    cx: JobContext,
+    shelf: State<Shelf>,
+    tenant: Tenant,
+    attempt: Attempt,
+    log: Events,
+) -> HandlerResult {
+    let events = log.read(LogQuery { limit: 10, ..LogQuery::default() }).await?;
+    assert!(!cx.is_cancelled());
+    let Attempt { number, of } = attempt;
+    done_with(json!([job.order, shelf.0.0, tenant.as_str(), number, of, attempt.is_last(), events.len()]))
+}
+
+#[tokio::test]
+async fn a_plain_function_gets_what_it_asks_for() {
+    let shop = Shop::new();
+    let app = shop.test().state(Shelf("left")).job(pack).build().await.expect("an app");
+    let placed = NewEvent::new("order.placed", json!({}));
+    app.commit(&shop.tenant, Request { events: vec![placed], ..Request::default() }).await.expect("committed");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Completed]);
+    let result = app.jobs(&shop.tenant).await[0].result.clone().expect("a result");
+    assert_eq!(result.get(), r#"["o1","left","corner",1,2,false,1]"#);
+}
+
+#[tokio::test]
+async fn a_state_that_nobody_gave_is_an_error_of_the_build() {
+    let shop = Shop::new();
+    let built = App::builder(shop.dir.path()).store("memory:").job(pack).build().await;
+    let said = built.err().expect("a missing state").to_string();
+    assert!(said.contains("handlers::Shelf") && said.contains("(handler.missing_state)"), "{said}");
+    let hears = |_: State<Shelf>| async { done() };
+    let built = App::builder(shop.dir.path()).store("memory:").on("order.*", "shelves", hears).build().await;
+    assert!(built.err().expect("a missing state").to_string().contains("handler.missing_state"));
+}
+
+#[tokio::test]
+async fn a_durable_handler_gets_the_event_as_a_type() {
+    #[derive(Deserialize)]
+    struct Placed {
+        total: u32,
+    }
+    let shop = Shop::new();
+    let hears = |event: Heard<Placed>, cx: JobContext| async move {
+        cx.publish(NewEvent::new(
+            "order.packed",
+            json!({ "of": event.id, "total": event.data.total, "by": event.user_id }),
+        ));
+        done()
+    };
+    let app = shop.test().on("order.placed", "packer", hears).build().await.expect("an app");
+    let mut placed = NewEvent::new("order.placed", json!({ "total": 12 }));
+    placed.user_id = Some("ann".to_owned());
+    placed.id = Some(tidewire::Id::parse("e1").expect("an id"));
+    let wrong = NewEvent::new("order.placed", json!({ "total": "twelve" }));
+    app.commit(&shop.tenant, Request { events: vec![placed, wrong], ..Request::default() }).await.expect("committed");
+    assert_eq!(app.drain().await.states(), [Completed, Failed], "data of another shape is final");
+    assert_published!(app, shop.tenant, "order.packed", { "of": "e1", "total": 12, "by": "ann" });
+}
+
+#[tokio::test]
+async fn an_argument_of_ones_own_can_end_the_run() {
+    struct Never;
+    impl FromContext for Never {
+        fn from_context(_: &JobContext) -> Result<Self, HandlerError> {
+            Err(std::io::Error::other("not today").into())
+        }
+    }
+    let shop = Shop::new();
+    let app = shop.test().job(|_: Pack, _: Never| async { panic!("it is not called") }).build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Scheduled]);
+    assert_eq!(app.jobs(&shop.tenant).await[0].error.as_deref(), Some("not today"));
+}
+
+/// Tells what it sees, under a name.
+struct Telling(&'static str, Told);
+
+impl Middleware for Telling {
+    async fn run(&self, cx: JobContext, next: Next) -> HandlerResult {
+        let Self(name, told) = self;
+        told.tell(format!("{name}: {} begins", cx.job().kind));
+        let answer = next.run(cx).await;
+        told.tell(match &answer {
+            Ok(Verdict::Done { .. }) => format!("{name}: done"),
+            Ok(other) => format!("{name}: {other:?}"),
+            Err(error) => format!("{name}: {}, final: {}", error.message(), error.is_final()),
+        });
+        answer
+    }
+}
+
+#[tokio::test]
+async fn middleware_stands_around_every_run_in_the_order_it_was_added() {
+    let (shop, told) = (Shop::new(), Told::default());
+    let inner = told.clone();
+    let handler = move |_: Pack, attempt: Attempt| {
+        inner.tell("the handler");
+        async move { if attempt.is_last() { fail("no tape") } else { Err(std::io::Error::other("later").into()) } }
+    };
+    let (outside, inside) = (Telling("outside", told.clone()), Telling("inside", told.clone()));
+    let mut app = shop.test().layer(outside).layer(inside).job(handler).build().await.expect("an app");
+    shop.pack(&app).await;
+    app.drain().await;
+    let expected = [
+        "outside: pack begins",
+        "inside: pack begins",
+        "the handler",
+        "inside: later, final: false",
+        "outside: later, final: false",
+    ];
+    assert_eq!(told.all(), expected);
+    app.advance(std::time::Duration::from_secs(3600)).await;
+    assert_eq!(told.all().last().map(String::as_str), Some("outside: no tape, final: true"));
+}
+
+#[tokio::test]
+async fn middleware_can_answer_instead_of_the_handler() {
+    let shop = Shop::new();
+    let guard = |cx: JobContext, next: Next| async move {
+        match cx.tenant().as_str() {
+            "corner" => fail("the trial is over"),
+            _ => next.run(cx).await,
+        }
+    };
+    let app = shop.test().layer(guard).job(|_: Pack| async { done() }).build().await.expect("an app");
+    shop.pack(&app).await;
+    app.enqueue(&TenantId::new("market").expect("a tenant"), &Pack { order: "o2".to_owned() }).await.expect("enqueued");
+    let drained = app.drain().await;
+    let mut states: Vec<_> = drained.runs.iter().map(|run| (run.tenant.as_str(), run.state)).collect();
+    states.sort();
+    assert_eq!(states, [("corner", Failed), ("market", Completed)]);
+}
+
+#[tokio::test]
+async fn middleware_that_turns_done_into_another_verdict_drops_the_effects() {
+    let shop = Shop::new();
+    let doubt = |cx: JobContext, next: Next| async move {
+        next.run(cx).await?;
+        retry("look again")
+    };
+    let packs = |_: Pack, cx: JobContext| async move {
+        cx.publish(NewEvent::new("order.packed", json!({})));
+        done()
+    };
+    let app = shop.test().layer(doubt).job(packs).build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Scheduled]);
+    refute_published!(app, shop.tenant, "order.packed");
+}
+
+#[tokio::test]
+async fn a_panic_in_middleware_ends_the_run_and_nothing_else() {
+    let shop = Shop::new();
+    let layer = |cx: JobContext, next: Next| async move {
+        assert!(cx.job().data.get() != "{}", "no data");
+        next.run(cx).await
+    };
+    let app = shop.test().layer(layer).job(|_: tidewire_pack::Any| async { done() }).build().await.expect("an app");
+    app.enqueue_job(&shop.tenant, NewJob::new("pack", json!({}))).await.expect("enqueued");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Scheduled, Completed]);
+    assert!(
+        app.jobs(&shop.tenant).await[0].error.as_deref().is_some_and(|error| error.starts_with("panicked: no data"))
+    );
+}
+
+mod tidewire_pack {
+    use serde::{Deserialize, Serialize};
+
+    /// Any data will do.
+    #[derive(Serialize, Deserialize, tidewire::Job)]
+    #[job(type = "pack")]
+    pub(super) struct Any {
+        order: Option<String>,
+    }
+}
