@@ -56,8 +56,10 @@ pub mod testing;
 pub use app::App;
 pub use builder::{BuildError, Builder};
 pub use job::Job;
-pub use tidewire_core::commit::{Committed, Delay, NewEvent, NewJob, ParamValue, Priority, Request};
-pub use tidewire_core::job::{State as JobState, Verdict};
+pub use tidewire_core::commit::{
+    Committed, Delay, NewEvent, NewFlow, NewJob, NewUnique, ParamValue, Priority, Request,
+};
+pub use tidewire_core::job::{OnConflict, OnFailure, State as JobState, States as JobStates, Verdict};
 pub use tidewire_core::limit::{Rate, RateState};
 pub use tidewire_core::retry::{Backoff, Jitter};
 pub use tidewire_core::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp, catalog, store};

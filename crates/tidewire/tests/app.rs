@@ -1,16 +1,16 @@
 //! In-process handlers through the facade: what they stage, how they end, and what a stop does to them.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewire::store::{JobQuery, LogQuery};
+use tidewire::store::{Control, JobQuery, LogQuery};
 use tidewire::{
-    App, Builder, Error, HandlerError, Id, Job, JobContext, NewEvent, NewJob, Request, TenantId, done, done_with, fail,
-    retry, snooze,
+    App, Builder, Error, HandlerError, Id, Job, JobContext, NewEvent, NewFlow, NewJob, Request, Stop, TenantId, done,
+    done_with, fail, retry, snooze,
 };
 use tokio::sync::Notify;
 
@@ -348,4 +348,59 @@ struct Undeclared {}
 
 impl Job for Undeclared {
     const TYPE: &'static str = "undeclared";
+}
+
+#[tokio::test]
+async fn a_cancel_reaches_the_handler_that_runs() {
+    let shop = Shop::new();
+    let running = Arc::new(Notify::new());
+    let told = running.clone();
+    let handler = move |_: Pack, cx: JobContext| {
+        let told = told.clone();
+        async move {
+            told.notify_one();
+            assert_eq!(cx.cancelled().await, Stop::Cancelled);
+            retry("it was told to stop")
+        }
+    };
+    let app = shop.builder().job(handler).build().await.expect("an app");
+    let id = shop.enqueue(&app, &pack()).await;
+    running.notified().await;
+    app.store().control(&shop.tenant, &id, Control::Cancel).await.expect("cancelled");
+    let (state, attempt, _) = shop.ended(&app, &id).await;
+    assert_eq!((state.as_str(), attempt), ("cancelled", 1));
+    app.stop().await;
+}
+
+/// Runs when the packing is done.
+#[derive(Serialize, Deserialize, Job)]
+#[job(type = "slow")]
+struct Ship {}
+
+#[tokio::test]
+async fn a_job_that_waited_for_others_reads_what_they_returned() {
+    let shop = Shop::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = seen.clone();
+    let pack_it = |job: Pack, _: JobContext| async move { done_with(job.order_id) };
+    let read = move |_: Ship, cx: JobContext| {
+        let results = cx.parents().iter().map(|parent| parent.result.as_ref().map(|json| json.get().to_owned()));
+        kept.lock().expect("a lock").extend(results.flatten());
+        async { done() }
+    };
+    let app = shop.builder().job(pack_it).job(read).build().await.expect("an app");
+    let order =
+        |name: &str| NewJob { reference: Some(name.to_owned()), ..NewJob::new("pack", json!({ "orderId": name })) };
+    let jobs = vec![order("a"), order("b")];
+    let flow = NewFlow { then: Some(Box::new(NewJob::new("slow", json!({})))), ..NewFlow::default() };
+    let request = Request { jobs, flow: Some(flow), ..Request::default() };
+    let id = app.commit(&shop.tenant, request).await.expect("begun").flow.expect("a flow");
+    let ended = async {
+        while app.store().flow(&shop.tenant, &id).await.expect("a store").expect("the flow").state != "completed" {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the flow ends");
+    assert_eq!(*seen.lock().expect("a lock"), ["\"a\"", "\"b\""]);
+    app.stop().await;
 }
