@@ -13,11 +13,11 @@ use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::store::{QueueLimits, Store};
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Kind};
-use tidewire_gateway::{Gateway, Options};
+use tidewire_gateway::{Gateway, Options, Parser};
 use tidewire_runtime::{HandlerResult, Handlers, JobContext, Publisher, Scheduler, Workers};
 use tidewire_server::auth::{ApiKeys, Tokens};
 use tidewire_server::session::Sessions;
-use tidewire_server::{Api, Config};
+use tidewire_server::{Api, Config, config};
 use tidewire_store::{Memory, Sqlite, SqliteOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -282,6 +282,14 @@ fn open(
     Ok((sqlite.store(), Some(sqlite)))
 }
 
+/// The setting as the gateway knows it.
+pub(crate) fn parser(configured: config::Parser) -> Parser {
+    match configured {
+        config::Parser::Json => Parser::Json,
+        config::Parser::Msgpack => Parser::MessagePack,
+    }
+}
+
 fn gateway_options(config: &Config) -> Options {
     let realtime = &config.realtime;
     Options {
@@ -292,6 +300,8 @@ fn gateway_options(config: &Config) -> Options {
         max_connections: realtime.max_connections,
         max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
         allowed_origins: realtime.allowed_origins.clone(),
+        parser: parser(config.sockets.parser),
+        compression: config.sockets.compression,
         tenants: config.tenants.clone(),
         ..Options::default()
     }

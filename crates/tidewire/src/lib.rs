@@ -44,11 +44,14 @@
 
 mod app;
 mod builder;
+mod conformance;
 mod job;
 mod sockets;
 
 pub use app::App;
 pub use builder::{BuildError, Builder};
+#[doc(hidden)]
+pub use conformance::conformance;
 pub use job::Job;
 pub use tidewire_core::commit::{Committed, NewEvent, NewJob, ParamValue, Request};
 pub use tidewire_core::job::Verdict;

@@ -24,8 +24,8 @@ fn connect_carries_an_object_or_nothing() {
     assert_eq!(Packet::decode("0"), Ok(Packet::Connect { nsp: "/", auth: None }));
     assert_eq!(Packet::decode("0/admin"), Ok(Packet::Connect { nsp: "/admin", auth: None }));
     assert_eq!(Packet::decode("0/admin,"), Ok(Packet::Connect { nsp: "/admin", auth: None }));
-    assert_eq!(Packet::decode(r#"0{"t":1}"#), Ok(Packet::Connect { nsp: "/", auth: Some(r#"{"t":1}"#) }));
-    assert_eq!(Packet::decode("0/admin, {} "), Ok(Packet::Connect { nsp: "/admin", auth: Some("{}") }));
+    assert_eq!(Packet::decode(r#"0{"t":1}"#), Ok(Packet::Connect { nsp: "/", auth: Some(r#"{"t":1}"#.into()) }));
+    assert_eq!(Packet::decode("0/admin, {} "), Ok(Packet::Connect { nsp: "/admin", auth: Some("{}".into()) }));
     for text in ["0[]", "0null", "0\"x\"", "01{}", "05", "0{", "0{}{}", "0/a,1", "0{\"a\":\"\u{1}\"}"] {
         refused(text, "wire.socket");
     }
