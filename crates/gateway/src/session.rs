@@ -223,6 +223,15 @@ impl Session {
         if control.closed { None } else { Some(change(&mut control.transport)) }
     }
 
+    /// Ends a session whose pong is overdue and answers whether it was. For requests, which may come before the wheel does.
+    pub(crate) fn end_if_silent(self: &Arc<Self>) -> bool {
+        let silent = self.control.lock().pong_due.is_some_and(|due| due <= Instant::now());
+        if silent {
+            self.close(Closing::Silent);
+        }
+        silent
+    }
+
     pub(crate) fn is_websocket(&self) -> bool {
         self.control.lock().transport == Transport::WebSocket
     }
@@ -441,7 +450,10 @@ impl Session {
             }
             let ping = control.pong_due.is_none() && control.next_ping <= now;
             if ping {
-                control.pong_due = Some(now + options.ping_timeout);
+                // Counted from when the ping was due, so that a client can rely on interval and timeout together; but a ping that this
+                // side was late with leaves most of the time for its pong all the same.
+                let due = control.next_ping + options.ping_timeout;
+                control.pong_due = Some(due.max(now + options.ping_timeout * 3 / 4));
             }
             let mut due = control.pong_due.unwrap_or(control.next_ping);
             if !control.joined_once {

@@ -81,10 +81,11 @@ pub(crate) fn open<B>(
                 }
                 Transport::Polling(_) | Transport::WebSocket => false,
             };
-            if session.transport(begin) != Some(true) {
-                return Err(TransportError::BadRequest.into());
+            if session.transport(begin) == Some(true) {
+                shared.tracker.spawn(probe(upgrade, session, extension.is_some()));
+            } else {
+                shared.tracker.spawn(turn_away(upgrade));
             }
-            shared.tracker.spawn(probe(upgrade, session, extension.is_some()));
         }
     }
     let mut answer = Response::new(Full::default());
@@ -164,6 +165,17 @@ async fn probe(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
         Some(Io::Other(stream)) => {
             probe_on(Line::new(Box::new(stream), Bytes::new(), decoder), session, compressed).await;
         }
+    }
+}
+
+/// A WebSocket that nobody waits for: the session has one, or is trying one. It is opened and closed, as the reference server does it, so
+/// that a client sees a close and no failed request.
+async fn turn_away(upgrade: OnUpgrade) {
+    let close = websocket::close(1002, "the session has a WebSocket already");
+    match take(upgrade).await {
+        None => {}
+        Some(Io::Tcp(mut stream, _)) => drop(stream.write_all(&close).await),
+        Some(Io::Other(mut stream)) => drop(stream.write_all(&close).await),
     }
 }
 

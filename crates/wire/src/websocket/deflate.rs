@@ -155,3 +155,6 @@ pub(super) fn inflated(data: &[u8], max: usize) -> Result<Vec<u8>, Error> {
         Ok(out)
     })
 }
+
+#[cfg(test)]
+mod tests;
