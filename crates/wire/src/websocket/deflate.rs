@@ -91,11 +91,12 @@ pub fn compress(all: &[u8], min: usize) -> Option<Bytes> {
 fn compress_one(plain: &[u8]) -> Option<Bytes> {
     let opcode = if is_binary(plain)? { Opcode::Binary } else { Opcode::Text };
     let data = payload(plain);
-    let compressed = deflated(data);
+    let compressed = deflated(data)?;
     (compressed.len() < data.len()).then(|| frame(COMPRESSED | opcode as u8, &compressed))
 }
 
-fn deflated(mut data: &[u8]) -> Vec<u8> {
+/// `None` if the compressor did not take all in one go, which it does with this much room.
+fn deflated(data: &[u8]) -> Option<Vec<u8>> {
     DEFLATE.with_borrow_mut(|state| {
         let state = state.get_or_insert_with(|| {
             let mut state = Box::<CompressorOxide>::default();
@@ -103,20 +104,15 @@ fn deflated(mut data: &[u8]) -> Vec<u8> {
             state
         });
         state.reset();
-        let mut out = vec![0; data.len() / 2 + 64];
-        let mut len = 0;
-        loop {
-            let step = deflate(state, data, &mut out[len..], MZFlush::Sync);
-            data = &data[step.bytes_consumed..];
-            len += step.bytes_written;
-            if len < out.len() {
-                break;
-            }
-            out.resize(out.len() * 2, 0);
+        // A compressor that has to wait for room forgets the flush it was asked for, and with it the last bytes.
+        let mut out = vec![0; data.len() + data.len() / 8 + 256];
+        let done = deflate(state, data, &mut out, MZFlush::Sync);
+        out.truncate(done.bytes_written);
+        if done.bytes_consumed < data.len() || !out.ends_with(&TAIL) {
+            return None;
         }
-        debug_assert!(data.is_empty() && out[..len].ends_with(&TAIL), "a flush ends at a byte with the tail");
-        out.truncate(len.saturating_sub(TAIL.len()));
-        out
+        out.truncate(out.len() - TAIL.len());
+        Some(out)
     })
 }
 

@@ -121,6 +121,22 @@ fn offers_are_taken_or_declined() {
     }
 }
 
+#[test]
+fn every_size_is_compressed_whole() {
+    // Text that shrinks to about a half, so that the compressor fills its blocks at every place relative to the end.
+    let mut state = 7_u32;
+    let text: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        b'a' + (state >> 27) as u8
+    })
+    .take(140_000)
+    .collect();
+    for len in (1_000..140_000).step_by(1_733).chain([16_384, 32_768, 65_535, 65_536, 131_072]) {
+        let compressed = compress(&binary(&text[..len]), 0).expect("smaller");
+        assert_eq!(inflated(payload(&compressed), len).as_deref(), Ok(&text[..len]), "{len} bytes");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_compressed_inflates_to_the_same(
