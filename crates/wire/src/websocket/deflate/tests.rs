@@ -123,17 +123,19 @@ fn offers_are_taken_or_declined() {
 
 #[test]
 fn every_size_is_compressed_whole() {
-    // Text that shrinks to about a half, so that the compressor fills its blocks at every place relative to the end.
     let mut state = 7_u32;
-    let text: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        b'a' + (state >> 27) as u8
-    })
-    .take(140_000)
-    .collect();
-    for len in (1_000..140_000).step_by(1_733).chain([16_384, 32_768, 65_535, 65_536, 131_072]) {
-        let compressed = compress(&binary(&text[..len]), 0).expect("smaller");
-        assert_eq!(inflated(payload(&compressed), len).as_deref(), Ok(&text[..len]), "{len} bytes");
+    for bits in [2, 5, 7, 8] {
+        // Noise of so many bits in a byte, so that it shrinks by as much and the compressor's blocks end anywhere.
+        let data: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> (32 - bits)) as u8
+        })
+        .take(140_000)
+        .collect();
+        for len in (0..140_000).step_by(4_733).chain([16_384, 32_768, 65_535, 65_536, 131_072]) {
+            let compressed = super::deflated(&data[..len]).expect("room enough");
+            assert_eq!(inflated(&compressed, len).as_deref(), Ok(&data[..len]), "{len} bytes of {bits} bits");
+        }
     }
 }
 
