@@ -182,6 +182,17 @@ describe("with compression", () => {
     assert.ok(received(plain) - plain.before > 50_000, `${received(plain) - plain.before} bytes`);
   });
 
+  test("a message is compressed once, however many get it", async () => {
+    const tenant = server.newTenant();
+    const clients = [];
+    for (let n = 0; n < 20; n += 1) clients.push(await connect(server, { token: tenant.token(`u${n}`), perMessageDeflate: true }));
+    const compressed = async () => (await server.api("/health/ws")).body.realtime.compressed;
+    const before = await compressed();
+    await tenant.publish("item:added", { itemId: "x".repeat(5_000), amount: 1 });
+    await Promise.all(clients.map(({ seen }) => seen.until("item:added")));
+    assert.equal((await compressed()) - before, 1);
+  });
+
   test("small messages stay as they are", async () => {
     const tenant = server.newTenant();
     const raw = new Raw(server);

@@ -26,7 +26,8 @@ impl Conformance {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let parser = if self.msgpack { Parser::Msgpack } else { Parser::Json };
         crate::runtime()?.block_on(async {
-            let listener = TcpListener::bind(self.listen).await.with_context(|| format!("cannot listen on {}", self.listen))?;
+            let listener =
+                TcpListener::bind(self.listen).await.with_context(|| format!("cannot listen on {}", self.listen))?;
             println!("tidewire: conformance on http://{}", listener.local_addr()?);
             Ok(tidewire::conformance(listener, parser, self.compression).await?)
         })

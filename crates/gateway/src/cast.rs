@@ -8,11 +8,9 @@ use serde_json::Value;
 use tidewire_core::catalog::{Catalog, EventType};
 use tidewire_core::event::{Ephemeral, Event, Offset, Position};
 use tidewire_core::{Id, Json, TenantId, Timestamp};
-use tidewire_wire::websocket;
 
 use crate::encode;
 use crate::gateway::Shared;
-use crate::options::Options;
 use crate::outbox::Class;
 use crate::socket::Socket;
 
@@ -189,7 +187,7 @@ impl<'a> Cast<'a> {
         }
         let frame = if key.compressed {
             let plain = self.shared_frame(Key { compressed: false, ..key.clone() });
-            websocket::compress(&plain, Options::COMPRESSED_FROM).unwrap_or(plain)
+            self.shared.compress(plain)
         } else {
             self.encode(&key)
         };

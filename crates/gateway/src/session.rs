@@ -21,7 +21,6 @@ use tidewire_wire::{socket as packet, websocket};
 
 use crate::auth::Handshake;
 use crate::gateway::Shared;
-use crate::options::Options;
 use crate::outbox::{Frame, Outbox, Pushed};
 use crate::parser::Parser;
 use crate::socket::Socket;
@@ -252,12 +251,7 @@ impl Session {
 
     /// Queues frames, plain ones, that must not be lost.
     pub(crate) fn push_frame(&self, frame: Bytes) -> Pushed {
-        let compressed = if frame.len() > Options::COMPRESSED_FROM && self.is_compressed() {
-            websocket::compress(&frame, Options::COMPRESSED_FROM)
-        } else {
-            None
-        };
-        let frame = compressed.unwrap_or(frame);
+        let frame = if self.is_compressed() { self.shared.compress(frame) } else { frame };
         self.outbox.push(Frame::control(frame), self.shared.options.max_backlog, &self.shared.stats.dropped)
     }
 

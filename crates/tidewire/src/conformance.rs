@@ -75,7 +75,8 @@ pub async fn conformance(listener: TcpListener, encoding: Parser, compression: b
     for options in [engine, bare, socket] {
         let path = options.path.clone();
         let gateway = gateway(&catalog, &store, options);
-        router = router.route(&path, any(move |request: Request| async move { gateway.handle(request).await.map(Body::new) }));
+        router = router
+            .route(&path, any(move |request: Request| async move { gateway.handle(request).await.map(Body::new) }));
     }
     serve::serve(10_000, listener, router, CancellationToken::new(), Duration::ZERO).await;
     Ok(())

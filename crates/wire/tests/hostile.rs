@@ -160,7 +160,9 @@ fn what_is_compressed_is_read_back() {
 #[test]
 fn engine_packets_and_payloads() {
     let samples: Vec<Vec<u8>> =
-        ["4hello", "2probe", "3", "1", "4a\u{1e}bAQIDBA==\u{1e}4ü", "b", "6\u{1e}6", "42[\"x\",{}]"].map(Into::into).into();
+        ["4hello", "2probe", "3", "1", "4a\u{1e}bAQIDBA==\u{1e}4ü", "b", "6\u{1e}6", "42[\"x\",{}]"]
+            .map(Into::into)
+            .into();
     for_a_while(|dice| {
         let bent = dice.bend(&samples);
         let text = String::from_utf8_lossy(&bent);

@@ -338,13 +338,17 @@ proptest! {
 
 /// The payloads of the frames, and whether each is binary.
 fn unframed(frames: &[u8]) -> Vec<(bool, Vec<u8>)> {
-    crate::websocket::frames(frames).map(|frame| (frame[0] == 0x82, crate::websocket::payload(frame).to_vec())).collect()
+    crate::websocket::frames(frames)
+        .map(|frame| (frame[0] == 0x82, crate::websocket::payload(frame).to_vec()))
+        .collect()
 }
 
 #[test]
 fn binary_data_leaves_as_attachments() {
-    let text = event("/a", "f", &[r#"{"x":{"$binary":"YWI="},"y":[{ "$binary" : "" }]}"#, r#""\"$binary\"""#], Some("o"));
-    let expected = r#"452-/a,["f",{"x":{"_placeholder":true,"num":0},"y":[{"_placeholder":true,"num":1}]},"\"$binary\"","o"]"#;
+    let text =
+        event("/a", "f", &[r#"{"x":{"$binary":"YWI="},"y":[{ "$binary" : "" }]}"#, r#""\"$binary\"""#], Some("o"));
+    let expected =
+        r#"452-/a,["f",{"x":{"_placeholder":true,"num":0},"y":[{"_placeholder":true,"num":1}]},"\"$binary\"","o"]"#;
     let frames = super::frames(&text);
     let expected = [(false, expected.as_bytes().to_vec()), (true, b"ab".to_vec()), (true, Vec::new())];
     assert_eq!(unframed(&frames), expected);

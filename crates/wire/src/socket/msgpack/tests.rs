@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 /// What `socket.emit("hi", undefined, new Date(0), Buffer.from("ab"), -1, 1.5)` of the stock client with `socket.io-msgpack-parser` 3.0.2
 /// puts on the wire: a map of type, data, options and nsp.
-const EMITTED: &[u8] = b"\x84\xa4type\x02\xa4data\x96\xa2hi\xd4\0\0\xd7\0\0\0\0\0\0\0\0\0\xc4\x02ab\xff\xcb\x3f\xf8\0\0\0\0\0\0\
+const EMITTED: &[u8] =
+    b"\x84\xa4type\x02\xa4data\x96\xa2hi\xd4\0\0\xd7\0\0\0\0\0\0\0\0\0\xc4\x02ab\xff\xcb\x3f\xf8\0\0\0\0\0\0\
     \xa7options\x81\xa8compress\xc3\xa3nsp\xa1/";
 
 fn code(data: &[u8]) -> &'static str {
