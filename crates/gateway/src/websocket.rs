@@ -102,8 +102,8 @@ pub(crate) fn open<B>(
 
 /// What to answer to the extensions that a client offers, in its order.
 fn extension(headers: &HeaderMap) -> Option<&'static str> {
-    let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
-    offers.filter_map(websocket::accept_deflate).next()
+    let mut offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
+    offers.find_map(websocket::accept_deflate)
 }
 
 /// RFC 6455, section 4.2.2: the one use of SHA-1 here, where it proves nothing but that the server speaks WebSocket.
