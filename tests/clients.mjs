@@ -142,8 +142,8 @@ export async function connectError(server, options) {
 
 /** A bare WebSocket that speaks Engine.IO as text: `received` has the packets, `closed` answers the close code. */
 export class Raw {
-  constructor(server, query = "EIO=4&transport=websocket") {
-    this.ws = new WebSocket(`${server.url.replace("http", "ws")}/socket.io/?${query}`);
+  constructor(server, query = "EIO=4&transport=websocket", options = {}) {
+    this.ws = new WebSocket(`${server.url.replace("http", "ws")}/socket.io/?${query}`, options);
     this.received = [];
     this.waiting = new Set();
     this.ws.on("message", (data) => {

@@ -1,6 +1,7 @@
 //! The `tidewire` binary: `dev`, `serve`, `check`.
 
 mod check;
+mod conformance;
 mod dev;
 mod serve;
 
@@ -27,6 +28,9 @@ enum Command {
     Serve(serve::Serve),
     /// Check a catalog: errors with file and line, then what is legal but probably wrong.
     Check(check::Check),
+    /// Serve what the protocols' own test suites expect. For the project's tests.
+    #[command(hide = true)]
+    Conformance(conformance::Conformance),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
         Command::Dev(dev) => dev.run(),
         Command::Serve(serve) => serve.run(),
         Command::Check(check) => return check.run(),
+        Command::Conformance(conformance) => conformance.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

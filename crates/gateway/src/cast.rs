@@ -12,6 +12,7 @@ use tidewire_core::{Id, Json, TenantId, Timestamp};
 use crate::encode;
 use crate::gateway::Shared;
 use crate::outbox::Class;
+use crate::socket::Socket;
 
 /// Where an event type goes, worked out once from the catalog.
 #[derive(Debug)]
@@ -130,6 +131,7 @@ pub(crate) struct Cast<'a> {
 #[derive(Clone, PartialEq, Eq)]
 struct Key {
     namespace: u8,
+    compressed: bool,
     view: Option<u16>,
     /// The position in the tenant's log that the client is to remember.
     at: Position,
@@ -172,20 +174,34 @@ impl<'a> Cast<'a> {
         self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge).1
     }
 
-    /// The frame for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.
-    pub(crate) fn frame(&mut self, namespace: u8, view: Option<u16>, tenant: &TenantId, own: Position) -> Bytes {
-        let at = if tenant == self.tenant { self.at } else { own };
-        let key = Key { namespace, view, at };
+    /// The frames for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.
+    pub(crate) fn frame(&mut self, socket: &Socket, view: Option<u16>, own: Position) -> Bytes {
+        let at = if socket.tenant.id == *self.tenant { self.at } else { own };
+        self.shared_frame(Key { namespace: socket.namespace, compressed: socket.session.is_compressed(), view, at })
+    }
+
+    /// Made once for each key, and compressed once out of the plain one.
+    fn shared_frame(&mut self, key: Key) -> Bytes {
         if let Some((_, frame)) = self.frames.iter().find(|(known, _)| *known == key) {
             return frame.clone();
         }
+        let frame = if key.compressed {
+            let plain = self.shared_frame(Key { compressed: false, ..key.clone() });
+            self.shared.compress(plain)
+        } else {
+            self.encode(&key)
+        };
+        self.frames.push((key, frame.clone()));
+        frame
+    }
+
+    fn encode(&self, key: &Key) -> Bytes {
+        let Key { namespace, view, at, compressed: _ } = *key;
         let realtime = &self.shared.catalog.realtime;
         let offset = Offset { epoch: self.shared.store.epoch().clone(), position: at }.to_string();
         let fields = view.map(|view| self.route.declared.views[usize::from(view)].fields.as_slice());
         let namespace = &realtime.namespaces[usize::from(namespace)];
-        let frame = encode::event(namespace, realtime.profile, self.body, fields, &offset);
-        self.frames.push((key, frame.clone()));
-        frame
+        encode::event(self.shared.options.parser, namespace, realtime.profile, self.body, fields, &offset)
     }
 
     pub(crate) fn count(&mut self, bytes: usize) {

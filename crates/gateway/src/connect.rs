@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
-use tidewire_wire::socket as packet;
 
 use crate::auth::{Refusal, has_ended};
+use crate::echo;
 use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
@@ -85,7 +85,8 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     }
     let accept = |joined_at: Position| {
         let pid = shared.signer.sign(&socket.sid, joined_at, &owner);
-        session.push(&packet::connect(nsp, &socket.sid, shared.options.recovery.then_some(pid.as_str())))
+        let pid = shared.options.recovery.then_some(pid.as_str());
+        session.push_frame(shared.options.parser.connect(nsp, &socket.sid, pid))
     };
     match back {
         Some((after, joined_at)) => {
@@ -107,6 +108,10 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             socket.attach(rooms, None, |position| {
                 joined_at = position;
                 accept(position);
+                if shared.options.echo.is_some() {
+                    session.push_frame(echo::greet(&socket, &auth));
+                    return;
+                }
                 socket.emit_at("connected", &hello(&socket, &principal, &names, position, false), position);
             });
             if let Some(offset) = offset {

@@ -8,9 +8,9 @@ use serde_json::value::RawValue;
 use tidewire_core::catalog::Profile;
 use tidewire_core::event::Position;
 use tidewire_core::{Id, Json, Timestamp};
-use tidewire_wire::{socket, websocket};
 
 use crate::cast::Body;
+use crate::parser::Parser;
 
 /// An event as the envelope profile and `history` show it.
 #[derive(Serialize)]
@@ -55,8 +55,9 @@ pub(crate) fn redact(data: &Json, fields: &[String]) -> Json {
     Json::from_serialize(&kept).unwrap_or_else(|_| Json::empty_object())
 }
 
-/// The frame of an event, whole or with only `fields` of its data.
+/// The frames of an event, whole or with only `fields` of its data.
 pub(crate) fn event(
+    parser: Parser,
     namespace: &str,
     profile: Profile,
     body: Body<'_>,
@@ -65,14 +66,13 @@ pub(crate) fn event(
 ) -> Bytes {
     let redacted = fields.map(|fields| redact(body.data, fields));
     let data = redacted.as_ref().unwrap_or(body.data);
-    let text = match profile {
-        Profile::Named => socket::event(namespace, body.kind, &[data.get()], Some(offset)),
+    match profile {
+        Profile::Named => parser.event(namespace, body.kind, &[data.get()], Some(offset)),
         Profile::Envelope => {
             let envelope = json(&envelope(body, data, fields.is_some()));
-            socket::event(namespace, "event", &[&envelope], Some(offset))
+            parser.event(namespace, "event", &[&envelope], Some(offset))
         }
-    };
-    websocket::text(text.as_bytes())
+    }
 }
 
 /// The JSON text of what always has one.
@@ -82,6 +82,8 @@ pub(crate) fn json(value: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tidewire_wire::websocket;
+
     use super::*;
 
     #[test]
@@ -106,12 +108,12 @@ mod tests {
             position,
             version: None,
         };
-        let named = event("/", Profile::Named, body, None, "e.7");
+        let named = event(Parser::Json, "/", Profile::Named, body, None, "e.7");
         assert_eq!(websocket::payload(&named), br#"42["x:y",{"a":1},"e.7"]"#);
-        let envelope = event("/ws", Profile::Envelope, body, None, "e.7");
+        let envelope = event(Parser::Json, "/ws", Profile::Envelope, body, None, "e.7");
         let expected = r#"42/ws,["event",{"id":"e1","type":"x:y","time":"1970-01-01T00:00:00Z","data":{"a":1},"userId":"u","position":7},"e.7"]"#;
         assert_eq!(websocket::payload(&envelope), expected.as_bytes());
-        let redacted = event("/", Profile::Envelope, body, Some(&[]), "e.7");
+        let redacted = event(Parser::Json, "/", Profile::Envelope, body, Some(&[]), "e.7");
         assert!(!String::from_utf8_lossy(&redacted).contains("userId"));
     }
 }

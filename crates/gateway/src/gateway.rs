@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tidewire_core::catalog::Catalog;
@@ -15,6 +16,7 @@ use tidewire_core::id::UuidV7;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{TenantId, Timestamp};
+use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -235,6 +237,20 @@ impl Gateway {
 impl Shared {
     pub(crate) fn next_key(&self) -> u64 {
         self.keys.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Frames for clients that agreed to compression: the same ones where it gains nothing.
+    pub(crate) fn compress(&self, plain: Bytes) -> Bytes {
+        if plain.len() < Options::COMPRESSED_FROM {
+            return plain;
+        }
+        match websocket::compress(&plain, Options::COMPRESSED_FROM) {
+            Some(compressed) => {
+                self.stats.compressed.up();
+                compressed
+            }
+            None => plain,
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {

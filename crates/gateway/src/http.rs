@@ -88,7 +88,10 @@ where
         return Err(TransportError::Forbidden.into());
     }
     let session = match get("sid") {
-        Some(sid) => Some(shared.session(sid).ok_or(TransportError::UnknownSid)?),
+        Some(sid) => {
+            let session = shared.session(sid).filter(|session| !session.end_if_silent());
+            Some(session.ok_or(TransportError::UnknownSid)?)
+        }
         None if request.method() != Method::GET => return Err(TransportError::BadHandshakeMethod.into()),
         None if get("EIO") != Some("4") => return Err(TransportError::UnsupportedProtocol.into()),
         None => None,

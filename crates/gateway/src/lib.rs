@@ -7,7 +7,7 @@
 //! # What it is not
 //!
 //! Not a message broker: nothing is delivered that is not in a store's log, but for events which the catalog calls ephemeral. Not a framework of
-//! handlers per socket: behaviour is declared. No binary events outwards, no WebTransport, no compression.
+//! handlers per socket: behaviour is declared. No WebTransport.
 //!
 //! # Invariants
 //!
@@ -16,7 +16,8 @@
 //!   or its transport is closed so that it comes back. A client that comes back gets exactly what it missed, once, by today's permissions, or is
 //!   told: `socket.recovered` is false and `continuity:lost` follows.
 //! - **A tenant is a type.** Rooms stand in a tenant's own table; the tenant comes from the credential. Only rooms with `scope = "app"` span tenants.
-//! - **Encoded once.** One event is one frame per namespace and view, shared by all who get it, over polling too.
+//! - **Encoded once, compressed once.** One event is one frame per namespace and view, shared by all who get it, over polling too; and one more,
+//!   compressed, shared by all with whom that was agreed.
 //! - **Bounded.** Every queue has its limit in [`Options`]; inbound messages are dealt with one at a time per connection.
 //! - **A malformed packet ends its own transport**, and nobody else notices.
 //! - **Socket ids are not secrets.** The id that authorises a transport is another one.
@@ -60,6 +61,9 @@ mod recovery;
 mod messages;
 mod socket;
 
+mod echo;
+mod parser;
+
 mod cast;
 mod encode;
 mod hub;
@@ -69,6 +73,8 @@ mod heartbeat;
 mod stats;
 
 pub use auth::{Authenticate, Credential, Refusal};
+pub use echo::Echo;
 pub use gateway::{ConnectionInfo, Gateway, Publish, Whom};
 pub use options::Options;
+pub use parser::Parser;
 pub use stats::Stats;

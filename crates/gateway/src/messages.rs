@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use tidewire_core::{Error, Kind, Result};
 use tidewire_wire::socket::Event;
 
+use crate::echo;
 use crate::session::Closing;
 use crate::socket::Socket;
 
@@ -25,6 +26,10 @@ type Outcome = Result<Map<String, Value>>;
 pub(crate) async fn receive(socket: &Arc<Socket>, event: &Event<'_>) -> Result<(), Closing> {
     let stats = &socket.shared().stats;
     stats.messages_in.up();
+    if socket.shared().options.echo.is_some() {
+        echo::receive(socket, event);
+        return Ok(());
+    }
     if let Err(limited) = socket.session.admit_message() {
         stats.messages_limited.up();
         let wait: Duration = limited?;

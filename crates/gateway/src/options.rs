@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use tidewire_core::TenantId;
 
+use crate::echo::Echo;
+use crate::parser::Parser;
+
 /// Settings of a [`Gateway`](crate::Gateway). The defaults are those of the reference server where it has one.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -41,9 +44,21 @@ pub struct Options {
     pub allowed_origins: Vec<String>,
     /// The tenants that visitors without a login may name; `None` means any. Users are asked of [`Authenticate`](crate::Authenticate).
     pub tenants: Option<Vec<TenantId>>,
+    /// How packets are encoded; all clients must have the same parser. Default JSON.
+    pub parser: Parser,
+    /// Whether WebSocket messages are compressed (`permessage-deflate`) for clients that offer it: those of at least
+    /// [`Options::COMPRESSED_FROM`] bytes, each once for all who get it. Default false.
+    pub compression: bool,
+    /// Sends back what comes in, in place of serving the catalog. Only for the protocols' own test suites. Default none.
+    pub echo: Option<Echo>,
     /// Whether clients get a `pid` by which they come back without losing anything. Off only for the protocol's own test suite,
     /// which wants none. Default true.
     pub recovery: bool,
+}
+
+impl Options {
+    /// The least size of a message in bytes that is worth compressing.
+    pub const COMPRESSED_FROM: usize = 1024;
 }
 
 impl Default for Options {
@@ -65,6 +80,9 @@ impl Default for Options {
             max_relay_bytes: 64 * 1024 * 1024,
             allowed_origins: Vec::new(),
             tenants: None,
+            parser: Parser::default(),
+            compression: false,
+            echo: None,
             recovery: true,
         }
     }

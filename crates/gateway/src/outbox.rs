@@ -20,7 +20,8 @@ pub(crate) enum Class {
     Ephemeral,
 }
 
-/// A whole WebSocket frame, shared by everyone who gets it. Polling uses its payload.
+/// A whole WebSocket frame, shared by everyone who gets it, or a packet's frame and those of its attachments, which must not be parted.
+/// Polling uses their payloads.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     pub(crate) bytes: Bytes,
@@ -58,6 +59,8 @@ struct Queue {
     blocked: bool,
     /// A waiting poll is to be ended with a noop.
     nudged: bool,
+    /// The frames are the WebSocket's: polls get nothing but a noop.
+    moved: bool,
     ended: Option<Closing>,
 }
 
@@ -118,8 +121,17 @@ impl Outbox {
 
     /// Ends a poll that waits, or the next one.
     pub(crate) fn nudge(&self) {
+        self.end_poll(|queue| queue.nudged = true);
+    }
+
+    /// From now on the WebSocket's task takes the frames. A poll that was left open must not take any from it.
+    pub(crate) fn hand_over(&self) {
+        self.end_poll(|queue| queue.moved = true);
+    }
+
+    fn end_poll(&self, mark: impl FnOnce(&mut Queue)) {
         let mut queue = self.0.lock();
-        queue.nudged = true;
+        mark(&mut queue);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -168,6 +180,9 @@ impl Outbox {
     /// The polling side: everything that waits, up to `limit` bytes but at least one frame.
     pub(crate) fn poll_take(&self, cx: &Context<'_>, limit: usize) -> Poll<Taken> {
         let mut queue = self.0.lock();
+        if queue.moved {
+            return Poll::Ready(Taken::Noop);
+        }
         if !queue.frames.is_empty() {
             queue.nudged = false;
             return Poll::Ready(Taken::Frames(queue.take(limit)));

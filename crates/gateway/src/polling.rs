@@ -63,7 +63,7 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
     let body = match taken {
         Taken::Frames(frames) => {
             let mut body = Vec::with_capacity(frames.iter().map(|frame| frame.len()).sum());
-            engine::polling_join(frames.iter().filter_map(|frame| PollPacket::from_frame(frame)), &mut body);
+            engine::polling_join(frames.iter().flat_map(|frame| PollPacket::from_frames(frame)), &mut body);
             session.drained();
             body
         }
@@ -170,7 +170,7 @@ async fn receive(posting: Posting, body: Bytes) -> Result<(), Closing> {
             return Ok(());
         }
         let step = match engine::parse_polling(packet, 1).map_err(Closing::malformed)?.pop() {
-            Some(Packet::Binary(data)) => session.binary(&data)?,
+            Some(Packet::Binary(data)) => session.binary(data)?,
             Some(Packet::Text(..)) => session.text(body.slice_ref(packet.as_bytes()))?,
             None => Step::Done,
         };

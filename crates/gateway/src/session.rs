@@ -22,6 +22,7 @@ use tidewire_wire::{socket as packet, websocket};
 use crate::auth::Handshake;
 use crate::gateway::Shared;
 use crate::outbox::{Frame, Outbox, Pushed};
+use crate::parser::Parser;
 use crate::socket::Socket;
 use crate::{connect, messages, recovery};
 
@@ -107,6 +108,8 @@ pub(crate) struct Session {
     behind: AtomicBool,
     /// A task is catching sockets up.
     catching_up: AtomicBool,
+    /// Compressed frames may be queued: the client is on a WebSocket for good, and agreed to it.
+    compressed: AtomicBool,
     /// Which of the wheel's entries counts.
     pub(crate) turn: AtomicU32,
 }
@@ -194,6 +197,7 @@ impl Session {
             }),
             behind: AtomicBool::new(false),
             catching_up: AtomicBool::new(false),
+            compressed: AtomicBool::new(false),
             turn: AtomicU32::new(0),
             shared,
         })
@@ -218,6 +222,15 @@ impl Session {
         if control.closed { None } else { Some(change(&mut control.transport)) }
     }
 
+    /// Ends a session whose pong is overdue and answers whether it was. For requests, which may come before the wheel does.
+    pub(crate) fn end_if_silent(self: &Arc<Self>) -> bool {
+        let silent = self.control.lock().pong_due.is_some_and(|due| due <= Instant::now());
+        if silent {
+            self.close(Closing::Silent);
+        }
+        silent
+    }
+
     pub(crate) fn is_websocket(&self) -> bool {
         self.control.lock().transport == Transport::WebSocket
     }
@@ -227,8 +240,18 @@ impl Session {
         self.push_frame(websocket::text(text.as_bytes()))
     }
 
-    /// Queues a frame that must not be lost.
+    /// From now on large frames are compressed. Only for a session that never polls again: polling has no such frames.
+    pub(crate) fn compress(&self) {
+        self.compressed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_compressed(&self) -> bool {
+        self.compressed.load(Ordering::SeqCst)
+    }
+
+    /// Queues frames, plain ones, that must not be lost.
     pub(crate) fn push_frame(&self, frame: Bytes) -> Pushed {
+        let frame = if self.is_compressed() { self.shared.compress(frame) } else { frame };
         self.outbox.push(Frame::control(frame), self.shared.options.max_backlog, &self.shared.stats.dropped)
     }
 
@@ -241,6 +264,10 @@ impl Session {
 
     /// Takes a text packet. What takes a while comes back as work, to be finished before the next packet.
     pub(crate) fn text(self: &Arc<Self>, text: Bytes) -> Result<Step, Closing> {
+        if let Some(pushed) = self.shared.options.echo.and_then(|echo| echo.text(self, &text)) {
+            self.close_if_full(pushed);
+            return Ok(Step::Done);
+        }
         let packet = std::str::from_utf8(&text).map_err(|_| Closing::Malformed(1007, "the packet is not UTF-8"))?;
         match engine::Packet::parse(packet).map_err(Closing::malformed)? {
             engine::Packet::Text(PacketType::Message, _) => {
@@ -259,9 +286,19 @@ impl Session {
         }
     }
 
-    /// Takes a binary packet: an attachment of the message before.
-    pub(crate) fn binary(self: &Arc<Self>, data: &[u8]) -> Result<Step, Closing> {
-        match self.inbound.lock().assembler.binary(data).map_err(Closing::malformed)? {
+    /// Takes a binary packet: an attachment of the message before, or a whole packet in MessagePack.
+    pub(crate) fn binary(self: &Arc<Self>, data: Bytes) -> Result<Step, Closing> {
+        if let Some(pushed) = self.shared.options.echo.and_then(|echo| echo.binary(self, &data)) {
+            self.close_if_full(pushed);
+            return Ok(Step::Done);
+        }
+        if self.shared.options.parser == Parser::MessagePack {
+            let session = self.clone();
+            return Ok(Step::Later(Box::pin(async move {
+                session.packet(packet::msgpack::decode(&data).map_err(Closing::malformed)?).await
+            })));
+        }
+        match self.inbound.lock().assembler.binary(&data).map_err(Closing::malformed)? {
             None => Ok(Step::Done),
             Some(packet) => {
                 let session = self.clone();
@@ -272,6 +309,9 @@ impl Session {
 
     async fn message(self: Arc<Self>, text: Bytes) -> Result<(), Closing> {
         let text = std::str::from_utf8(&text).map_err(|_| Closing::Malformed(1007, "the packet is not UTF-8"))?;
+        if self.shared.options.parser == Parser::MessagePack {
+            return Err(Closing::Malformed(1002, "packets come as MessagePack, in binary messages"));
+        }
         let packet = Packet::decode(text).map_err(Closing::malformed)?;
         let whole = self.inbound.lock().assembler.text(packet).map_err(Closing::malformed)?;
         match whole {
@@ -282,7 +322,7 @@ impl Session {
 
     async fn packet(self: &Arc<Self>, packet: Packet<'_>) -> Result<(), Closing> {
         match packet {
-            Packet::Connect { nsp, auth } => connect::connect(self, nsp, auth).await,
+            Packet::Connect { nsp, auth } => connect::connect(self, nsp, auth.as_deref()).await,
             Packet::Disconnect { nsp } => {
                 if let Some(socket) = self.remove_socket(nsp) {
                     socket.detach(Closing::Left);
@@ -404,7 +444,10 @@ impl Session {
             }
             let ping = control.pong_due.is_none() && control.next_ping <= now;
             if ping {
-                control.pong_due = Some(now + options.ping_timeout);
+                // Counted from when the ping was due, so that a client can rely on interval and timeout together; but a ping that this
+                // side was late with leaves most of the time for its pong all the same.
+                let due = control.next_ping + options.ping_timeout;
+                control.pong_due = Some(due.max(now + options.ping_timeout * 3 / 4));
             }
             let mut due = control.pong_due.unwrap_or(control.next_ping);
             if !control.joined_once {
@@ -465,7 +508,7 @@ impl Session {
 
     /// Refuses a CONNECT. The transport stays open, as the client library expects.
     pub(crate) fn refuse(self: &Arc<Self>, namespace: &str, message: &str, data: Option<&str>) {
-        let pushed = self.push(&packet::connect_error(namespace, message, data));
+        let pushed = self.push_frame(self.shared.options.parser.connect_error(namespace, message, data));
         self.close_if_full(pushed);
     }
 }

@@ -10,7 +10,6 @@ use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, Timestamp};
-use tidewire_wire::socket as packet;
 
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
@@ -244,7 +243,7 @@ impl Socket {
 
     /// Answers a message that waits for it.
     pub(crate) fn ack(&self, id: u64, data: &str) {
-        let pushed = self.session.push(&packet::ack(self.namespace_name(), id, &[data]));
+        let pushed = self.session.push_frame(self.shared().options.parser.ack(self.namespace_name(), id, &[data]));
         self.session.close_if_full(pushed);
     }
 

@@ -38,6 +38,8 @@ pub struct Stats {
     pub deliveries: u64,
     /// The bytes of those copies, frame headers included.
     pub delivery_bytes: u64,
+    /// Events and answers that were compressed, each once for all who got it.
+    pub compressed: u64,
     /// Ephemeral copies that were dropped for a slow or returning client.
     pub dropped: u64,
     /// Times a slow client was parked on the log.
@@ -88,6 +90,7 @@ counters!(
     events,
     deliveries,
     delivery_bytes,
+    compressed,
     dropped,
     parked,
     closed_slow,

@@ -15,7 +15,9 @@ use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -26,6 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::auth::Handshake;
+use crate::echo::Echo;
 use crate::gateway::Shared;
 use crate::http::{Answer, Refused, plain};
 use crate::outbox::Frame;
@@ -60,12 +63,15 @@ pub(crate) fn open<B>(
         return Err(TransportError::BadRequest.into());
     }
     let accept = HeaderValue::from_str(&accept(key)).map_err(|_| TransportError::BadRequest)?;
+    let extension = if shared.options.compression { extension(headers) } else { None };
     let upgrade = hyper::upgrade::on(&mut request);
     match session {
         None => {
             let session = shared.open(handshake, true).ok_or(Refused::Busy)?;
-            session.push(&session.open_packet(true));
-            shared.tracker.spawn(run(upgrade, session));
+            if shared.options.echo != Some(Echo::WebSocket) {
+                session.push(&session.open_packet(true));
+            }
+            shared.tracker.spawn(run(upgrade, session, extension.is_some()));
         }
         Some(session) => {
             let begin = |transport: &mut Transport| match transport {
@@ -75,10 +81,11 @@ pub(crate) fn open<B>(
                 }
                 Transport::Polling(_) | Transport::WebSocket => false,
             };
-            if session.transport(begin) != Some(true) {
-                return Err(TransportError::BadRequest.into());
+            if session.transport(begin) == Some(true) {
+                shared.tracker.spawn(probe(upgrade, session, extension.is_some()));
+            } else {
+                shared.tracker.spawn(turn_away(upgrade));
             }
-            shared.tracker.spawn(probe(upgrade, session));
         }
     }
     let mut answer = Response::new(Full::default());
@@ -87,7 +94,16 @@ pub(crate) fn open<B>(
     out.insert(UPGRADE, HeaderValue::from_static("websocket"));
     out.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     out.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    if let Some(extension) = extension {
+        out.insert(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(extension));
+    }
     Ok(answer)
+}
+
+/// What to answer to the extensions that a client offers, in its order.
+fn extension(headers: &HeaderMap) -> Option<&'static str> {
+    let mut offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter().filter_map(|offers| offers.to_str().ok());
+    offers.find_map(websocket::accept_deflate)
 }
 
 /// RFC 6455, section 4.2.2: the one use of SHA-1 here, where it proves nothing but that the server speaks WebSocket.
@@ -128,30 +144,54 @@ async fn take(upgrade: OnUpgrade) -> Option<Io> {
 }
 
 /// A session that was opened over WebSocket.
-async fn run(upgrade: OnUpgrade, session: Arc<Session>) {
-    let most = session.shared.options.max_message;
+async fn run(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
+    if compressed {
+        session.compress();
+    }
+    let decoder = decoder(&session, compressed);
     match take(upgrade).await {
         None => session.close(Closing::Lost),
-        Some(Io::Tcp(stream, read)) => Line::new(stream, read, most).serve(&session).await,
-        Some(Io::Other(stream)) => Line::new(Box::new(stream), Bytes::new(), most).serve(&session).await,
+        Some(Io::Tcp(stream, read)) => Line::new(stream, read, decoder).serve(&session).await,
+        Some(Io::Other(stream)) => Line::new(Box::new(stream), Bytes::new(), decoder).serve(&session).await,
     }
 }
 
 /// A WebSocket beside a polling session: `2probe`, `3probe`, `5`, and from then on it is the transport.
-async fn probe(upgrade: OnUpgrade, session: Arc<Session>) {
-    let most = session.shared.options.max_message;
+async fn probe(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
+    let decoder = decoder(&session, compressed);
     match take(upgrade).await {
         None => back_to_polling(&session),
-        Some(Io::Tcp(stream, read)) => probe_on(Line::new(stream, read, most), session).await,
-        Some(Io::Other(stream)) => probe_on(Line::new(Box::new(stream), Bytes::new(), most), session).await,
+        Some(Io::Tcp(stream, read)) => probe_on(Line::new(stream, read, decoder), session, compressed).await,
+        Some(Io::Other(stream)) => {
+            probe_on(Line::new(Box::new(stream), Bytes::new(), decoder), session, compressed).await;
+        }
     }
 }
 
-async fn probe_on<S: AsyncRead + AsyncWrite + Unpin>(mut line: Line<S>, session: Arc<Session>) {
+/// A WebSocket that nobody waits for: the session has one, or is trying one. It is opened and closed, as the reference server does it, so
+/// that a client sees a close and no failed request.
+async fn turn_away(upgrade: OnUpgrade) {
+    let close = websocket::close(1002, "the session has a WebSocket already");
+    match take(upgrade).await {
+        None => {}
+        Some(Io::Tcp(mut stream, _)) => drop(stream.write_all(&close).await),
+        Some(Io::Other(mut stream)) => drop(stream.write_all(&close).await),
+    }
+}
+
+fn decoder(session: &Session, compressed: bool) -> Decoder {
+    let decoder = Decoder::new(session.shared.options.max_message);
+    if compressed { decoder.inflating() } else { decoder }
+}
+
+async fn probe_on<S: AsyncRead + AsyncWrite + Unpin>(mut line: Line<S>, session: Arc<Session>, compressed: bool) {
     let limit = session.shared.options.upgrade_timeout;
     let moved = matches!(tokio::time::timeout(limit, line.probe(&session)).await, Ok(Some(())));
     if moved {
         session.shared.stats.upgraded.up();
+        if compressed {
+            session.compress();
+        }
         line.serve(&session).await;
     } else {
         back_to_polling(&session);
@@ -179,9 +219,9 @@ struct Line<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
-    fn new(io: S, read: Bytes, max_message: usize) -> Self {
+    fn new(io: S, read: Bytes, decoder: Decoder) -> Self {
         let input = if read.is_empty() { BytesMut::new() } else { BytesMut::from(read) };
-        Self { io, decoder: Decoder::new(max_message), input, writing: VecDeque::new(), work: None }
+        Self { io, decoder, input, writing: VecDeque::new(), work: None }
     }
 
     /// The probe. `None` when the client did anything else, or the session ended.
@@ -202,8 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
             return None;
         }
         session.transport(|transport| *transport = Transport::WebSocket)?;
-        // A poll that a client leaves open all the same must not wait for ever.
-        session.outbox.nudge();
+        session.outbox.hand_over();
         Some(())
     }
 
@@ -291,7 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     fn take(&mut self, session: &Arc<Session>, message: Message) {
         let step = match message {
             Message::Text(text) => session.text(text),
-            Message::Binary(data) => session.binary(&data),
+            Message::Binary(data) => session.binary(data),
             Message::Ping(data) => {
                 session.push_frame(websocket::pong(&data));
                 Ok(Step::Done)

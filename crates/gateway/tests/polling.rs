@@ -151,8 +151,8 @@ async fn a_session_moves_to_a_websocket_without_losing_anything() {
     poll.until("42[\"connected\"").await;
     let mut socket = Socket::upgrade(server.address, &format!("&sid={}", poll.sid), "").await.expect("101");
     // A second WebSocket for the same session has no business.
-    let second = Socket::upgrade(server.address, &format!("&sid={}", poll.sid), "").await;
-    assert_eq!(second.map(|_| ()), Err(400));
+    let mut second = Socket::upgrade(server.address, &format!("&sid={}", poll.sid), "").await.expect("101");
+    assert_eq!(second.closed().await.map(|(code, _)| code), Some(1002));
     let (address, query) = (poll.address, poll.query());
     let waiting = tokio::spawn(async move { http(address, "GET", &query, "", "").await });
     for n in 0..3 {

@@ -29,6 +29,8 @@ pub struct Config {
     pub http: Http,
     /// Limits of the sockets.
     pub realtime: Realtime,
+    /// How sockets speak.
+    pub sockets: Sockets,
     /// Which tenants exist; absent means any.
     pub tenants: Option<Vec<TenantId>>,
 }
@@ -134,6 +136,27 @@ impl Default for Realtime {
     }
 }
 
+/// `[sockets]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Sockets {
+    /// The parser of all clients. Default `json`.
+    pub parser: Parser,
+    /// Whether large messages are compressed for clients that offer `permessage-deflate`. Default false.
+    pub compression: bool,
+}
+
+/// How Socket.IO packets are encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Parser {
+    /// The client library's own.
+    #[default]
+    Json,
+    /// For clients with `socket.io-msgpack-parser`.
+    Msgpack,
+}
+
 // Secrets stay out of every log by not being printable.
 impl std::fmt::Debug for Auth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -148,7 +171,7 @@ impl std::fmt::Debug for Key {
 }
 
 /// Every key that the environment can set, by path.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 18] = [
     "listen",
     "data",
     "store",
@@ -164,6 +187,8 @@ const KEYS: [&str; 16] = [
     "realtime.maxConnections",
     "realtime.maxPerUser",
     "realtime.allowedOrigins",
+    "sockets.parser",
+    "sockets.compression",
     "tenants",
 ];
 
@@ -300,6 +325,11 @@ fn environment_value(key: &str, value: String) -> toml::Value {
         let items = value.split(',').map(|item| toml::Value::String(item.trim().to_owned()));
         return toml::Value::Array(items.collect());
     }
+    if key == "sockets.compression"
+        && let Ok(switch) = value.parse()
+    {
+        return toml::Value::Boolean(switch);
+    }
     // Keys whose value is a number are the ones named after an amount.
     match value.parse::<i64>() {
         Ok(number) if key.contains("max") => toml::Value::Integer(number),
@@ -362,12 +392,15 @@ mod tests {
                 ("TIDEWIRE_HTTP__MAX_BODY_BYTES", "20"),
                 ("TIDEWIRE_AUTH__JWT__SECRET", &secret),
                 ("TIDEWIRE_ADMIN_KEY", "0123456789abcdef"),
+                ("TIDEWIRE_SOCKETS__PARSER", "msgpack"),
+                ("TIDEWIRE_SOCKETS__COMPRESSION", "true"),
                 ("FRONTEND_URL", "http://localhost:3000/"),
             ],
         )
         .expect("config");
         assert_eq!(config.listen.expect("listen").port(), 2);
         assert_eq!(config.http.max_body_bytes, 20);
+        assert_eq!((config.sockets.parser, config.sockets.compression), (Parser::Msgpack, true));
         assert_eq!(config.auth.jwt.secret.as_deref(), Some(&*secret));
         assert_eq!(config.realtime.allowed_origins, ["http://localhost:3000"]);
     }
@@ -393,6 +426,8 @@ mod tests {
             ("", vec![("TIDEWIRE_REALTIME__MAX_CONNECTIONS", "0")], "realtime.maxConnections"),
             ("", vec![("TIDEWIRE_REALTIME__PING_INTERVAL", "0s")], "realtime.pingInterval"),
             ("", vec![("FRONTEND_URL", "notaurl")], "FRONTEND_URL"),
+            ("[sockets]\nparser = \"xml\"", vec![], "xml"),
+            ("", vec![("TIDEWIRE_SOCKETS__COMPRESSION", "yes")], "TIDEWIRE_SOCKETS__COMPRESSION"),
             ("[auth.jwt]\nsecret = \"supersecret", vec![], "line 2"),
         ] {
             let error = load(file, &environment).expect_err(expected);

@@ -13,13 +13,13 @@ use tidewire_core::store::{QueueLimits, Store};
 use tidewire_core::suggest::suggest;
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Kind};
-use tidewire_gateway::{Gateway, Options};
+use tidewire_gateway::{Gateway, Options, Parser};
 use tidewire_runtime::{
     EventHandler, Handlers, JobHandler, Lives, Middleware, Publisher, QueueOptions, Scheduler, Workers,
 };
 use tidewire_server::auth::{ApiKeys, Tokens};
 use tidewire_server::session::Sessions;
-use tidewire_server::{Api, Config};
+use tidewire_server::{Api, Config, config};
 use tidewire_store::{Memory, Sqlite, SqliteOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -326,6 +326,14 @@ fn open(
     Ok((sqlite.store(), Some(sqlite)))
 }
 
+/// The setting as the gateway knows it.
+pub(crate) fn parser(configured: config::Parser) -> Parser {
+    match configured {
+        config::Parser::Json => Parser::Json,
+        config::Parser::Msgpack => Parser::MessagePack,
+    }
+}
+
 fn gateway_options(config: &Config) -> Options {
     let realtime = &config.realtime;
     Options {
@@ -336,6 +344,8 @@ fn gateway_options(config: &Config) -> Options {
         max_connections: realtime.max_connections,
         max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
         allowed_origins: realtime.allowed_origins.clone(),
+        parser: parser(config.sockets.parser),
+        compression: config.sockets.compression,
         tenants: config.tenants.clone(),
         ..Options::default()
     }

@@ -48,6 +48,7 @@
 
 mod app;
 mod builder;
+mod conformance;
 mod job;
 mod sockets;
 #[cfg(feature = "testing")]
@@ -55,6 +56,8 @@ pub mod testing;
 
 pub use app::App;
 pub use builder::{BuildError, Builder};
+#[doc(hidden)]
+pub use conformance::conformance;
 pub use job::Job;
 pub use tidewire_core::commit::{
     Committed, Delay, NewEvent, NewFlow, NewJob, NewUnique, ParamValue, Priority, Request,

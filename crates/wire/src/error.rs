@@ -10,7 +10,7 @@ use std::fmt;
 #[non_exhaustive]
 pub struct Error {
     /// A stable name for logs, metrics and tests: `wire.protocol`, `wire.utf8`, `wire.too_big`, `wire.too_many`,
-    /// `wire.engine` or `wire.socket`.
+    /// `wire.deflate`, `wire.engine`, `wire.socket` or `wire.msgpack`.
     pub code: &'static str,
     /// The WebSocket close code to answer with (RFC 6455, section 7.4.1).
     pub close_code: u16,
@@ -42,6 +42,16 @@ impl Error {
     /// More items than a named bound allows (close code 1008).
     pub(crate) fn too_many(reason: &'static str) -> Self {
         Self::new("wire.too_many", 1008, reason)
+    }
+
+    /// A compressed message that does not inflate (close code 1007).
+    pub(crate) fn deflate(reason: &'static str) -> Self {
+        Self::new("wire.deflate", 1007, reason)
+    }
+
+    /// Not MessagePack, or not a packet in it (close code 1002).
+    pub(crate) fn msgpack(reason: &'static str) -> Self {
+        Self::new("wire.msgpack", 1002, reason)
     }
 
     /// Not an Engine.IO v4 packet or polling payload (close code 1002).

@@ -4,8 +4,8 @@
 //! # What it is not
 //!
 //! No sockets, no timers, no tasks, no sessions and no HTTP. The handshakes (the WebSocket `Sec-WebSocket-Accept` hash,
-//! the Engine.IO query string) belong to whoever owns the HTTP request. There are no WebSocket extensions, so a frame
-//! with a reserved bit is an error. What a packet *means* (is this namespace known, may this client send a ping) is the
+//! the Engine.IO query string) belong to whoever owns the HTTP request. Of WebSocket extensions there is only
+//! `permessage-deflate`, where it was agreed; otherwise a frame with a reserved bit is an error. What a packet *means* (is this namespace known, may this client send a ping) is the
 //! caller's to decide; this crate only says whether it is well formed.
 //!
 //! # Invariants

@@ -6,13 +6,16 @@
 //!
 //! Reading starts at [`Packet::decode`] and, for packets with attachments, goes through an [`Assembler`]. Writing is
 //! one function per packet kind; what it returns starts with the Engine.IO digit `4`, so that it is framed once as it
-//! stands.
+//! stands, or by [`frames`] where it may contain binary data. [`msgpack`] has the same packets in another encoding.
 
 mod assembler;
+mod attachments;
 mod encode;
+pub mod msgpack;
 mod packet;
 
 pub use assembler::Assembler;
+pub use attachments::frames;
 pub use encode::{ack, connect, connect_error, disconnect, event};
 pub use packet::{Ack, Event, MAX_ATTACHMENTS, MAX_NAMESPACE_BYTES, Packet};
 

@@ -1,13 +1,16 @@
-//! WebSocket frames, the server's side of RFC 6455, without extensions and without the handshake.
+//! WebSocket frames, the server's side of RFC 6455 and of the extension `permessage-deflate` (RFC 7692), without the
+//! handshake.
 //!
 //! Outgoing frames are plain functions from a payload to [`Bytes`](bytes::Bytes): a server does not mask, so a frame
 //! does not depend on who receives it and can be built once and shared. Incoming bytes go through a [`Decoder`].
 
 mod decoder;
+mod deflate;
 mod frame;
 
 pub use decoder::{Decoder, Message};
-pub use frame::{MAX_CONTROL_BYTES, binary, close, header_len, payload, ping, pong, text};
+pub use deflate::{accept_deflate, compress};
+pub use frame::{MAX_CONTROL_BYTES, binary, close, frames, header_len, payload, ping, pong, text};
 
 pub(crate) use frame::is_binary;
 

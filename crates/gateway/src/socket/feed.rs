@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tidewire_core::event::{Event, Offset, Position};
-use tidewire_wire::socket as packet;
 
 use super::{Socket, State};
 use crate::cast::{Body, Cast, Target};
@@ -67,7 +66,7 @@ impl Socket {
             (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.dropped.up(),
             (Feed::Parked { .. }, Some(_)) => return,
             (Feed::Holding { since, frames, bytes }, Some(position)) => {
-                let frame = cast.frame(self.namespace, target.view, &self.tenant.id, position);
+                let frame = cast.frame(self, target.view, position);
                 *bytes += frame.len();
                 if *bytes > self.shared().options.max_backlog {
                     state.feed = Feed::Parked { since: *since };
@@ -77,7 +76,7 @@ impl Socket {
                 return;
             }
         }
-        let frame = cast.frame(self.namespace, target.view, &self.tenant.id, self.tenant.delivered());
+        let frame = cast.frame(self, target.view, self.tenant.delivered());
         let len = frame.len();
         let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
         let pushed =
@@ -105,7 +104,7 @@ impl Socket {
             state.fed = event.position;
             return Replayed::Skipped;
         };
-        let bytes = cast.frame(self.namespace, target.view, &self.tenant.id, event.position);
+        let bytes = cast.frame(self, target.view, event.position);
         let len = bytes.len() as u64;
         let pushed = self.session.outbox.push(
             Frame { bytes, class: Class::Logged },
@@ -210,7 +209,7 @@ impl Socket {
         let shared = self.shared();
         let offset = Offset { epoch: shared.store.epoch().clone(), position }.to_string();
         let offset = shared.options.recovery.then_some(offset.as_str());
-        self.session.push(&packet::event(self.namespace_name(), name, &[data], offset))
+        self.session.push_frame(shared.options.parser.event(self.namespace_name(), name, &[data], offset))
     }
 }
 

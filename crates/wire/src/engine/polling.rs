@@ -41,14 +41,16 @@ pub enum PollPacket<'a> {
 }
 
 impl<'a> PollPacket<'a> {
-    /// The packet inside a frame that [`websocket::text`] or [`websocket::binary`] made, without copying it; `None` for
-    /// a control frame, which polling has no use for.
+    /// The packets inside frames that [`websocket::text`] or [`websocket::binary`] made, which stand one behind the other
+    /// in `frames`, without copying them. Control frames are left out: polling has no use for them.
     ///
     /// # Panics
-    /// If `frame` was not made by that module.
-    pub fn from_frame(frame: &'a [u8]) -> Option<Self> {
-        let payload = websocket::payload(frame);
-        websocket::is_binary(frame).map(|binary| if binary { Self::Binary(payload) } else { Self::Text(payload) })
+    /// The iterator does, if `frames` was not made by that module.
+    pub fn from_frames(frames: &'a [u8]) -> impl Iterator<Item = Self> {
+        websocket::frames(frames).filter_map(|frame| {
+            let payload = websocket::payload(frame);
+            websocket::is_binary(frame).map(|binary| if binary { Self::Binary(payload) } else { Self::Text(payload) })
+        })
     }
 }
 

@@ -78,10 +78,11 @@ fn packets_are_joined_by_the_separator() {
 #[test]
 fn a_websocket_frame_also_serves_polling() {
     let (text, binary) = (websocket::text(&[b'4'; 200]), websocket::binary(b"xyz"));
-    assert_eq!(PollPacket::from_frame(&text), Some(PollPacket::Text(&[b'4'; 200])));
-    assert_eq!(PollPacket::from_frame(&binary), Some(PollPacket::Binary(b"xyz")));
-    assert_eq!(PollPacket::from_frame(&websocket::ping(b"")), None);
-    assert_eq!(PollPacket::from_frame(&websocket::close(1000, "")), None);
+    let (ping, close) = (websocket::ping(b""), websocket::close(1000, ""));
+    let all = [&text[..], &binary, &ping, &binary, &close].concat();
+    let expected = [PollPacket::Text(&[b'4'; 200]), PollPacket::Binary(b"xyz"), PollPacket::Binary(b"xyz")];
+    assert_eq!(PollPacket::from_frames(&all).collect::<Vec<_>>(), expected);
+    assert_eq!(PollPacket::from_frames(&[]).count(), 0);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub enum Packet<'a> {
         /// The namespace, `/` when none was given.
         nsp: &'a str,
         /// The credentials as the text of a JSON object, or nothing.
-        auth: Option<&'a str>,
+        auth: Option<Cow<'a, str>>,
     },
     /// Leaves a namespace.
     Disconnect {
@@ -92,6 +92,12 @@ impl Event<'_> {
         self.attachments
     }
 
+    /// An event that needs no assembling. `payload` must be a JSON array that starts with `name`.
+    pub(super) fn whole(nsp: &str, id: Option<u64>, name: String, payload: String) -> Self {
+        let (nsp, name, payload) = (Cow::Owned(nsp.to_owned()), Cow::Owned(name), Cow::Owned(payload));
+        Self { nsp, id, name, payload, attachments: 0 }
+    }
+
     /// The same event, borrowing nothing.
     pub fn into_owned(self) -> Event<'static> {
         Event {
@@ -137,6 +143,11 @@ impl Ack<'_> {
         self.attachments
     }
 
+    /// An acknowledgement that needs no assembling. `payload` must be a JSON array.
+    pub(super) fn whole(nsp: &str, id: u64, payload: String) -> Self {
+        Self { nsp: Cow::Owned(nsp.to_owned()), id, payload: Cow::Owned(payload), attachments: 0 }
+    }
+
     /// The same acknowledgement, borrowing nothing.
     pub fn into_owned(self) -> Ack<'static> {
         Ack {
@@ -178,7 +189,7 @@ impl<'a> Packet<'a> {
                 } else {
                     Some(json(rest, '{').ok_or(Error::socket("the payload of CONNECT must be a JSON object"))?)
                 };
-                Ok(Self::Connect { nsp, auth })
+                Ok(Self::Connect { nsp, auth: auth.map(Cow::Borrowed) })
             }
             b'1' if rest.is_empty() => Ok(Self::Disconnect { nsp }),
             b'1' => Err(Error::socket("DISCONNECT carries no payload")),
@@ -227,6 +238,12 @@ fn take_namespace(text: &str) -> Result<(&str, &str), Error> {
     }
     // Without a payload the comma may be missing: `0/admin`.
     let (nsp, rest) = text.split_once(',').unwrap_or((text, ""));
+    check_namespace(nsp)?;
+    Ok((nsp, rest))
+}
+
+/// Refuses namespaces that are too long or unprintable.
+pub(super) fn check_namespace(nsp: &str) -> Result<(), Error> {
     if nsp.len() > MAX_NAMESPACE_BYTES {
         return Err(Error::socket("the namespace is longer than 256 bytes"));
     }
@@ -234,7 +251,7 @@ fn take_namespace(text: &str) -> Result<(&str, &str), Error> {
     if nsp.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(Error::socket("the namespace contains a control character"));
     }
-    Ok((nsp, rest))
+    Ok(())
 }
 
 fn take_id(text: &str) -> Result<(Option<u64>, &str), Error> {
@@ -256,7 +273,7 @@ fn json(text: &str, open: char) -> Option<&str> {
 }
 
 /// The first element of a valid JSON array, if it may name an event. Only that element is read.
-fn event_name(payload: &str) -> Result<Cow<'_, str>, Error> {
+pub(super) fn event_name(payload: &str) -> Result<Cow<'_, str>, Error> {
     let expected = "an event's payload must start with its name, a string or a number";
     let first = serde_json::Deserializer::from_str(&payload[1..]).into_iter::<&RawValue>().next();
     let Some(Ok(first)) = first else { return Err(Error::socket(expected)) };

@@ -24,8 +24,8 @@ fn connect_carries_an_object_or_nothing() {
     assert_eq!(Packet::decode("0"), Ok(Packet::Connect { nsp: "/", auth: None }));
     assert_eq!(Packet::decode("0/admin"), Ok(Packet::Connect { nsp: "/admin", auth: None }));
     assert_eq!(Packet::decode("0/admin,"), Ok(Packet::Connect { nsp: "/admin", auth: None }));
-    assert_eq!(Packet::decode(r#"0{"t":1}"#), Ok(Packet::Connect { nsp: "/", auth: Some(r#"{"t":1}"#) }));
-    assert_eq!(Packet::decode("0/admin, {} "), Ok(Packet::Connect { nsp: "/admin", auth: Some("{}") }));
+    assert_eq!(Packet::decode(r#"0{"t":1}"#), Ok(Packet::Connect { nsp: "/", auth: Some(r#"{"t":1}"#.into()) }));
+    assert_eq!(Packet::decode("0/admin, {} "), Ok(Packet::Connect { nsp: "/admin", auth: Some("{}".into()) }));
     for text in ["0[]", "0null", "0\"x\"", "01{}", "05", "0{", "0{}{}", "0/a,1", "0{\"a\":\"\u{1}\"}"] {
         refused(text, "wire.socket");
     }
@@ -333,5 +333,63 @@ proptest! {
             let base64 = base64::engine::general_purpose::STANDARD.encode(data);
             prop_assert_eq!(arg.get(), format!("[{noise},{{{noise}:{{\"$binary\":\"{base64}\"}}}}]"));
         }
+    }
+}
+
+/// The payloads of the frames, and whether each is binary.
+fn unframed(frames: &[u8]) -> Vec<(bool, Vec<u8>)> {
+    crate::websocket::frames(frames)
+        .map(|frame| (frame[0] == 0x82, crate::websocket::payload(frame).to_vec()))
+        .collect()
+}
+
+#[test]
+fn binary_data_leaves_as_attachments() {
+    let text =
+        event("/a", "f", &[r#"{"x":{"$binary":"YWI="},"y":[{ "$binary" : "" }]}"#, r#""\"$binary\"""#], Some("o"));
+    let expected =
+        r#"452-/a,["f",{"x":{"_placeholder":true,"num":0},"y":[{"_placeholder":true,"num":1}]},"\"$binary\"","o"]"#;
+    let frames = super::frames(&text);
+    let expected = [(false, expected.as_bytes().to_vec()), (true, b"ab".to_vec()), (true, Vec::new())];
+    assert_eq!(unframed(&frames), expected);
+    let frames = super::frames(&ack("/", 7, &[r#"{"$binary":"/w=="}"#]));
+    let expected = br#"461-7[{"_placeholder":true,"num":0}]"#.to_vec();
+    assert_eq!(unframed(&frames), [(false, expected), (true, vec![0xff])]);
+}
+
+#[test]
+fn what_only_looks_like_binary_data_stays_json() {
+    let eleven = format!("[{}]", [r#"{"$binary":""}"#; 11].join(","));
+    for arg in [
+        r#"{"$binary":"not base64"}"#,
+        r#"{"$binary":1}"#,
+        r#"{"$binary":"YWI=","more":1}"#,
+        r#"{"more":1,"$binary":"YWI="}"#,
+        r#"["$binary","YWI="]"#,
+        r#"{"x":"$binary"}"#,
+        r#"{"$binary":{"$binary":1}}"#,
+        &eleven,
+    ] {
+        let text = event("/", "f", &[arg], None);
+        assert_eq!(unframed(&super::frames(&text)), [(false, text.into_bytes())]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn attachments_come_back_as_they_were(data in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 1..10)) {
+        use base64::Engine;
+        let encode = |data: &Vec<u8>| format!(r#"{{"$binary":"{}"}}"#, base64::engine::general_purpose::STANDARD.encode(data));
+        let arg = format!("[{}]", data.iter().map(encode).collect::<Vec<_>>().join(","));
+        let frames = unframed(&super::frames(&event("/", "f", &[&arg], None)));
+        let text = std::str::from_utf8(&frames[0].1[1..]).unwrap();
+        let mut assembler = Assembler::new(10_000);
+        prop_assert_eq!(assembler.text(Packet::decode(text).unwrap()), Ok(None));
+        let mut whole = None;
+        for (_, attachment) in &frames[1..] {
+            whole = assembler.binary(attachment).unwrap();
+        }
+        let Some(Packet::Event(event)) = whole else { panic!("a whole event") };
+        prop_assert_eq!(event.args()[0].get(), arg);
     }
 }

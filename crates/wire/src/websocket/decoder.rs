@@ -1,5 +1,6 @@
 //! Client bytes to messages.
 
+use super::deflate::{COMPRESSED, inflated};
 use super::{MAX_CONTROL_BYTES, Opcode, is_wire_close_code};
 use crate::Error;
 use bytes::{Buf, Bytes, BytesMut};
@@ -23,13 +24,15 @@ pub enum Message {
     Close(Option<(u16, String)>),
 }
 
-/// Turns a client's bytes into [`Message`]s (RFC 6455, sections 5 to 8; no extensions).
+/// Turns a client's bytes into [`Message`]s (RFC 6455, sections 5 to 8; RFC 7692 where it was agreed).
 ///
 /// It holds two words and, only while a fragmented message is open, a buffer of at most twice the message limit.
 /// Everything else stays in the caller's read buffer, which an idle connection may give back.
 #[derive(Debug)]
 pub struct Decoder {
-    max_message: usize,
+    /// 32 bits, so that the switch beside it costs no word of its own.
+    max_message: u32,
+    inflates: bool,
     pub(super) open: Option<Box<Fragments>>,
 }
 
@@ -37,14 +40,38 @@ pub struct Decoder {
 #[derive(Debug)]
 pub(super) struct Fragments {
     is_text: bool,
+    is_compressed: bool,
     data: BytesMut,
+    /// How much of `data` is known to be UTF-8, where that matters.
+    checked: usize,
+}
+
+impl Fragments {
+    /// Refuses text that cannot become UTF-8 any more, without waiting for its end. Each byte is looked at about once.
+    fn check_text(&mut self) -> Result<(), Error> {
+        if self.is_text && !self.is_compressed {
+            match std::str::from_utf8(&self.data[self.checked..]) {
+                Ok(_) => self.checked = self.data.len(),
+                Err(error) if error.error_len().is_none() => self.checked += error.valid_up_to(),
+                Err(_) => return Err(Error::utf8("the text message is not UTF-8")),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Decoder {
     /// A decoder that refuses messages of more than `max_message` payload bytes, summed over their fragments. Control
-    /// frames have their own limit, [`MAX_CONTROL_BYTES`].
+    /// frames have their own limit, [`MAX_CONTROL_BYTES`]. A limit of 4 GiB or more is taken for one byte less than that.
     pub fn new(max_message: usize) -> Self {
-        Self { max_message, open: None }
+        Self { max_message: u32::try_from(max_message).unwrap_or(u32::MAX), inflates: false, open: None }
+    }
+
+    /// The same for a client with which `permessage-deflate` was agreed. The limit holds for what is received and for
+    /// what is made of it.
+    #[must_use]
+    pub fn inflating(self) -> Self {
+        Self { inflates: true, ..self }
     }
 
     /// Takes the next whole message off the front of `bytes`; `None` means that more bytes are needed. Call it until it
@@ -57,7 +84,7 @@ impl Decoder {
     /// the decoder must not be fed again.
     pub fn feed(&mut self, bytes: &mut BytesMut) -> Result<Option<Message>, Error> {
         loop {
-            let Some(header) = Header::parse(bytes)? else { return Ok(None) };
+            let Some(header) = Header::parse(bytes, self.inflates)? else { return Ok(None) };
             let len = self.admit(&header)?;
             if bytes.len() - header.len < len {
                 return Ok(None);
@@ -84,7 +111,7 @@ impl Decoder {
             (Opcode::Text | Opcode::Binary, None) => 0,
         };
         match usize::try_from(header.payload_len) {
-            Ok(len) if len <= self.max_message - held => Ok(len),
+            Ok(len) if len <= self.max_message as usize - held => Ok(len),
             _ => Err(Error::too_big("the message is larger than this server accepts")),
         }
     }
@@ -97,30 +124,36 @@ impl Decoder {
             Opcode::Ping => Ok(Some(Message::Ping(Bytes::copy_from_slice(&bytes.split_to(len))))),
             Opcode::Pong => Ok(Some(Message::Pong(Bytes::copy_from_slice(&bytes.split_to(len))))),
             Opcode::Text | Opcode::Binary if header.is_final => {
-                whole(header.opcode == Opcode::Text, bytes.split_to(len).freeze()).map(Some)
+                let data = bytes.split_to(len).freeze();
+                self.whole(header.opcode == Opcode::Text, header.is_compressed, data).map(Some)
             }
             Opcode::Text | Opcode::Binary | Opcode::Continuation => {
                 let is_text = header.opcode == Opcode::Text;
-                let open = self.open.get_or_insert_with(|| Box::new(Fragments { is_text, data: BytesMut::new() }));
+                let is_compressed = header.is_compressed;
+                let open = self.open.get_or_insert_with(|| {
+                    Box::new(Fragments { is_text, is_compressed, data: BytesMut::new(), checked: 0 })
+                });
                 open.data.extend_from_slice(&bytes[..len]);
                 bytes.advance(len);
+                open.check_text()?;
                 if !header.is_final {
                     return Ok(None);
                 }
                 let Some(open) = self.open.take() else { return Ok(None) };
-                whole(open.is_text, open.data.freeze()).map(Some)
+                self.whole(open.is_text, open.is_compressed, open.data.freeze()).map(Some)
             }
         }
     }
-}
 
-fn whole(is_text: bool, data: Bytes) -> Result<Message, Error> {
-    if !is_text {
-        return Ok(Message::Binary(data));
-    }
-    match std::str::from_utf8(&data) {
-        Ok(_) => Ok(Message::Text(data)),
-        Err(_) => Err(Error::utf8("the text message is not UTF-8")),
+    fn whole(&self, is_text: bool, is_compressed: bool, data: Bytes) -> Result<Message, Error> {
+        let data = if is_compressed { Bytes::from(inflated(&data, self.max_message as usize)?) } else { data };
+        if !is_text {
+            return Ok(Message::Binary(data));
+        }
+        match std::str::from_utf8(&data) {
+            Ok(_) => Ok(Message::Text(data)),
+            Err(_) => Err(Error::utf8("the text message is not UTF-8")),
+        }
     }
 }
 
@@ -144,6 +177,7 @@ fn close(payload: &[u8]) -> Result<Message, Error> {
 /// A frame's header (RFC 6455, section 5.2), valid in itself.
 struct Header {
     is_final: bool,
+    is_compressed: bool,
     opcode: Opcode,
     mask: [u8; 4],
     /// Length in bytes of the header, mask included: 6, 8 or 14.
@@ -153,10 +187,11 @@ struct Header {
 
 impl Header {
     /// `None` means that the header is not complete yet. What the first two bytes give away is refused at once.
-    fn parse(bytes: &[u8]) -> Result<Option<Self>, Error> {
+    fn parse(bytes: &[u8], inflates: bool) -> Result<Option<Self>, Error> {
         let Some((&[first, second], rest)) = bytes.split_first_chunk() else { return Ok(None) };
-        if first & 0x70 != 0 {
-            return Err(Error::protocol("a reserved bit is set, but no extension was agreed"));
+        let extension = first & 0x70;
+        if extension != 0 && !(inflates && extension == COMPRESSED) {
+            return Err(Error::protocol("a reserved bit is set that no agreed extension uses"));
         }
         let Some(opcode) = Opcode::from_nibble(first & 0x0f) else {
             return Err(Error::protocol("the frame's opcode is reserved"));
@@ -165,6 +200,10 @@ impl Header {
             return Err(Error::protocol("a client's frame must be masked"));
         }
         let is_final = first & 0x80 != 0;
+        let is_compressed = extension == COMPRESSED;
+        if is_compressed && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+            return Err(Error::protocol("only the first frame of a message says that it is compressed"));
+        }
         let short_len = second & 0x7f;
         if opcode.is_control() && !is_final {
             return Err(Error::protocol("a control frame must not be fragmented"));
@@ -188,7 +227,7 @@ impl Header {
             return Err(Error::protocol("the top bit of a 64-bit length must be zero"));
         }
         let Some((mask, rest)) = rest.split_first_chunk() else { return Ok(None) };
-        Ok(Some(Self { is_final, opcode, mask: *mask, len: bytes.len() - rest.len(), payload_len }))
+        Ok(Some(Self { is_final, is_compressed, opcode, mask: *mask, len: bytes.len() - rest.len(), payload_len }))
     }
 }
 

@@ -9,12 +9,12 @@ pub const MAX_CONTROL_BYTES: usize = 125;
 /// A text message. The payload must be UTF-8, which is the caller's promise: browsers drop the connection otherwise.
 pub fn text(payload: &[u8]) -> Bytes {
     debug_assert!(std::str::from_utf8(payload).is_ok(), "a text frame carries UTF-8");
-    frame(Opcode::Text, payload)
+    frame(Opcode::Text as u8, payload)
 }
 
 /// A binary message.
 pub fn binary(payload: &[u8]) -> Bytes {
-    frame(Opcode::Binary, payload)
+    frame(Opcode::Binary as u8, payload)
 }
 
 /// A ping. The peer answers with a pong that repeats the payload.
@@ -65,6 +65,29 @@ pub fn payload(frame: &[u8]) -> &[u8] {
     &frame[header_len(frame)..]
 }
 
+/// The frames in `all`, in which they stand one behind the other, as a packet and its binary attachments do.
+///
+/// # Panics
+/// The iterator does, if `all` is not made of whole frames of this module.
+pub fn frames(mut all: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        if all.is_empty() {
+            return None;
+        }
+        let len = match all[1] & 0x7f {
+            126 => usize::from(u16::from_be_bytes([all[2], all[3]])),
+            127 => {
+                let len = all[2..].first_chunk().map_or(0, |len| u64::from_be_bytes(*len));
+                usize::try_from(len).unwrap_or(usize::MAX)
+            }
+            len => usize::from(len),
+        };
+        let (frame, rest) = all.split_at(header_len(all) + len);
+        all = rest;
+        Some(frame)
+    })
+}
+
 /// Whether a frame made by this module is a binary message, a text message, or (`None`) a control frame.
 pub(crate) fn is_binary(frame: &[u8]) -> Option<bool> {
     match Opcode::from_nibble(frame[0] & 0x0f)? {
@@ -76,12 +99,13 @@ pub(crate) fn is_binary(frame: &[u8]) -> Option<bool> {
 
 fn control(opcode: Opcode, payload: &[u8]) -> Bytes {
     assert!(payload.len() <= MAX_CONTROL_BYTES, "a control frame carries at most {MAX_CONTROL_BYTES} bytes");
-    frame(opcode, payload)
+    frame(opcode as u8, payload)
 }
 
-fn frame(opcode: Opcode, payload: &[u8]) -> Bytes {
+/// A final frame. `kind` is the opcode, with the bit of an extension where one is in use.
+pub(super) fn frame(kind: u8, payload: &[u8]) -> Bytes {
     let mut frame = Vec::with_capacity(payload.len() + if payload.len() < 126 { 2 } else { 10 });
-    frame.push(0x80 | opcode as u8);
+    frame.push(0x80 | kind);
     if payload.len() < 126 {
         frame.push(payload.len() as u8);
     } else if let Ok(short) = u16::try_from(payload.len()) {

@@ -1,0 +1,35 @@
+//! `tidewire conformance`
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use clap::Args;
+use tidewire::config::Parser;
+use tokio::net::TcpListener;
+
+/// The arguments of `tidewire conformance`.
+#[derive(Args)]
+pub(crate) struct Conformance {
+    /// Where to listen.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Expect clients with the MessagePack parser.
+    #[arg(long)]
+    msgpack: bool,
+    /// Compress for clients that offer it.
+    #[arg(long)]
+    compression: bool,
+}
+
+impl Conformance {
+    /// Serves until it is killed.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let parser = if self.msgpack { Parser::Msgpack } else { Parser::Json };
+        crate::runtime()?.block_on(async {
+            let listener =
+                TcpListener::bind(self.listen).await.with_context(|| format!("cannot listen on {}", self.listen))?;
+            println!("tidewire: conformance on http://{}", listener.local_addr()?);
+            Ok(tidewire::conformance(listener, parser, self.compression).await?)
+        })
+    }
+}
