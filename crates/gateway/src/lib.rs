@@ -55,7 +55,10 @@ mod session;
 mod auth;
 mod connect;
 mod policy;
+mod presence;
 mod recovery;
+mod registry;
+mod tenancy;
 
 mod messages;
 mod socket;
@@ -68,7 +71,9 @@ mod relay;
 mod heartbeat;
 mod stats;
 
-pub use auth::{Authenticate, Credential, Refusal};
-pub use gateway::{ConnectionInfo, Gateway, Publish, Whom};
+pub use auth::{Authenticate, ClientAddress, Credential, Refusal};
+pub use gateway::{Gateway, Publish};
 pub use options::Options;
+pub use presence::{Member, Members};
+pub use registry::{ConnectionInfo, RoomInfo, Whom};
 pub use stats::Stats;

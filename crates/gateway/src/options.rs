@@ -41,6 +41,10 @@ pub struct Options {
     pub allowed_origins: Vec<String>,
     /// The tenants that visitors without a login may name; `None` means any. Users are asked of [`Authenticate`](crate::Authenticate).
     pub tenants: Option<Vec<TenantId>>,
+    /// How long a user whose last connection broke still counts as present. Default 5 s.
+    pub presence_grace: Duration,
+    /// Sockets of one tenant in this process, visitors included. Default 100,000.
+    pub max_per_tenant: usize,
     /// Whether clients get a `pid` by which they come back without losing anything. Off only for the protocol's own test suite,
     /// which wants none. Default true.
     pub recovery: bool,
@@ -65,6 +69,8 @@ impl Default for Options {
             max_relay_bytes: 64 * 1024 * 1024,
             allowed_origins: Vec::new(),
             tenants: None,
+            presence_grace: Duration::from_secs(5),
+            max_per_tenant: 100_000,
             recovery: true,
         }
     }

@@ -194,9 +194,4 @@ fn not_enforced(catalog: &Catalog, findings: &mut Vec<Finding>) {
             }
         }
     }
-    for (name, event) in &catalog.events {
-        if event.conflate.is_some() {
-            note(findings, format!("event {name:?}: conflate is not applied by this build, every value is sent"));
-        }
-    }
 }
