@@ -320,7 +320,7 @@ describe("a client", () => {
     const tenant = server.newTenant();
     const client = await connect(server, { token: tenant.token("ann") });
     assert.equal((await client.refused("no such message", {})).code, "message.unknown");
-    assert.equal((await client.refused("switch", { tenant: "elsewhere" })).code, "switch.unsupported");
+    assert.equal((await client.refused("switch", { tenant: "elsewhere" })).code, "switch.forbidden");
     await client.refused("history", { after: "yesterday" });
     await client.refused("history", { after: -1 });
     await client.refused("subscribe", { eventTypes: "item:added" });

@@ -87,7 +87,7 @@ async fn session(State(app): State<App>, Query(which): Query<Which>) -> Result<J
 /// The port's newest jobs, for the holder of a token of that port.
 async fn jobs(State(app): State<App>, Query(which): Query<Which>, headers: HeaderMap) -> Result<Response, Problem> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let (tenant, _) = app.verify(bearer.unwrap_or_default())?;
+    let (tenant, _) = app.verify(bearer.unwrap_or_default()).await?;
     if tenant.as_str() != which.port {
         return Err(Error::new(Kind::NotFound, "port.not_found", "there is no such port for this token").into());
     }

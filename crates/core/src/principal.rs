@@ -17,4 +17,6 @@ pub struct Principal {
     pub claims: Arc<serde_json::Value>,
     /// When the credential ends.
     pub expires: Option<Timestamp>,
+    /// When to ask again whether it is still good, for credentials that only somebody else can judge.
+    pub recheck: Option<Timestamp>,
 }

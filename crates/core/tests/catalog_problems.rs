@@ -389,7 +389,6 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
             "warning: rule 0 on \"heard\": {{ data.idd }} is not in the event's data; did you mean \"id\"?",
             "warning: rule 1 on \"heard\": data.other is optional, but the job \"j\" needs data.id",
             "warning: schedule \"s\": data.id: expected string, got nothing, but the job \"j\" needs it",
-            "note: event \"heard\": conflate is not applied by this build, every value is sent",
             "note: job \"k\": no rule and no schedule enqueues it, so the app has to",
             "note: role \"ghost\": declared but no expression asks for it",
         ]

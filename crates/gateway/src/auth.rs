@@ -1,6 +1,7 @@
 //! Where a credential comes from, and who checks it.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -28,7 +29,18 @@ pub trait Authenticate: Send + Sync {
         &'a self,
         credential: Option<Credential<'a>>,
     ) -> Pin<Box<dyn Future<Output = Result<Principal, Refusal>> + Send + 'a>>;
+
+    /// Whether the credential behind `principal`, which was good once, has been revoked meanwhile. Asked often, so it must be quick:
+    /// after each CONNECT, and of every live socket by [`Gateway::end_revoked`](crate::Gateway::end_revoked).
+    fn is_revoked(&self, _principal: &Principal) -> bool {
+        false
+    }
 }
+
+/// Where a client is, for lists and for limits per address. The server puts it into the extensions of a request; it alone knows
+/// which proxy's word to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress(pub IpAddr);
 
 /// Why a credential was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +89,7 @@ pub(crate) struct Handshake {
     credentials: Box<[(usize, Box<str>)]>,
     /// The tenant that a visitor without a login names in the query.
     tenant: Option<Box<str>>,
+    pub(crate) address: Option<IpAddr>,
 }
 
 impl Handshake {
@@ -96,7 +109,12 @@ impl Handshake {
         };
         let found = catalog.auth.sources.iter().enumerate();
         let found = found.filter_map(|(index, source)| find(source).map(|value| (index, value)));
-        Self { credentials: found.collect(), tenant: in_query(&catalog.app.tenant).map(Into::into) }
+        Self { credentials: found.collect(), tenant: in_query(&catalog.app.tenant).map(Into::into), address: None }
+    }
+
+    /// The same, of a client at this address.
+    pub(crate) fn at(self, address: Option<ClientAddress>) -> Self {
+        Self { address: address.map(|ClientAddress(address)| address), ..self }
     }
 
     /// The first credential in the catalog's order, `auth` being the payload of CONNECT. A token that is not text is there and wrong.
@@ -132,7 +150,7 @@ impl Handshake {
         let named = payload[&*catalog.app.tenant].as_str().or(self.tenant.as_deref())?;
         let tenant = TenantId::new(named).ok()?;
         let claims = Arc::new(json!({ "id": null, "tenant": tenant, "roles": [] }));
-        Some(Principal { tenant, user: None, roles: Arc::new([]), claims, expires: None })
+        Some(Principal { tenant, user: None, roles: Arc::new([]), claims, expires: None, recheck: None })
     }
 }
 

@@ -1,6 +1,10 @@
 //! One event on its way to many sockets: encoded once per namespace and view, judged once per user.
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -123,6 +127,8 @@ pub(crate) struct Cast<'a> {
     /// By the address of the claims, which are kept here so that the address stays theirs.
     judged: HashMap<usize, (Arc<Value>, bool)>,
     frames: Vec<(Key, Bytes)>,
+    /// Of a state: which one, once that is known.
+    state: OnceCell<Option<String>>,
     pub(crate) deliveries: u64,
     pub(crate) delivery_bytes: u64,
 }
@@ -157,6 +163,7 @@ impl<'a> Cast<'a> {
             data: None,
             judged: HashMap::new(),
             frames: Vec::new(),
+            state: OnceCell::new(),
             deliveries: 0,
             delivery_bytes: 0,
         }
@@ -172,6 +179,26 @@ impl<'a> Cast<'a> {
         let data = self.data.get_or_insert_with(|| self.body.data.to_value().unwrap_or_default());
         let judge = || (claims.clone(), visible.eval(&[("user", claims), ("data", data)]).unwrap_or(false));
         self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge).1
+    }
+
+    /// Of which state this event is a value, for the sockets of a namespace that get this copy; `None` when every event matters.
+    pub(crate) fn key(&mut self, namespace: u8, view: Option<u16>) -> Option<NonZeroU64> {
+        let declared = &self.route.declared;
+        let template = declared.conflate.as_ref()?;
+        let (shared, tenant, body) = (self.shared, self.tenant, self.body);
+        let data = self.data.get_or_insert_with(|| body.data.to_value().unwrap_or_default());
+        let state = self.state.get_or_init(|| {
+            let value = |name: &str| match &data[name] {
+                _ if name == &*shared.catalog.app.tenant => Some(Cow::Borrowed(tenant.as_str())),
+                Value::String(text) => Some(Cow::Owned(text.clone())),
+                Value::Number(number) => Some(Cow::Owned(number.to_string())),
+                _ => body.user_id.filter(|_| name == "userId").map(Cow::Borrowed),
+            };
+            // What lacks a part of its key is a value of nothing.
+            template.render(value).ok()
+        });
+        let hash = shared.hasher.hash_one((&*declared.name, state.as_ref()?, namespace, view));
+        Some(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
     }
 
     /// The frames for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.

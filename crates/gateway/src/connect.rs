@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
+use tidewire_core::{Error, Kind, TenantId};
 
 use crate::auth::{Refusal, has_ended};
 use crate::echo;
@@ -14,8 +15,10 @@ use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
 use crate::recovery::{self, Owner, Return, Saved};
+use crate::registry;
 use crate::session::{Closing, Session, random_id};
 use crate::socket::{Beginning, Socket};
+use crate::tenancy;
 
 /// How long a credential may take to be checked.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -43,6 +46,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             return Ok(());
         }
     };
+    let principal = choose_tenant(shared, nsp, &auth, principal);
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await.map_err(|error| recovery::unavailable(&error))?;
     let offset = auth["offset"].as_str();
@@ -53,14 +57,11 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     };
     if let Err(crowded) = admit(shared, &tenant, &principal) {
         shared.stats.refused.up();
-        let (message, data) = match crowded {
-            Crowded::Sockets => ("Too many connections", json!({ "code": "limit.connections" })),
-            Crowded::Rate { until } => {
-                let wait = until.since(shared.clock.now()).as_millis() as u64;
-                ("Too many connections", json!({ "code": "limit.connects", "retryAfter": wait }))
-            }
-        };
-        session.refuse(nsp, message, Some(&data.to_string()));
+        let mut data = json!({ "code": crowded.code() });
+        if let Crowded::Rate { until } = crowded {
+            data["retryAfter"] = json!(until.since(shared.clock.now()).as_millis() as u64);
+        }
+        session.refuse(nsp, "Too many connections", Some(&data.to_string()));
         return Ok(());
     }
     shared.stats.sockets.up();
@@ -72,7 +73,8 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let (rooms, saved) = allowed_rooms(shared, &principal, saved);
     let types = saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect());
     let (left, acked) = (saved.left, saved.acked);
-    let beginning = Beginning { sid, namespace, principal: principal.clone(), types, left, acked };
+    let credential = kept_credential(&principal, &auth);
+    let beginning = Beginning { sid, namespace, principal: principal.clone(), types, left, acked, credential };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
     let before = tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
     if let Some(before) = before {
@@ -96,7 +98,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             session.close_if_full(accept(joined_at));
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-            socket.emit("connected", &hello(&socket, &principal, &names, tenant.delivered(), true));
+            socket.emit("connected", &hello(&socket, &names, tenant.delivered(), Some(true)));
             shared.stats.recovered.up();
             // Still parked when there is more than fits at once.
             session.drained();
@@ -112,16 +114,21 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                     session.push_frame(echo::greet(&socket, &auth));
                     return;
                 }
-                socket.emit_at("connected", &hello(&socket, &principal, &names, position, false), position);
+                socket.emit_at("connected", &hello(&socket, &names, position, Some(false)), position);
             });
             if let Some(offset) = offset {
                 socket.emit("continuity:lost", &json!({ "position": joined_at, "offset": offset }).to_string());
             }
         }
     }
-    if principal.expires.is_some() {
+    if principal.expires.is_some() || principal.recheck.is_some() {
         // The credential may end before the wheel would look at this session.
         shared.wheel.plan(session, Duration::ZERO);
+    }
+    // Revoked while it was being let in: whoever revokes looks through the directory after the revocation holds, so one of the two sees
+    // the other.
+    if shared.auth.is_revoked(&principal) {
+        registry::put_out(&socket);
     }
     let user = principal.user.as_deref().unwrap_or("visitor");
     tracing::debug!(tenant = %tenant.id, user, socket = %socket.sid, recovered = back.is_some(), "socket connected");
@@ -150,6 +157,9 @@ pub(crate) async fn authenticate(session: &Session, auth: &Value) -> Result<Prin
 }
 
 fn admit(shared: &Shared, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
+    if tenant.directory.lock().sockets.len() >= shared.options.max_per_tenant {
+        return Err(Crowded::Tenant);
+    }
     let Some(user) = &principal.user else { return Ok(()) };
     let rate = shared.catalog.realtime.connect_rate;
     tenant.directory.lock().admit(user, shared.options.max_per_user, rate, shared.clock.now())
@@ -170,16 +180,165 @@ fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<A
     (rooms, saved)
 }
 
-/// The data of `connected`.
-fn hello(socket: &Socket, principal: &Principal, rooms: &[&str], position: Position, recovered: bool) -> String {
-    json!({
+/// The data of `connected`, and without `recovered` that of `tenant:switched`.
+fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<bool>) -> String {
+    let principal = socket.principal();
+    let mut hello = json!({
         "socketId": &*socket.sid,
         "userId": principal.user.as_deref(),
         "tenant": principal.tenant,
         "rooms": rooms,
         "roles": &*principal.roles,
         "position": position,
-        "recovered": recovered,
-    })
-    .to_string()
+    });
+    if let Some(recovered) = recovered {
+        hello["recovered"] = json!(recovered);
+    }
+    let tenants = tenancy::tenants(&socket.shared().catalog, &principal);
+    if tenants.len() > 1 {
+        hello["tenants"] = json!(tenants);
+    }
+    hello.to_string()
+}
+
+/// In which of its tenants a client joins: where the session is that it comes back to, else the one that it names, else its home.
+fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
+    let catalog = &shared.catalog;
+    let tenants = tenancy::tenants(catalog, &principal);
+    let named = auth[&*catalog.app.tenant].as_str();
+    let is_back = |tenant: &&TenantId| {
+        let owner = Owner { tenant: tenant.as_str(), ..Owner::new(nsp, &principal, &*shared.store) };
+        auth["pid"].as_str().is_some_and(|pid| shared.signer.check(pid, &owner).is_some())
+    };
+    if tenants.len() == 1 {
+        return principal;
+    }
+    let chosen = tenants.iter().find(is_back).or_else(|| tenants.iter().find(|tenant| Some(tenant.as_str()) == named));
+    let chosen = chosen.filter(|tenant| exists(shared, tenant));
+    chosen.and_then(|tenant| tenancy::enter(catalog, &principal, tenant)).unwrap_or(principal)
+}
+
+fn exists(shared: &Shared, tenant: &TenantId) -> bool {
+    shared.options.tenants.as_ref().is_none_or(|known| known.contains(tenant))
+}
+
+/// The token with which the credential is checked again; only kept where that will be.
+fn kept_credential(principal: &Principal, auth: &Value) -> Option<Box<str>> {
+    principal.recheck.and_then(|_| auth["token"].as_str()).map(Into::into)
+}
+
+/// Moves a socket into another tenant of its user.
+///
+/// For the client it is a new session: it gets `tenant:switched`, whose offset is of the new tenant's log, and then a new CONNECT with
+/// a new id and `pid`. Its old session is ended for good, and durably so, before either of them goes out: an old `pid` with an offset
+/// of the new log would name events that nobody missed. Codes `switch.forbidden`, `limit.connections`, `limit.connects`, `unavailable`.
+pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>, Error> {
+    let (shared, session) = (socket.shared(), &socket.session);
+    let forbidden = || {
+        let shown: String = to.chars().take(80).collect();
+        let detail = format!("this user may not switch to the tenant {shown:?}");
+        Error::new(Kind::Forbidden, "switch.forbidden", detail)
+    };
+    let old = socket.principal();
+    let principal = TenantId::new(to).ok().filter(|tenant| exists(shared, tenant));
+    let principal =
+        principal.and_then(|tenant| tenancy::enter(&shared.catalog, &old, &tenant)).ok_or_else(forbidden)?;
+    if principal.tenant == old.tenant {
+        return Ok(socket.clone());
+    }
+    if shared.auth.is_revoked(&principal) {
+        return Err(forbidden());
+    }
+    let tenant = shared.hub.enter(&principal.tenant);
+    tenant.open(&*shared.store).await?;
+    admit(shared, &tenant, &principal).map_err(|crowded| {
+        let error = Error::new(Kind::Limited, crowded.code(), "too many sockets, or too many at once, in that tenant");
+        match crowded {
+            Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
+            Crowded::Sockets | Crowded::Tenant => error,
+        }
+    })?;
+    shared.stats.sockets.up();
+    let nsp = socket.namespace_name();
+    let saved = socket.saved();
+    let beginning = Beginning {
+        sid: random_id(),
+        namespace: socket.namespace,
+        principal: principal.clone(),
+        types: saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect()),
+        left: Vec::new(),
+        acked: None,
+        credential: socket.credential(),
+    };
+    let next = Socket::new(session.clone(), tenant.clone(), beginning);
+    drop(session.remove_socket(nsp));
+    socket.detach(Closing::Left);
+    if let Err(error) = recovery::end(shared, &socket.tenant.id, &socket.sid).await {
+        next.detach(Closing::Lost);
+        session.close(Closing::Unavailable);
+        return Err(error);
+    }
+    tenant.directory.lock().sockets.insert(next.sid.clone(), next.clone());
+    if !session.add_socket(&next) {
+        next.detach(Closing::Lost);
+        return Err(Error::unavailable("the connection is closed"));
+    }
+    let rooms = policy::auto_rooms(&shared.catalog, &principal);
+    let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let owner = Owner::new(nsp, &principal, &*shared.store);
+    next.attach(rooms, None, |position| {
+        next.emit_at("tenant:switched", &hello(&next, &names, position, None), position);
+        let pid = shared.signer.sign(&next.sid, position, &owner);
+        let pid = shared.options.recovery.then_some(pid.as_str());
+        session.push_frame(shared.options.parser.connect(nsp, &next.sid, pid));
+    });
+    if shared.auth.is_revoked(&principal) {
+        registry::put_out(&next);
+    }
+    tracing::info!(from = %old.tenant, to = %principal.tenant, user = principal.user.as_deref(), "a socket switched tenants");
+    Ok(next)
+}
+
+/// Checks the credential of a live socket again, and lets what it says now count: rooms that it no longer allows are left, others are
+/// joined, and the client is told. Nothing changes when it cannot be checked.
+pub(crate) async fn recheck(socket: Arc<Socket>) {
+    let shared = socket.shared();
+    let auth = json!({ "token": socket.credential() });
+    match authenticate(&socket.session, &auth).await {
+        Ok(principal) => match tenancy::enter(&shared.catalog, &principal, &socket.tenant.id) {
+            Some(principal) if principal.user == socket.user => {
+                let before = socket.standing();
+                if let Err(error) = adopt(&socket, principal, None) {
+                    tracing::debug!(%error, "not every room could be joined after a check");
+                }
+                let after = socket.standing();
+                if after != before {
+                    let (roles, rooms) = after;
+                    socket.emit("roles:changed", &json!({ "roles": roles, "rooms": rooms }).to_string());
+                }
+            }
+            Some(_) | None => return registry::put_out(&socket),
+        },
+        Err(Refusal::Unchecked) => socket.put_off_check(shared.clock.now() + AUTH_TIMEOUT),
+        Err(Refusal::Missing | Refusal::Invalid(_)) => return registry::put_out(&socket),
+    }
+    shared.wheel.plan(&socket.session, Duration::ZERO);
+}
+
+/// Lets a checked credential of the same user and tenant take the place of the one before; `token` when the client sent a new one.
+pub(crate) fn adopt(socket: &Arc<Socket>, principal: Principal, token: Option<&Value>) -> Result<(), Error> {
+    let catalog = &socket.shared().catalog;
+    let auto = policy::auto_rooms(catalog, &principal);
+    let judge = principal.clone();
+    if let Some(auth) = token {
+        socket.keep_credential(kept_credential(&principal, auth));
+    }
+    let outcome = socket.renew(principal.clone(), auto, |room| policy::may_join(catalog, &judge, room).is_some());
+    socket.keep();
+    // Revoked while it was being taken over, as at a CONNECT.
+    if socket.shared().auth.is_revoked(&principal) {
+        registry::put_out(socket);
+    }
+    outcome
 }

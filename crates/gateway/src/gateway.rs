@@ -2,20 +2,20 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::Serialize;
+use tidewire_core::TenantId;
 use tidewire_core::catalog::Catalog;
 use tidewire_core::commit::{Committed, Request};
 use tidewire_core::event::Ephemeral;
 use tidewire_core::id::UuidV7;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
-use tidewire_core::{TenantId, Timestamp};
 use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
     pub(crate) stats: Counters,
+    /// Seeded anew in each process, so that nobody can choose keys that collide.
+    pub(crate) hasher: RandomState,
     pub(crate) tracker: TaskTracker,
     sessions: Sessions,
     keys: AtomicU64,
@@ -83,43 +85,6 @@ impl Sessions {
     fn all(&self) -> Vec<Arc<Session>> {
         self.0.iter().flat_map(|part| part.lock().values().cloned().collect::<Vec<_>>()).collect()
     }
-}
-
-/// One socket, as an administrator sees it.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ConnectionInfo {
-    /// What the client knows as `socket.id`.
-    pub socket_id: String,
-    /// Its tenant.
-    pub tenant: TenantId,
-    /// Its user; absent for visitors.
-    pub user_id: Option<String>,
-    /// Its namespace.
-    pub namespace: String,
-    /// `websocket` or `polling`.
-    pub transport: &'static str,
-    /// When it joined.
-    pub since: Timestamp,
-    /// The rooms it is in.
-    pub rooms: Vec<String>,
-    /// Bytes that wait for it.
-    pub backlog: usize,
-    /// Whether it is being caught up from the log.
-    pub behind: bool,
-}
-
-/// Whom [`Gateway::disconnect`] means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whom<'a> {
-    /// Every socket of the tenant.
-    Everybody,
-    /// Every socket of a user.
-    User(&'a str),
-    /// Everybody in a room.
-    Room(&'a str),
-    /// One socket, by its id.
-    Socket(&'a str),
 }
 
 impl Gateway {
@@ -143,6 +108,7 @@ impl Gateway {
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
             stats: Counters::default(),
+            hasher: RandomState::new(),
             tracker: TaskTracker::new(),
             sessions: Sessions::default(),
             keys: AtomicU64::new(1),
@@ -180,34 +146,6 @@ impl Gateway {
         let tenants = self.0.hub.all();
         let rooms = tenants.iter().map(|tenant| tenant.rooms.read().len()).sum::<usize>() + self.0.hub.app.read().len();
         Stats { rooms: rooms as u64, tenants: tenants.len() as u64, ..self.0.stats.snapshot() }
-    }
-
-    /// The sockets of a tenant, or of all tenants for an administrator of the app, in no order.
-    pub fn connections(&self, tenant: Option<&TenantId>) -> Vec<ConnectionInfo> {
-        self.0.sockets(tenant).iter().map(info).collect()
-    }
-
-    /// The rooms of a tenant and how many sockets are in each, in no order. `None` lists the rooms that span tenants.
-    pub fn rooms(&self, tenant: Option<&TenantId>) -> Vec<(String, usize)> {
-        let list = |rooms: &crate::hub::Rooms| rooms.sizes().map(|(name, size)| (name.to_owned(), size)).collect();
-        match tenant {
-            Some(tenant) => self.0.hub.find(tenant).map_or(Vec::new(), |tenant| list(&tenant.rooms.read())),
-            None => list(&self.0.hub.app.read()),
-        }
-    }
-
-    /// Closes transports. Their clients come back by themselves and show their credential again: after a revoked session or a changed role
-    /// they get in, or not, by what holds now. Answers how many sockets were closed.
-    pub fn disconnect(&self, tenant: &TenantId, whom: Whom<'_>) -> usize {
-        let meant = |socket: &Arc<Socket>| match whom {
-            Whom::Everybody => true,
-            Whom::User(user) => socket.user.as_deref() == Some(user),
-            Whom::Room(room) => socket.is_in(room),
-            Whom::Socket(sid) => *socket.sid == *sid,
-        };
-        let sockets: Vec<_> = self.0.sockets(Some(tenant)).into_iter().filter(meant).collect();
-        sockets.iter().for_each(|socket| socket.session.close(Closing::Disconnected));
-        sockets.len()
     }
 
     /// Stops: refuses new transports with 503, closes the ones there are in equal batches over `window`, and ends its tasks.
@@ -291,7 +229,8 @@ impl Shared {
         self.routes.get(kind).is_some_and(Route::crosses_tenants)
     }
 
-    fn sockets(&self, tenant: Option<&TenantId>) -> Vec<Arc<Socket>> {
+    /// The sockets of a tenant, or of all, in no order.
+    pub(crate) fn sockets(&self, tenant: Option<&TenantId>) -> Vec<Arc<Socket>> {
         let tenants = match tenant {
             Some(tenant) => self.hub.find(tenant).into_iter().collect(),
             None => self.hub.all(),
@@ -300,19 +239,5 @@ impl Shared {
             .iter()
             .flat_map(|tenant| tenant.directory.lock().sockets.values().cloned().collect::<Vec<_>>())
             .collect()
-    }
-}
-
-fn info(socket: &Arc<Socket>) -> ConnectionInfo {
-    ConnectionInfo {
-        socket_id: (*socket.sid).to_owned(),
-        tenant: socket.tenant.id.clone(),
-        user_id: socket.user.as_deref().map(str::to_owned),
-        namespace: socket.namespace_name().to_owned(),
-        transport: if socket.session.is_websocket() { "websocket" } else { "polling" },
-        since: socket.since,
-        rooms: socket.rooms().iter().map(|room| (**room).to_owned()).collect(),
-        backlog: socket.session.outbox.bytes(),
-        behind: socket.is_behind(),
     }
 }

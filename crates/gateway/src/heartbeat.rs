@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Shared;
+use crate::presence;
 use crate::session::Session;
 
 /// Sessions by the tick at which to look at them. A session has one entry that counts; looking at it makes the next.
@@ -51,6 +52,7 @@ impl Wheel {
 
 /// Runs until `stop`.
 pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let told = shared.catalog.rooms.iter().any(|room| room.presence);
     let mut ticks = tokio::time::interval(shared.wheel.tick);
     let mut chores = tokio::time::interval(Duration::from_secs(10));
     loop {
@@ -61,6 +63,9 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.recent.tidy();
             }
             _ = ticks.tick() => {
+                if told {
+                    sweep_presence(&shared);
+                }
                 for (index, entry) in shared.wheel.advance().into_iter().enumerate() {
                     if index % 256 == 255 {
                         tokio::task::yield_now().await;
@@ -73,6 +78,16 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Lets users go whose connections did not come back, and tells the rooms.
+fn sweep_presence(shared: &Shared) {
+    let now = Instant::now();
+    for tenant in shared.hub.all() {
+        if tenant.presence.sweep(now) {
+            presence::tell(shared, &tenant);
         }
     }
 }

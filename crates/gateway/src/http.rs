@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tidewire_wire::engine::TransportError;
 
-use crate::auth::Handshake;
+use crate::auth::{ClientAddress, Handshake};
 use crate::gateway::{Gateway, Shared};
 use crate::{polling, websocket};
 
@@ -96,7 +96,9 @@ where
         None if get("EIO") != Some("4") => return Err(TransportError::UnsupportedProtocol.into()),
         None => None,
     };
-    let handshake = || Handshake::read(&shared.catalog, request.headers(), &query, *origin != Origin::Anyone);
+    let address = request.extensions().get::<ClientAddress>().copied();
+    let handshake =
+        || Handshake::read(&shared.catalog, request.headers(), &query, *origin != Origin::Anyone).at(address);
     match (websocket, session) {
         (true, session) => {
             let handshake = handshake();

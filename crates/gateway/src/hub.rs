@@ -14,6 +14,7 @@ use tidewire_core::store::Store;
 use tidewire_core::{Result, TenantId, Timestamp};
 use tokio::sync::OnceCell;
 
+use crate::presence::Presence;
 use crate::socket::Socket;
 
 /// All tenants of this process that have sockets.
@@ -69,6 +70,7 @@ pub(crate) struct Tenant {
     opening: OnceCell<()>,
     pub(crate) rooms: RwLock<Rooms>,
     pub(crate) directory: Mutex<Directory>,
+    pub(crate) presence: Presence,
 }
 
 impl Tenant {
@@ -81,6 +83,7 @@ impl Tenant {
             opening: OnceCell::new(),
             rooms: RwLock::default(),
             directory: Mutex::default(),
+            presence: Presence::default(),
         }
     }
 
@@ -149,7 +152,21 @@ struct User {
 /// Why a user may not have one more socket.
 pub(crate) enum Crowded {
     Sockets,
-    Rate { until: Timestamp },
+    Rate {
+        until: Timestamp,
+    },
+    /// The tenant has as many sockets as it may.
+    Tenant,
+}
+
+impl Crowded {
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Sockets => "limit.connections",
+            Self::Rate { .. } => "limit.connects",
+            Self::Tenant => "limit.tenant",
+        }
+    }
 }
 
 impl Directory {

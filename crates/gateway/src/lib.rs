@@ -56,7 +56,10 @@ mod session;
 mod auth;
 mod connect;
 mod policy;
+mod presence;
 mod recovery;
+mod registry;
+mod tenancy;
 
 mod messages;
 mod socket;
@@ -72,9 +75,11 @@ mod relay;
 mod heartbeat;
 mod stats;
 
-pub use auth::{Authenticate, Credential, Refusal};
+pub use auth::{Authenticate, ClientAddress, Credential, Refusal};
 pub use echo::Echo;
-pub use gateway::{ConnectionInfo, Gateway, Publish, Whom};
+pub use gateway::{Gateway, Publish};
 pub use options::Options;
 pub use parser::Parser;
+pub use presence::{Member, Members};
+pub use registry::{ConnectionInfo, RoomInfo, Whom};
 pub use stats::Stats;

@@ -64,10 +64,8 @@ async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
         "history" => history::history(socket, first).await,
         "auth" => builtin::renew(socket, first).await,
         "ack" => builtin::acknowledge(socket, first),
-        "switch" => Err(Error::invalid(
-            "switch.unsupported",
-            "a socket stays with the tenant of its credential; connect again with a credential of the other tenant",
-        )),
+        "presence" => builtin::presence(socket, first),
+        "switch" => builtin::switch(socket, first).await,
         _ => declared::handle(socket, name, args).await,
     }
 }

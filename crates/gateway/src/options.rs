@@ -51,6 +51,10 @@ pub struct Options {
     pub compression: bool,
     /// Sends back what comes in, in place of serving the catalog. Only for the protocols' own test suites. Default none.
     pub echo: Option<Echo>,
+    /// How long a user whose last connection broke still counts as present. Default 5 s.
+    pub presence_grace: Duration,
+    /// Sockets of one tenant in this process, visitors included. Default 100,000.
+    pub max_per_tenant: usize,
     /// Whether clients get a `pid` by which they come back without losing anything. Off only for the protocol's own test suite,
     /// which wants none. Default true.
     pub recovery: bool,
@@ -83,6 +87,8 @@ impl Default for Options {
             parser: Parser::default(),
             compression: false,
             echo: None,
+            presence_grace: Duration::from_secs(5),
+            max_per_tenant: 100_000,
             recovery: true,
         }
     }

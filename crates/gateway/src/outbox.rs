@@ -1,13 +1,14 @@
 //! What waits to be written to one client, bounded in bytes.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU64;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::session::Closing;
-use crate::stats::Counter;
+use crate::stats::Counters;
 
 /// What may happen to a frame that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +27,13 @@ pub(crate) enum Class {
 pub(crate) struct Frame {
     pub(crate) bytes: Bytes,
     pub(crate) class: Class,
+    /// Which state this is a value of: of two that wait only the later one matters.
+    pub(crate) key: Option<NonZeroU64>,
 }
 
 impl Frame {
     pub(crate) fn control(bytes: Bytes) -> Self {
-        Self { bytes, class: Class::Control }
+        Self { bytes, class: Class::Control, key: None }
     }
 }
 
@@ -77,11 +80,18 @@ const KEPT_FRAMES: usize = 4;
 
 impl Outbox {
     /// Queues a frame within `limit` bytes. One frame always fits into an empty queue, so that nothing is too large to be sent at all.
-    /// What had to be dropped for it is added to `dropped`.
-    pub(crate) fn push(&self, frame: Frame, limit: usize, dropped: &Counter) -> Pushed {
+    /// A waiting frame of the same key gives way to it. What had to be dropped for it is counted.
+    pub(crate) fn push(&self, frame: Frame, limit: usize, stats: &Counters) -> Pushed {
+        let dropped = &stats.dropped;
         let mut queue = self.0.lock();
         if queue.ended.is_some() {
             return Pushed::Ended;
+        }
+        // Whatever becomes of the newer value: the older one is outdated, and if the newer has to be read from the log, it comes later.
+        if let Some(key) = frame.key
+            && queue.remove(key)
+        {
+            stats.conflated.up();
         }
         let len = frame.bytes.len();
         let limit = if frame.class == Class::Control { limit.saturating_mul(2) } else { limit };
@@ -211,6 +221,13 @@ impl Queue {
         }
     }
 
+    /// Removes the frame with this key; there is at most one.
+    fn remove(&mut self, key: NonZeroU64) -> bool {
+        let Some(at) = self.frames.iter().position(|frame| frame.key == Some(key)) else { return false };
+        self.bytes -= self.frames.remove(at).map_or(0, |frame| frame.bytes.len());
+        true
+    }
+
     fn drop_ephemeral(&mut self) -> u64 {
         let (mut freed, before) = (0, self.frames.len());
         self.frames.retain(|frame| {
@@ -245,11 +262,11 @@ mod tests {
     use super::*;
 
     fn frame(class: Class, len: usize) -> Frame {
-        Frame { bytes: Bytes::from(vec![0; len]), class }
+        Frame { bytes: Bytes::from(vec![0; len]), class, key: None }
     }
 
     fn push(outbox: &Outbox, frame: Frame, limit: usize) -> Pushed {
-        outbox.push(frame, limit, &Counter::default())
+        outbox.push(frame, limit, &Counters::default())
     }
 
     #[test]
@@ -263,6 +280,24 @@ mod tests {
         assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Full);
         assert_eq!(push(&outbox, frame(Class::Control, 100), 100), Pushed::Queued);
         assert_eq!(push(&outbox, frame(Class::Control, 1), 100), Pushed::Full);
+    }
+
+    #[test]
+    fn a_newer_value_takes_the_place_of_the_one_that_waits() {
+        let outbox = Outbox::default();
+        let value = |key, len| Frame { key: NonZeroU64::new(key), ..frame(Class::Logged, len) };
+        for (key, len) in [(1, 40), (2, 30), (1, 20), (0, 10), (0, 10)] {
+            assert_eq!(push(&outbox, value(key, len), 100), Pushed::Queued);
+        }
+        assert_eq!(outbox.bytes(), 70);
+        let Poll::Ready(Taken::Frames(frames)) = outbox.poll_take(&Context::from_waker(Waker::noop()), 1000) else {
+            panic!("frames")
+        };
+        assert_eq!(
+            frames.iter().map(Bytes::len).collect::<Vec<_>>(),
+            [30, 20, 10, 10],
+            "the newer one stands where it came"
+        );
     }
 
     #[test]

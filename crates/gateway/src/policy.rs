@@ -17,6 +17,8 @@ pub(crate) struct Allowed {
     pub(crate) app: bool,
     /// Whether the socket is in it without asking.
     pub(crate) auto: bool,
+    /// Whether it is told who is in it.
+    pub(crate) presence: bool,
 }
 
 /// The rooms that `principal` is in by itself, in the order of the catalog: a user in the `auto` rooms that the claims fill, a visitor in the
@@ -31,7 +33,7 @@ pub(crate) fn auto_rooms(catalog: &Catalog, principal: &Principal) -> Vec<Allowe
         }
         let Ok(name) = room.template.render(|name| own_param(catalog, principal, name)) else { continue };
         if !found.iter().any(|known| known.name == name) && holds(catalog, room, principal, &name) {
-            found.push(Allowed { name, app: room.crosses_tenants, auto: true });
+            found.push(Allowed { name, app: room.crosses_tenants, auto: true, presence: room.presence });
         }
     }
     found
@@ -58,6 +60,7 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
         name: name.to_owned(),
         app: room.crosses_tenants,
         auto: false,
+        presence: room.presence,
     })
 }
 

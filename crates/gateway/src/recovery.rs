@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tidewire_core::event::{Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
+use tidewire_core::{Error, Result, TenantId};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
@@ -207,6 +208,27 @@ pub(crate) async fn claim(
         return Ok(Return::New);
     }
     Ok(Return::Whole { sid, saved, after, joined_at })
+}
+
+/// How long the store may take to show what it was given.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Ends a session for good: nobody comes back to it from now on, nor after a crash. Code `unavailable`.
+pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> Result<()> {
+    let text = Saved::ended().to_text();
+    shared.recent.put(sid, Saved::ended());
+    // As long as a token of it could be used.
+    let expires = shared.clock.now() + shared.catalog.realtime.history_age;
+    shared.store.put_session(tenant, sid, text.clone(), expires);
+    // The store answers no write of a session, so it is asked.
+    let shown = async {
+        while shared.store.session(tenant, sid).await?.as_deref() != Some(&*text) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    };
+    let late = |_| Err(Error::unavailable("the store did not keep the end of the session in time"));
+    tokio::time::timeout(KEEP_TIMEOUT, shown).await.unwrap_or_else(late)
 }
 
 /// Whether every event after this position is still in what the catalog calls history.

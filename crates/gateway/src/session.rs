@@ -49,8 +49,10 @@ pub(crate) enum Closing {
     Replaced,
     /// This process is stopping.
     Draining,
-    /// An administrator asked for it.
+    /// An operator asked for it.
     Disconnected,
+    /// The credential is no longer good.
+    Revoked,
     /// Ten times over the rate.
     Flooding,
     /// Something behind the gateway did not answer.
@@ -70,6 +72,7 @@ impl Closing {
             Self::Replaced => (1000, "taken over"),
             Self::Draining => (1012, "the server is restarting"),
             Self::Disconnected => (1008, "disconnected by the server"),
+            Self::Revoked => (1008, "the credential has been revoked"),
             Self::Flooding => (1008, "over the rate"),
             Self::Unavailable => (1011, "try again later"),
         }
@@ -85,6 +88,7 @@ impl Closing {
             | Self::Expired
             | Self::Draining
             | Self::Disconnected
+            | Self::Revoked
             | Self::Flooding
             | Self::Unavailable => false,
         }
@@ -231,8 +235,12 @@ impl Session {
         silent
     }
 
-    pub(crate) fn is_websocket(&self) -> bool {
-        self.control.lock().transport == Transport::WebSocket
+    /// How operators call the transport.
+    pub(crate) fn transport_name(&self) -> &'static str {
+        match self.control.lock().transport {
+            Transport::Polling(_) => "polling",
+            Transport::WebSocket => "websocket",
+        }
     }
 
     /// Queues one packet that must not be lost.
@@ -252,7 +260,7 @@ impl Session {
     /// Queues frames, plain ones, that must not be lost.
     pub(crate) fn push_frame(&self, frame: Bytes) -> Pushed {
         let frame = if self.is_compressed() { self.shared.compress(frame) } else { frame };
-        self.outbox.push(Frame::control(frame), self.shared.options.max_backlog, &self.shared.stats.dropped)
+        self.outbox.push(Frame::control(frame), self.shared.options.max_backlog, &self.shared.stats)
     }
 
     /// A client that does not even take answers is closed. Not to be called with a lock held.
@@ -380,7 +388,7 @@ impl Session {
         !control.closed
     }
 
-    fn remove_socket(&self, namespace: &str) -> Option<Arc<Socket>> {
+    pub(crate) fn remove_socket(&self, namespace: &str) -> Option<Arc<Socket>> {
         let mut control = self.control.lock();
         let at = control.sockets.iter().position(|socket| socket.namespace_name() == namespace)?;
         Some(control.sockets.swap_remove(at))
@@ -411,6 +419,7 @@ impl Session {
             | Closing::Replaced
             | Closing::Draining
             | Closing::Disconnected
+            | Closing::Revoked
             | Closing::Flooding
             | Closing::Unavailable => {}
         }

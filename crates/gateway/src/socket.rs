@@ -13,9 +13,11 @@ use tidewire_core::{Error, Kind, Result, Timestamp};
 
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
+use crate::connect;
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
 use crate::policy::Allowed;
+use crate::presence;
 use crate::recovery::Saved;
 use crate::session::{Closing, Session};
 
@@ -52,6 +54,9 @@ struct State {
     saved: Option<Timestamp>,
     changed: bool,
     warned: bool,
+    /// The credential is being checked again.
+    checking: bool,
+    credential: Option<Box<str>>,
     closed: bool,
 }
 
@@ -60,6 +65,7 @@ struct Joined {
     name: Arc<str>,
     app: bool,
     auto: bool,
+    presence: bool,
 }
 
 /// What a socket begins with.
@@ -70,11 +76,13 @@ pub(crate) struct Beginning {
     pub(crate) types: Option<Vec<Pattern>>,
     pub(crate) left: Vec<Box<str>>,
     pub(crate) acked: Option<Position>,
+    /// The token to check again, for credentials that have to be.
+    pub(crate) credential: Option<Box<str>>,
 }
 
 impl Socket {
     pub(crate) fn new(session: Arc<Session>, tenant: Arc<Tenant>, beginning: Beginning) -> Arc<Self> {
-        let Beginning { sid, namespace, principal, types, left, acked } = beginning;
+        let Beginning { sid, namespace, principal, types, left, acked, credential } = beginning;
         let shared = session.shared.clone();
         Arc::new(Self {
             key: shared.next_key(),
@@ -95,6 +103,8 @@ impl Socket {
                 saved: None,
                 changed: false,
                 warned: false,
+                checking: false,
+                credential,
                 closed: false,
             }),
             session,
@@ -115,6 +125,29 @@ impl Socket {
 
     pub(crate) fn rooms(&self) -> Vec<Arc<str>> {
         self.state.lock().rooms.iter().map(|room| room.name.clone()).collect()
+    }
+
+    pub(crate) fn credential(&self) -> Option<Box<str>> {
+        self.state.lock().credential.clone()
+    }
+
+    pub(crate) fn keep_credential(&self, credential: Option<Box<str>>) {
+        self.state.lock().credential = credential;
+    }
+
+    /// The credential could not be checked: it is tried again at `at`.
+    pub(crate) fn put_off_check(&self, at: Timestamp) {
+        let mut state = self.state.lock();
+        state.checking = false;
+        state.principal.recheck = Some(at);
+    }
+
+    /// What a check can change: the roles, and the rooms in their order by name.
+    pub(crate) fn standing(&self) -> (Arc<[String]>, Vec<Arc<str>>) {
+        let state = self.state.lock();
+        let mut rooms: Vec<_> = state.rooms.iter().map(|room| room.name.clone()).collect();
+        rooms.sort_unstable();
+        (state.principal.roles.clone(), rooms)
     }
 
     pub(crate) fn is_in(&self, room: &str) -> bool {
@@ -138,11 +171,14 @@ impl Socket {
         }
         for room in own {
             let name = table.join(&room.name, self);
-            state.rooms.push(Joined { name, app: false, auto: room.auto });
+            let joined = Joined { name, app: false, auto: room.auto, presence: room.presence };
+            self.enter(&joined);
+            state.rooms.push(joined);
         }
         drop(state);
         first(live_from);
         drop(table);
+        presence::tell(self.shared(), &self.tenant);
         for room in app {
             let _ = self.join(room);
         }
@@ -162,8 +198,13 @@ impl Socket {
         }
         let name = table.join(&room.name, self);
         state.left.retain(|left| **left != *name);
-        state.rooms.push(Joined { name, app: room.app, auto: room.auto });
+        let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence };
+        self.enter(&joined);
+        state.rooms.push(joined);
         state.changed = true;
+        drop(state);
+        drop(table);
+        presence::tell(self.shared(), &self.tenant);
         Ok(true)
     }
 
@@ -176,12 +217,31 @@ impl Socket {
         let mut table = self.table(app).write();
         let mut state = self.state.lock();
         let Some(at) = state.rooms.iter().position(|joined| &*joined.name == room) else { return false };
-        if state.rooms.swap_remove(at).auto {
+        let left = state.rooms.swap_remove(at);
+        if left.auto {
             state.left.push(room.into());
         }
         state.changed = true;
         table.leave(room, self);
+        self.exit(&left, None);
+        drop(state);
+        drop(table);
+        presence::tell(self.shared(), &self.tenant);
         true
+    }
+
+    /// Counts this socket in where it matters who is there. Called with the socket's state locked, so that a room is entered before it
+    /// is left.
+    fn enter(&self, room: &Joined) {
+        if let (true, Some(user)) = (room.presence, &self.user) {
+            self.tenant.presence.enter(&room.name, user, self.shared().clock.now());
+        }
+    }
+
+    fn exit(&self, room: &Joined, gone_at: Option<Instant>) {
+        if let (true, Some(user)) = (room.presence, &self.user) {
+            self.tenant.presence.leave(&room.name, user, gone_at);
+        }
     }
 
     fn table(&self, app: bool) -> &RwLock<Rooms> {
@@ -199,6 +259,7 @@ impl Socket {
             let mut state = self.state.lock();
             state.principal = principal;
             state.warned = false;
+            state.checking = false;
             state.rooms.iter().map(|room| room.name.clone()).filter(|room| !keep(room)).collect()
         };
         let left = self.state.lock().left.clone();
@@ -248,9 +309,12 @@ impl Socket {
     }
 
     /// What is due now: a warning that the credential ends, a kept copy of its rooms. Answers what else is due, or why to close.
-    pub(crate) fn tend(&self, now: Timestamp, instant: Instant) -> Result<Option<Duration>, Closing> {
+    pub(crate) fn tend(self: &Arc<Self>, now: Timestamp, instant: Instant) -> Result<Option<Duration>, Closing> {
         let shared = self.shared();
         let mut state = self.state.lock();
+        if state.closed {
+            return Ok(None);
+        }
         let mut due = None;
         match &state.feed {
             Feed::Live => {}
@@ -266,6 +330,14 @@ impl Socket {
         let old = state.saved.is_some_and(|saved| now.since(saved) > history / 2);
         if state.changed || old {
             self.save(&mut state, now);
+        }
+        if let Some(at) = state.principal.recheck.filter(|_| !state.checking) {
+            if at <= now {
+                state.checking = true;
+                shared.tracker.spawn(connect::recheck(self.clone()));
+            } else {
+                due = Some(due.map_or(at.since(now), |due: Duration| due.min(at.since(now))));
+            }
         }
         let Some(expires) = state.principal.expires else { return Ok(due) };
         if expires <= now {
@@ -333,7 +405,11 @@ impl Socket {
                 self.save(&mut state, now);
                 shared.recent.put(&self.sid, saved);
             }
-            std::mem::take(&mut state.rooms)
+            let rooms = std::mem::take(&mut state.rooms);
+            // Who leaves on purpose is gone at once; a connection that breaks may come back.
+            let gone_at = (closing != Closing::Left).then(|| Instant::now() + shared.options.presence_grace);
+            rooms.iter().for_each(|room| self.exit(room, gone_at));
+            rooms
         };
         for room in &rooms {
             let mut table = if room.app { shared.hub.app.write() } else { self.tenant.rooms.write() };
@@ -347,6 +423,7 @@ impl Socket {
             directory.release(user);
         }
         drop(directory);
+        presence::tell(shared, &self.tenant);
         shared.stats.sockets.down();
     }
 }

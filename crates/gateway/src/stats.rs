@@ -28,6 +28,10 @@ pub struct Stats {
     pub refused: u64,
     /// Sockets whose credential was refused.
     pub unauthenticated: u64,
+    /// Times that a user came into a room with presence or went.
+    pub presence_changes: u64,
+    /// Frames that a newer value of the same state took the place of.
+    pub conflated: u64,
     /// Messages that clients sent.
     pub messages_in: u64,
     /// Messages refused by the rate.
@@ -85,6 +89,8 @@ counters!(
     upgraded,
     refused,
     unauthenticated,
+    presence_changes,
+    conflated,
     messages_in,
     messages_limited,
     events,

@@ -5,7 +5,7 @@ mod support;
 use serde_json::json;
 use support::Server;
 use support::client::{Polling, Socket, http};
-use tidewire_gateway::Options;
+use tidewire_gateway::{Options, Whom};
 
 async fn until_a_poll_waits(server: &Server) {
     while server.gateway.stats().polls == 0 {
@@ -31,7 +31,7 @@ async fn a_polling_client_connects_and_gets_events() {
     poll.post("421[\"join\",\"berth:b1\"]\u{1e}422[\"leave\",\"berth:b1\"]").await;
     let packets = poll.until("432[").await;
     assert!(packets[0].starts_with("431[{"), "acknowledged in order: {packets:?}");
-    assert_eq!(server.gateway.connections(None)[0].transport, "polling");
+    assert_eq!(server.gateway.connections(&Whom::default(), None, 10).expect("a page").items[0].transport, "polling");
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn a_session_moves_to_a_websocket_without_losing_anything() {
     assert!(order.is_sorted(), "{got}");
     assert_eq!(got.matches("lead:created").count(), 7, "{got}");
     assert_eq!(poll.get().await.status, 400, "no polling after the move");
-    assert_eq!(server.gateway.connections(None)[0].transport, "websocket");
+    assert_eq!(server.gateway.connections(&Whom::default(), None, 10).expect("a page").items[0].transport, "websocket");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Who a caller is: API keys for programs, tokens for end users.
 
+mod jwks;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use tidewire_core::catalog::{Catalog, Jwt};
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, TenantId, Timestamp};
 
+use self::jwks::{Jwks, Missing};
 use crate::config::{Config, Scope};
 
 /// A verified API key.
@@ -124,9 +127,21 @@ fn sha256(text: &str) -> [u8; 32] {
     bytes
 }
 
+/// From when until when a token is good.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    /// Its `iat`: revocations go by it.
+    pub from: Timestamp,
+    /// Its `exp`, cut to a whole second.
+    pub until: Timestamp,
+}
+
 /// Verifies and mints the tokens of end users (JWT, RFC 7519).
 pub struct Tokens {
     keys: Vec<(Algorithm, DecodingKey)>,
+    /// Algorithms whose keys come from the login.
+    fetched: Vec<Algorithm>,
+    jwks: Option<Jwks>,
     signing: Option<EncodingKey>,
     validation: Validation,
     user: String,
@@ -157,7 +172,11 @@ impl Tokens {
             ),
             None => None,
         };
-        let mut keys = Vec::new();
+        let jwks = match &config.auth.jwt.jwks {
+            Some(url) => Some(Jwks::new(url, config.auth.jwt.jwks_refresh)?),
+            None => None,
+        };
+        let (mut keys, mut fetched) = (Vec::new(), Vec::new());
         for name in &jwt.algorithms {
             let algorithm: Algorithm =
                 name.parse().map_err(|_| wrong(format!("auth.jwt.algorithms: {name:?} is not supported")))?;
@@ -169,9 +188,17 @@ impl Tokens {
                     let detail = "auth.jwt.secret is not set; give TIDEWIRE_AUTH__JWT__SECRET, at least 32 bytes";
                     return Err(wrong(detail.to_owned()));
                 }
+                _ if jwks.is_some() => {
+                    fetched.push(algorithm);
+                    continue;
+                }
                 (_, _, Some(pem)) => public_key(algorithm, pem)
                     .map_err(|error| wrong(format!("auth.jwt.publicKeyFile: not a PEM key for {name}: {error}")))?,
-                (_, _, None) => return Err(wrong(format!("auth.jwt.publicKeyFile is not set, and {name} needs it"))),
+                (_, _, None) => {
+                    let detail =
+                        format!("neither auth.jwt.jwks nor auth.jwt.publicKeyFile is set, and {name} needs one");
+                    return Err(wrong(detail));
+                }
             };
             keys.push((algorithm, key));
         }
@@ -179,6 +206,8 @@ impl Tokens {
         let signing = config.auth.jwt.secret.as_ref().filter(|_| jwt.algorithms.iter().any(|name| name == "HS256"));
         Ok(Some(Self {
             keys,
+            fetched,
+            jwks,
             signing: signing.map(|secret| EncodingKey::from_secret(secret.as_bytes())),
             validation,
             user: jwt.user_claim.clone(),
@@ -187,17 +216,44 @@ impl Tokens {
         }))
     }
 
-    /// The user that a token names. The error says what is wrong with the token and is meant for the log, not the client.
-    pub fn verify(&self, token: &str) -> Result<Principal, String> {
-        let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
-        let (algorithm, key) = self
-            .keys
-            .iter()
-            .find(|(algorithm, _)| *algorithm == header.alg)
-            .ok_or_else(|| format!("algorithm {:?} is not accepted", header.alg))?;
+    /// Fetches the login's keys, where there are such, so that the first client need not wait. What fails is tried again with it.
+    pub async fn warm_up(&self) {
+        if let Some(jwks) = &self.jwks {
+            jwks.refresh().await;
+        }
+    }
+
+    /// The user that a token names.
+    pub async fn verify(&self, token: &str) -> Result<Principal, Refused> {
+        let header = jsonwebtoken::decode_header(token).map_err(|error| Refused::Invalid(error.to_string()))?;
+        if has_critical(token) {
+            // RFC 7515, section 4.1.11: what is critical and not understood must not be ignored, and nothing of it is understood here.
+            return Err(Refused::Invalid("the header has `crit`".to_owned()));
+        }
+        let keys = match (&self.jwks, self.keys.iter().find(|(algorithm, _)| *algorithm == header.alg)) {
+            (_, Some((_, key))) => vec![key.clone()],
+            (Some(jwks), None) if self.fetched.contains(&header.alg) => {
+                jwks.find(header.kid.as_deref(), header.alg).await.map_err(|missing| match missing {
+                    Missing::Unknown => Refused::Invalid("no key of the login has this kid and algorithm".to_owned()),
+                    Missing::Unchecked => Refused::Unchecked,
+                })?
+            }
+            (_, None) => return Err(Refused::Invalid(format!("algorithm {:?} is not accepted", header.alg))),
+        };
         let mut validation = self.validation.clone();
-        validation.algorithms = vec![*algorithm];
-        let claims = decode::<Map<String, Value>>(token, key, &validation).map_err(|error| error.to_string())?.claims;
+        validation.algorithms = vec![header.alg];
+        let mut outcome = Err("there is no key".to_owned());
+        for key in &keys {
+            outcome = decode::<Map<String, Value>>(token, key, &validation).map_err(|error| error.to_string());
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        self.principal(outcome.map_err(Refused::Invalid)?.claims).map_err(Refused::Invalid)
+    }
+
+    /// The user that verified claims name.
+    fn principal(&self, claims: Map<String, Value>) -> Result<Principal, String> {
         let tenant = text(claims.get(&self.tenant)).ok_or_else(|| format!("the claim {:?} is missing", self.tenant))?;
         let tenant = TenantId::new(tenant).map_err(|error| error.detail().to_owned())?;
         let user = text(claims.get(&self.user)).ok_or_else(|| format!("the claim {:?} is missing", self.user))?;
@@ -222,6 +278,7 @@ impl Tokens {
             roles: roles.into(),
             claims: Arc::new(Value::Object(seen)),
             expires,
+            recheck: None,
         })
     }
 
@@ -232,7 +289,7 @@ impl Tokens {
         user: &str,
         roles: &[String],
         claims: Map<String, Value>,
-        expires: Timestamp,
+        life: Life,
     ) -> Result<String> {
         let signing = self.signing.as_ref().ok_or_else(|| {
             Error::invalid(
@@ -244,7 +301,9 @@ impl Tokens {
         claims.insert(self.user.clone(), json!(user));
         claims.insert(self.tenant.clone(), json!(tenant));
         claims.insert(self.roles.clone(), json!(roles));
-        claims.insert("exp".to_owned(), json!(expires.as_millis() / 1000));
+        claims.insert("exp".to_owned(), json!(life.until.as_millis() / 1000));
+        // With its fraction, so that a token of the same second as a revocation is on the right side of it.
+        claims.insert("iat".to_owned(), json!(life.from.as_micros() as f64 / 1e6));
         for (claim, required) in [("iss", &self.validation.iss), ("aud", &self.validation.aud)] {
             if let Some(value) = required.as_ref().and_then(|values| values.iter().next()) {
                 claims.insert(claim.to_owned(), json!(value));
@@ -253,6 +312,24 @@ impl Tokens {
         encode(&Header::new(Algorithm::HS256), &claims, signing)
             .map_err(|error| Error::internal("a token could not be signed", error))
     }
+}
+
+/// Why a token names no user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The text says what is wrong with the token. It is meant for the log, not for the client.
+    Invalid(String),
+    /// The login could not be asked for its keys.
+    Unchecked,
+}
+
+/// Whether the header of a token has `crit`. What cannot be read is said to, because it cannot be said not to.
+fn has_critical(token: &str) -> bool {
+    use base64::Engine;
+    let header = token.split('.').next().unwrap_or_default();
+    let header = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(header);
+    let header = header.ok().and_then(|header| serde_json::from_slice::<Map<String, Value>>(&header).ok());
+    header.is_none_or(|header| header.contains_key("crit"))
 }
 
 fn default_jwt(catalog: &Catalog) -> Jwt {
@@ -264,6 +341,7 @@ fn default_jwt(catalog: &Catalog) -> Jwt {
         user_claim: "sub".to_owned(),
         tenant_claim: catalog.app.tenant.to_string(),
         roles_claim: "roles".to_owned(),
+        tenants_claim: "tenants".to_owned(),
     }
 }
 
@@ -331,17 +409,33 @@ mod tests {
         encode(&Header::new(Algorithm::HS256), &claims, tokens.signing.as_ref().expect("a key")).expect("a token")
     }
 
-    #[test]
-    fn a_user_is_known_as_long_as_the_token_is_taken() {
+    #[tokio::test]
+    async fn a_user_is_known_as_long_as_the_token_is_taken() {
         let tokens = tokens();
         let now = jsonwebtoken::get_current_timestamp();
         // The second is what `time.time()` of Python gives.
         for (exp, millis) in [(json!(now + 60), 60_000), (json!(now as f64 + 60.5), 60_500), (json!(now - 10), -10_000)]
         {
-            let expires = tokens.verify(&signed(&tokens, exp)).expect("a user").expires.expect("an end");
+            let expires = tokens.verify(&signed(&tokens, exp)).await.expect("a user").expires.expect("an end");
             assert_eq!(expires.as_millis(), now as i64 * 1000 + millis + 30_000);
         }
-        assert!(tokens.verify(&signed(&tokens, json!(now - 40))).is_err());
+        assert!(tokens.verify(&signed(&tokens, json!(now - 40))).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_token_with_a_critical_header_is_refused() {
+        use base64::Engine;
+        let (tokens, base64) = (tokens(), base64::engine::general_purpose::URL_SAFE_NO_PAD);
+        let claims = base64.encode(json!({ "sub": "u-1", "shopId": "a", "exp": 9_999_999_999_u64 }).to_string());
+        let sign = |header: &str| {
+            let signed = format!("{}.{claims}", base64.encode(header));
+            let key = tokens.signing.as_ref().expect("a key");
+            let signature = jsonwebtoken::crypto::sign(signed.as_bytes(), key, Algorithm::HS256).expect("signed");
+            format!("{signed}.{signature}")
+        };
+        assert!(tokens.verify(&sign(r#"{"alg":"HS256"}"#)).await.is_ok());
+        let refused = tokens.verify(&sign(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#)).await;
+        assert_eq!(refused.expect_err("refused"), Refused::Invalid("the header has `crit`".to_owned()));
     }
 
     #[test]

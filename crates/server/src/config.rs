@@ -3,7 +3,7 @@
 //! Every key has an environment form: `TIDEWIRE_` and the path in upper case with `__` between levels, so `auth.jwt.secret` is
 //! `TIDEWIRE_AUTH__JWT__SECRET` and `http.maxBodyBytes` is `TIDEWIRE_HTTP__MAX_BODY_BYTES`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,13 +46,24 @@ pub struct Auth {
 }
 
 /// `[auth.jwt]`
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Jwt {
     /// The secret of HS256, HS384 and HS512. At least 32 bytes. Also signs tokens of `POST /v1/tokens`.
     pub secret: Option<String>,
     /// A PEM file with the public key of RS256, ES256 or `EdDSA`.
     pub public_key_file: Option<PathBuf>,
+    /// The URL of the login's key set (JWKS), instead of a file.
+    pub jwks: Option<String>,
+    /// How soon after one exchange the key set may be fetched again. Default 60 s.
+    #[serde(with = "duration_text")]
+    pub jwks_refresh: Duration,
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self { secret: None, public_key_file: None, jwks: None, jwks_refresh: Duration::from_secs(60) }
+    }
 }
 
 /// `[[keys]]`: an API key.
@@ -92,11 +103,13 @@ pub struct Http {
     /// How long a stop waits for requests and jobs. Default 20 s.
     #[serde(with = "duration_text")]
     pub drain: Duration,
+    /// Addresses of the proxies before this server, whose `X-Forwarded-For` says where a client is. Default none.
+    pub trusted_proxies: Vec<IpAddr>,
 }
 
 impl Default for Http {
     fn default() -> Self {
-        Self { max_body_bytes: 8 * 1024 * 1024, drain: Duration::from_secs(20) }
+        Self { max_body_bytes: 8 * 1024 * 1024, drain: Duration::from_secs(20), trusted_proxies: Vec::new() }
     }
 }
 
@@ -118,6 +131,11 @@ pub struct Realtime {
     pub max_connections: usize,
     /// The most connections of one user. Default 100.
     pub max_per_user: usize,
+    /// The most sockets of one tenant, visitors included. Default 100,000.
+    pub max_per_tenant: usize,
+    /// How long a user whose last connection broke still counts as present. Default 5 s.
+    #[serde(with = "duration_text")]
+    pub presence_grace: Duration,
     /// Origins that browsers may connect from; `FRONTEND_URL` adds one. Same-origin pages need none.
     pub allowed_origins: Vec<String>,
 }
@@ -131,6 +149,8 @@ impl Default for Realtime {
             max_backlog_bytes: 1024 * 1024,
             max_connections: 200_000,
             max_per_user: 100,
+            max_per_tenant: 100_000,
+            presence_grace: Duration::from_secs(5),
             allowed_origins: Vec::new(),
         }
     }
@@ -171,21 +191,26 @@ impl std::fmt::Debug for Key {
 }
 
 /// Every key that the environment can set, by path.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 23] = [
     "listen",
     "data",
     "store",
     "auth.adminKey",
     "auth.jwt.secret",
     "auth.jwt.publicKeyFile",
+    "auth.jwt.jwks",
+    "auth.jwt.jwksRefresh",
     "http.maxBodyBytes",
     "http.drain",
+    "http.trustedProxies",
     "realtime.pingInterval",
     "realtime.pingTimeout",
     "realtime.maxMessageBytes",
     "realtime.maxBacklogBytes",
     "realtime.maxConnections",
     "realtime.maxPerUser",
+    "realtime.maxPerTenant",
+    "realtime.presenceGrace",
     "realtime.allowedOrigins",
     "sockets.parser",
     "sockets.compression",
@@ -271,6 +296,7 @@ impl Config {
             ("realtime.maxBacklogBytes", self.realtime.max_backlog_bytes),
             ("realtime.maxConnections", self.realtime.max_connections),
             ("realtime.maxPerUser", self.realtime.max_per_user),
+            ("realtime.maxPerTenant", self.realtime.max_per_tenant),
         ];
         if let Some((name, _)) = amounts.into_iter().find(|(_, amount)| *amount == 0) {
             return wrong(format!("{name}: expected at least 1, got 0"));
@@ -287,6 +313,9 @@ impl Config {
             return wrong(format!(
                 "realtime.allowedOrigins (FRONTEND_URL): expected such as https://app.example.com, got {origin:?}"
             ));
+        }
+        if self.auth.jwt.jwks.is_some() && self.auth.jwt.public_key_file.is_some() {
+            return wrong("auth.jwt: expected jwks or publicKeyFile, got both".to_owned());
         }
         match &self.auth.jwt.secret {
             Some(secret) if secret.len() < 32 => wrong(format!(
@@ -321,7 +350,7 @@ fn environment_form(key: &str) -> String {
 }
 
 fn environment_value(key: &str, value: String) -> toml::Value {
-    if key == "tenants" || key == "realtime.allowedOrigins" {
+    if ["tenants", "realtime.allowedOrigins", "http.trustedProxies"].contains(&key) {
         let items = value.split(',').map(|item| toml::Value::String(item.trim().to_owned()));
         return toml::Value::Array(items.collect());
     }

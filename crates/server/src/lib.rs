@@ -6,7 +6,9 @@
 pub mod api;
 pub mod auth;
 pub mod config;
+mod fetch;
 mod problem;
+pub mod revoke;
 pub mod serve;
 pub mod session;
 

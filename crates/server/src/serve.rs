@@ -1,5 +1,6 @@
 //! Serving a router over HTTP/1.1 until told to stop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long to wait after the system refused a connection, most often because too many files are open.
 const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 
+/// The address at the other end of a connection, in the extensions of every request on it. IPv4 addresses are written as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
 /// Serves `router` until `stop`, then refuses new connections and lets open requests finish for up to `drain`.
 ///
 /// At most `most` connections are open, those not counted that have become a `WebSocket`. Over that, the next ones wait in the system's queue until one closes.
@@ -36,8 +41,8 @@ pub async fn serve(most: usize, listener: TcpListener, router: Router, stop: Can
             accepted = accepted => accepted,
             () = stop.cancelled() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, address)) => (stream, Peer(address.ip().to_canonical())),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(AFTER_REFUSAL).await;
@@ -49,8 +54,11 @@ pub async fn serve(most: usize, listener: TcpListener, router: Router, stop: Can
         let (builder, router, stop) = (builder.clone(), router.clone(), stop.clone());
         connections.spawn(async move {
             let _place = place;
-            let service =
-                service_fn(move |request: http::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+            let service = service_fn(move |request: http::Request<Incoming>| {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(peer);
+                router.clone().oneshot(request)
+            });
             let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
             let mut connection = std::pin::pin!(connection);
             tokio::select! {

@@ -9,7 +9,8 @@
 //!
 //! - A credential is sent to that URL and nowhere else: redirects are not followed. It is not logged, and what is kept is its SHA-256.
 //! - At most one exchange per credential and 64 in all run at once. An exchange, its wait for a place included, ends after 2 s.
-//! - A session that the app has ended is refused 10 s later at the latest. A live socket is not asked about again until its session expires.
+//! - A session that the app has ended is refused 10 s later at the latest. A live socket is asked about again as the catalog's `recheck`
+//!   says.
 
 mod answer;
 mod endpoint;
@@ -65,6 +66,10 @@ pub struct Sessions {
     names: Names,
     clock: Arc<dyn Clock>,
     deadline: Duration,
+    /// How long after an answer a live socket is asked about again.
+    recheck: Duration,
+    /// How long an answer is good for others with the same credential.
+    known_for: Duration,
     exchanges: Semaphore,
     known: Mutex<Known>,
     /// Whether the last exchange failed, so that an app that is down is one line in the log and not one per client.
@@ -75,7 +80,7 @@ impl Sessions {
     /// A checker for the catalog's endpoint and claims. Nothing when the catalog names no endpoint.
     ///
     /// The claims are those of `[auth.jwt]`, or its defaults where the catalog has none. Code `config.invalid` when the URL is not one
-    /// that can be asked: only plain `http` is spoken, so the app belongs on the same machine or a private network.
+    /// that can be asked.
     pub fn new(catalog: &Catalog, clock: Arc<dyn Clock>) -> Result<Option<Self>> {
         let Some(url) = &catalog.auth.introspect else { return Ok(None) };
         Ok(Some(Self {
@@ -83,6 +88,8 @@ impl Sessions {
             names: Names::new(catalog),
             clock,
             deadline: DEADLINE,
+            recheck: catalog.auth.recheck,
+            known_for: POSITIVE.min(catalog.auth.recheck),
             exchanges: Semaphore::new(MAX_EXCHANGES),
             known: Mutex::new(Known::default()),
             failing: AtomicBool::new(false),
@@ -113,7 +120,8 @@ impl Sessions {
             let place = self.exchanges.acquire().await.map_err(|_| Failure::unchecked("the server is stopping"))?;
             let body = self.endpoint.get(name, value).await?;
             drop(place);
-            answer::read(&body, &self.names, self.clock.now())
+            let principal = answer::read(&body, &self.names, self.clock.now())?;
+            Ok(Principal { recheck: Some(self.clock.now() + self.recheck), ..principal })
         };
         let late = |_| Err(Failure::unchecked(format!("no answer within {:?}", self.deadline)));
         let answer = tokio::time::timeout(self.deadline, exchange).await.unwrap_or_else(late);
@@ -125,7 +133,7 @@ impl Sessions {
             tracing::info!("the app's session endpoint answers again");
         }
         // In one step: whoever comes later finds either this exchange or its answer.
-        self.known.lock().land(key, &verdict, self.clock.now());
+        self.known.lock().land(key, &verdict, self.clock.now(), self.known_for);
         verdict
     }
 
@@ -246,10 +254,10 @@ impl Known {
     }
 
     /// Ends the exchange of `key`. What could not be checked is not kept, so that the next one asks again.
-    fn land(&mut self, key: Key, verdict: &Verdict, now: Timestamp) {
+    fn land(&mut self, key: Key, verdict: &Verdict, now: Timestamp, known_for: Duration) {
         self.flights.remove(&key);
         let until = match verdict {
-            Ok(principal) => principal.expires.map_or(now + POSITIVE, |expires| expires.min(now + POSITIVE)),
+            Ok(principal) => principal.expires.map_or(now + known_for, |expires| expires.min(now + known_for)),
             Err(Refusal::Invalid(_) | Refusal::Missing) => now + NEGATIVE,
             Err(Refusal::Unchecked) => return,
         };

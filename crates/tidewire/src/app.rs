@@ -14,6 +14,7 @@ use tidewire_core::store::Store;
 use tidewire_core::{Error, Result, TenantId, Timestamp};
 use tidewire_gateway::Gateway;
 use tidewire_runtime::{Scheduler, Workers};
+use tidewire_server::auth::{Life, Refused};
 use tidewire_server::{Api, router, serve};
 use tidewire_store::Sqlite;
 use tokio::net::TcpListener;
@@ -154,14 +155,20 @@ impl App {
     pub fn token(&self, tenant: &TenantId, user: &str, roles: &[String], ttl: Duration) -> Result<String> {
         let tokens = (*self.0.api.tokens).as_ref();
         let tokens = tokens.ok_or_else(|| Error::invalid("token.no_secret", "the catalog declares no [auth.jwt]"))?;
-        tokens.mint(tenant, user, roles, serde_json::Map::new(), self.now() + ttl)
+        tokens.mint(tenant, user, roles, serde_json::Map::new(), Life { from: self.now(), until: self.now() + ttl })
     }
 
-    /// The user and tenant that a token names. Code `auth.invalid`.
-    pub fn verify(&self, token: &str) -> Result<(TenantId, Option<Arc<str>>)> {
+    /// The user and tenant that a token names. Codes `auth.invalid`, and `unavailable` when the login's keys cannot be fetched.
+    pub async fn verify(&self, token: &str) -> Result<(TenantId, Option<Arc<str>>)> {
         let refused = || Error::new(tidewire_core::Kind::Unauthenticated, "auth.invalid", "the token is not valid");
         let tokens = (*self.0.api.tokens).as_ref().ok_or_else(refused)?;
-        let principal = tokens.verify(token).map_err(|_| refused())?;
+        let principal = tokens.verify(token).await.map_err(|error| match error {
+            Refused::Invalid(_) => refused(),
+            Refused::Unchecked => Error::unavailable("the login's keys cannot be fetched now"),
+        })?;
+        if self.0.api.revocations.is_revoked(&principal) {
+            return Err(refused());
+        }
         Ok((principal.tenant, principal.user))
     }
 

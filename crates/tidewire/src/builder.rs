@@ -18,6 +18,7 @@ use tidewire_runtime::{
     EventHandler, Handlers, JobHandler, Lives, Middleware, Publisher, QueueOptions, Scheduler, Workers,
 };
 use tidewire_server::auth::{ApiKeys, Tokens};
+use tidewire_server::revoke::Revocations;
 use tidewire_server::session::Sessions;
 use tidewire_server::{Api, Config, config};
 use tidewire_store::{Memory, Sqlite, SqliteOptions};
@@ -195,13 +196,22 @@ impl Builder {
         let ids: Arc<dyn Ids> = Arc::new(UuidV7::from_os(clock.clone()));
         let subscriptions = subscriptions(&catalog, &self.subscriptions)?;
         let tokens = Arc::new(Tokens::new(&catalog, &config)?);
+        if let Some(tokens) = &*tokens {
+            tokens.warm_up().await;
+        }
         let sessions = Sessions::new(&catalog, clock.clone())?;
         let keys = ApiKeys::new(&config)?;
 
         let (store, sqlite) = open(&config, self.synced, self.on_fatal, clock.clone(), ids.clone())?;
         let expander = Arc::new(Expander::new(catalog.clone(), subscriptions, ids));
         let publisher = Arc::new(Publisher::new(expander, store.clone(), clock.clone()));
-        let users = EndUsers { tokens: tokens.clone(), sessions, tenants: config.tenants.clone() };
+        let revocations = Arc::new(Revocations::open(store.clone(), clock.clone()).await?);
+        let users = EndUsers {
+            tokens: tokens.clone(),
+            sessions,
+            tenants: config.tenants.clone(),
+            revocations: revocations.clone(),
+        };
         let gateway = Gateway::new(
             catalog.clone(),
             store.clone(),
@@ -220,6 +230,8 @@ impl Builder {
             gateway,
             keys,
             tokens,
+            revocations,
+            trusted_proxies: config.http.trusted_proxies.iter().map(std::net::IpAddr::to_canonical).collect(),
             tenants: config.tenants.clone(),
             max_body_bytes: config.http.max_body_bytes,
             stopping: CancellationToken::new(),
@@ -343,6 +355,8 @@ fn gateway_options(config: &Config) -> Options {
         max_backlog: realtime.max_backlog_bytes,
         max_connections: realtime.max_connections,
         max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
+        max_per_tenant: realtime.max_per_tenant,
+        presence_grace: realtime.presence_grace,
         allowed_origins: realtime.allowed_origins.clone(),
         parser: parser(config.sockets.parser),
         compression: config.sockets.compression,

@@ -100,7 +100,14 @@ impl Authenticate for Anybody {
     ) -> Pin<Box<dyn Future<Output = Result<Principal, Refusal>> + Send + 'a>> {
         Box::pin(async {
             let tenant = TenantId::new("suite").map_err(|_| Refusal::Unchecked)?;
-            Ok(Principal { tenant, user: None, roles: Arc::new([]), claims: Arc::new(json!({})), expires: None })
+            Ok(Principal {
+                tenant,
+                user: None,
+                roles: Arc::new([]),
+                claims: Arc::new(json!({})),
+                expires: None,
+                recheck: None,
+            })
         })
     }
 }

@@ -11,7 +11,8 @@ use tidewire_core::store::Answer;
 use tidewire_core::{Error, TenantId};
 use tidewire_gateway::{Authenticate, Credential, Gateway, Publish, Refusal};
 use tidewire_runtime::{Broadcast, Publisher};
-use tidewire_server::auth::Tokens;
+use tidewire_server::auth::{Refused, Tokens};
+use tidewire_server::revoke::Revocations;
 use tidewire_server::session::{Sessions, is_jwt};
 
 /// Verifies the tokens and sessions of end users.
@@ -21,6 +22,8 @@ pub(crate) struct EndUsers {
     pub(crate) sessions: Option<Sessions>,
     /// Which tenants exist; absent means any.
     pub(crate) tenants: Option<Vec<TenantId>>,
+    /// Credentials that are no longer good.
+    pub(crate) revocations: Arc<Revocations>,
 }
 
 impl Authenticate for EndUsers {
@@ -30,6 +33,10 @@ impl Authenticate for EndUsers {
     ) -> Pin<Box<dyn Future<Output = Result<Principal, Refusal>> + Send + 'a>> {
         Box::pin(self.verify(credential))
     }
+
+    fn is_revoked(&self, principal: &Principal) -> bool {
+        self.revocations.is_revoked(principal)
+    }
 }
 
 impl EndUsers {
@@ -38,9 +45,12 @@ impl EndUsers {
         let credential = credential.ok_or(Refusal::Missing)?;
         let principal = match ((*self.tokens).as_ref(), &self.sessions) {
             (Some(tokens), sessions) if sessions.is_none() || is_jwt(credential.value) => {
-                tokens.verify(credential.value).map_err(|error| {
-                    tracing::debug!(%error, "a token was refused");
-                    Refusal::Invalid(String::new())
+                tokens.verify(credential.value).await.map_err(|refused| match refused {
+                    Refused::Invalid(error) => {
+                        tracing::debug!(%error, "a token was refused");
+                        Refusal::Invalid(String::new())
+                    }
+                    Refused::Unchecked => Refusal::Unchecked,
                 })?
             }
             (_, Some(sessions)) => sessions.verify(credential).await?,
@@ -48,6 +58,9 @@ impl EndUsers {
         };
         if self.tenants.as_ref().is_some_and(|known| !known.contains(&principal.tenant)) {
             return Err(Refusal::Invalid(String::new()));
+        }
+        if self.revocations.is_revoked(&principal) {
+            return Err(Refusal::Invalid("it has been revoked".to_owned()));
         }
         Ok(principal)
     }
@@ -87,6 +100,7 @@ mod tests {
     use tidewire_core::catalog::{self, CredentialSource};
     use tidewire_core::time::{Clock, SystemClock};
     use tidewire_server::Config;
+    use tidewire_server::auth::Life;
 
     use super::*;
 
@@ -94,11 +108,15 @@ mod tests {
     /// Nobody listens on port 1, so whoever asks there gets no answer.
     const SESSION: &str = "[auth.session]\nintrospect = \"http://127.0.0.1:1/session\"\n";
 
-    fn users(auth: &str) -> EndUsers {
+    async fn users(auth: &str) -> EndUsers {
         let catalog = catalog::parse(&format!("[app]\nname = \"shop\"\ntenant = \"orgId\"\n{auth}")).expect("catalog");
         let mut config = Config::default();
         config.auth.jwt.secret = Some("a secret of more than thirty-two bytes".to_owned());
+        let clock = Arc::new(SystemClock);
+        let ids = Arc::new(tidewire_core::id::UuidV7::from_os(clock.clone()));
+        let store = tidewire_store::Memory::open(clock.clone(), ids).expect("a store");
         EndUsers {
+            revocations: Arc::new(Revocations::open(store, clock).await.expect("revocations")),
             tokens: Arc::new(Tokens::new(&catalog, &config).expect("tokens")),
             sessions: Sessions::new(&catalog, Arc::new(SystemClock)).expect("sessions"),
             tenants: None,
@@ -108,10 +126,11 @@ mod tests {
     #[tokio::test]
     async fn the_look_of_a_credential_decides_who_checks_it_and_a_bad_one_never_falls_through() {
         let tenant = TenantId::new("dock-1").expect("tenant");
-        let tokens = users(JWT).tokens;
-        let expires = SystemClock.now() + std::time::Duration::from_secs(60);
+        let tokens = users(JWT).await.tokens;
+        let now = SystemClock.now();
+        let life = Life { from: now, until: now + std::time::Duration::from_secs(60) };
         let tokens = (*tokens).as_ref().expect("tokens");
-        let good = tokens.mint(&tenant, "ann", &[], serde_json::Map::new(), expires).expect("token");
+        let good = tokens.mint(&tenant, "ann", &[], serde_json::Map::new(), life).expect("token");
         let forged = format!("{good}x");
         let (invalid, unchecked) = (Err(Refusal::Invalid(String::new())), Err(Refusal::Unchecked));
         let both = format!("{JWT}{SESSION}");
@@ -127,9 +146,9 @@ mod tests {
             ("", &forged, invalid),
         ] {
             let credential = Credential { source: &CredentialSource::AuthToken, value };
-            let answer = users(auth).authenticate(Some(credential)).await;
+            let answer = users(auth).await.authenticate(Some(credential)).await;
             assert_eq!(answer.map(drop), expected, "{auth}{value}");
         }
-        assert_eq!(users(&both).authenticate(None).await.map(drop), Err(Refusal::Missing));
+        assert_eq!(users(&both).await.authenticate(None).await.map(drop), Err(Refusal::Missing));
     }
 }

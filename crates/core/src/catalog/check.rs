@@ -52,7 +52,6 @@ pub fn lint(catalog: &Catalog) -> Vec<Finding> {
     schedules(catalog, &mut findings);
     rules(catalog, &mut findings);
     roles(catalog, &mut findings);
-    not_enforced(catalog, &mut findings);
     findings.sort();
     findings
 }
@@ -182,14 +181,5 @@ fn roles(catalog: &Catalog, findings: &mut Vec<Finding>) {
         rooms.chain(events).chain(publications).chain(rules).flat_map(Expr::roles_mentioned).collect();
     for role in catalog.auth.roles.iter().filter(|role| !used.contains(role.as_str())) {
         note(findings, format!("role {role:?}: declared but no expression asks for it"));
-    }
-}
-
-/// What this build reads and keeps but does not act on.
-fn not_enforced(catalog: &Catalog, findings: &mut Vec<Finding>) {
-    for (name, event) in &catalog.events {
-        if event.conflate.is_some() {
-            note(findings, format!("event {name:?}: conflate is not applied by this build, every value is sent"));
-        }
     }
 }

@@ -120,6 +120,8 @@ pub struct Auth {
     pub jwt: Option<Jwt>,
     /// `[auth.session]`: the URL at which the app itself checks a session token or cookie.
     pub introspect: Option<String>,
+    /// How long after its last check a live socket's session is checked again. Default 30 s.
+    pub recheck: Duration,
 }
 
 /// `[auth.jwt]`. Secrets come from the configuration, never from the catalog.
@@ -139,6 +141,8 @@ pub struct Jwt {
     pub tenant_claim: String,
     /// The claim that holds the list of roles. Default `roles`.
     pub roles_claim: String,
+    /// The claim that holds the tenants a user may switch to. Default `tenants`.
+    pub tenants_claim: String,
 }
 
 /// How an event looks on the socket.
@@ -189,6 +193,8 @@ pub struct Room {
     pub crosses_tenants: bool,
     /// Who may be in it: CEL over `user` and `params`.
     pub when: Option<Expr>,
+    /// Whether it is told who comes and goes.
+    pub presence: bool,
     /// One line for people.
     pub description: String,
 }

@@ -22,10 +22,14 @@ const RESERVED_EVENTS: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Messages that every app understands.
-const BUILT_IN_MESSAGES: [&str; 8] = ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack"];
+const BUILT_IN_MESSAGES: [&str; 9] =
+    ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence"];
 
 const ALGORITHMS: [&str; 12] =
     ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
+
+/// How long after its last check a live socket's session is checked again.
+const RECHECK: Duration = Duration::from_secs(30);
 
 /// Events by name.
 pub(super) type Events = HashMap<Arc<str>, Arc<EventType>>;
@@ -58,7 +62,7 @@ pub(super) fn app(top: &Table<'_>) -> App {
 pub(super) fn auth(top: &Table<'_>, app: &App) -> Auth {
     let defaults = || vec![CredentialSource::AuthToken, CredentialSource::Authorization];
     let Some(table) = top.table("auth") else {
-        return Auth { sources: defaults(), roles: Vec::new(), jwt: None, introspect: None };
+        return Auth { sources: defaults(), roles: Vec::new(), jwt: None, introspect: None, recheck: RECHECK };
     };
     let sources = table.texts("sources").map(|sources| {
         let source = |(place, text): (Place, &str)| {
@@ -71,10 +75,17 @@ pub(super) fn auth(top: &Table<'_>, app: &App) -> Auth {
         };
         sources.into_iter().filter_map(source).collect()
     });
+    let mut recheck = RECHECK;
     let introspect = table.table("session").and_then(|session| {
         let url = session.required_text("introspect");
         if url.is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             session.wrong("introspect", "expected a URL that begins with http:// or https://");
+        }
+        if let Some(every) = session.duration("recheck") {
+            if every < Duration::from_secs(1) {
+                session.wrong("recheck", "expected at least 1s");
+            }
+            recheck = every;
         }
         session.finish();
         url.map(str::to_owned)
@@ -84,6 +95,7 @@ pub(super) fn auth(top: &Table<'_>, app: &App) -> Auth {
         roles: table.strings("roles").unwrap_or_default(),
         jwt: table.table("jwt").map(|table| jwt(table, app)),
         introspect,
+        recheck,
     };
     table.finish();
     auth
@@ -125,6 +137,7 @@ fn jwt(table: Table<'_>, app: &App) -> Jwt {
         user_claim: claim("user", "sub"),
         tenant_claim: claim("tenant", &app.tenant),
         roles_claim: claim("roles", "roles"),
+        tenants_claim: claim("tenants", "tenants"),
     };
     claims.into_iter().for_each(Table::finish);
     table.finish();
@@ -173,6 +186,10 @@ pub(super) fn rooms(top: &Table<'_>, auth: &Auth) -> Vec<Room> {
         let (join, app_wide) =
             (table.one_of("join", &join), table.one_of("scope", &[("app", true), ("tenant", false)]));
         table.require("join");
+        let presence = table.flag("presence");
+        if presence && app_wide == Some(true) {
+            table.wrong("presence", "a room that spans tenants tells nobody who is in it; leave presence out");
+        }
         let when = condition(&table, "when", &["user", "params"], auth);
         let description = table.description();
         match RoomTemplate::parse(name) {
@@ -182,7 +199,7 @@ pub(super) fn rooms(top: &Table<'_>, auth: &Auth) -> Vec<Room> {
                     report_name(&table, format!("makes the same rooms as {:?}", same.template.source()));
                 }
                 let (join, crosses_tenants) = (join.unwrap_or(Join::Request), app_wide.unwrap_or(false));
-                rooms.push(Room { template, join, crosses_tenants, when, description });
+                rooms.push(Room { template, join, crosses_tenants, when, presence, description });
             }
         }
         table.finish();

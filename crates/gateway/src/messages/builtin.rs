@@ -12,7 +12,9 @@ use super::{Outcome, fields};
 use crate::auth::Refusal;
 use crate::connect;
 use crate::policy;
+use crate::presence::{self, Members};
 use crate::socket::Socket;
+use crate::tenancy;
 
 /// `{eventTypes?, rooms?}`: from now on only these types (and those subscribed before), and also these rooms. All or nothing.
 pub(super) fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
@@ -96,23 +98,49 @@ pub(super) async fn renew(socket: &Arc<Socket>, args: &Value) -> Outcome {
         let kind = if refusal == Refusal::Unchecked { Kind::Unavailable } else { Kind::Unauthenticated };
         Error::new(kind, refusal.code(), detail)
     })?;
-    if principal.tenant != socket.tenant.id || principal.user != socket.user {
+    let principal = tenancy::enter(&socket.shared().catalog, &principal, &socket.tenant.id);
+    let Some(principal) = principal.filter(|principal| principal.user == socket.user) else {
         return Err(Error::new(
             Kind::Forbidden,
             "auth.other_user",
             "the token is of another user or tenant; connect again with it",
         ));
-    }
-    let (catalog, expires) = (&socket.shared().catalog, principal.expires);
-    let auto = policy::auto_rooms(catalog, &principal);
-    let judge = principal.clone();
-    socket.renew(principal.clone(), auto, |room| policy::may_join(catalog, &judge, room).is_some())?;
-    socket.keep();
+    };
+    let expires = principal.expires;
+    connect::adopt(socket, principal.clone(), Some(&args))?;
     // The new credential may end before the wheel would look at this session.
     socket.shared().wheel.plan(&socket.session, Duration::ZERO);
     let mut outcome = standing(socket);
     outcome.insert("roles".to_owned(), json!(&*principal.roles));
     outcome.insert("expires".to_owned(), json!(expires));
+    Ok(outcome)
+}
+
+/// The most members in one answer.
+const MOST_MEMBERS: usize = 500;
+
+/// `room` or `{room, after?}`: who is in a room that this socket is in.
+pub(super) fn presence(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let room = room_name(args)?;
+    if !socket.is_in(room) {
+        return Err(refused(room));
+    }
+    presence::require(&socket.shared().catalog, room)?;
+    let Members { members, total } = socket.tenant.presence.members(room, args["after"].as_str(), MOST_MEMBERS);
+    let complete = members.len() < MOST_MEMBERS;
+    let members = ("members", json!(members));
+    Ok(fields([("room", json!(room)), members, ("total", json!(total)), ("complete", json!(complete))]))
+}
+
+/// `tenant` or `{tenant}`: from now on in another tenant of this user, as a new session there.
+pub(super) async fn switch(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let named = args.as_str().or_else(|| args["tenant"].as_str());
+    let to = named.ok_or_else(|| Error::invalid("message.invalid_data", "switch: expected {tenant: \"…\"}"))?;
+    let next = connect::switch(socket, to).await?;
+    let mut outcome = standing(&next);
+    let position = next.tenant.delivered();
+    outcome.extend(fields([("tenant", json!(next.tenant.id)), ("position", json!(position))]));
+    outcome.insert("roles".to_owned(), json!(&*next.principal().roles));
     Ok(outcome)
 }
 

@@ -17,7 +17,7 @@ pub(super) enum Feed {
     /// The log, when there is room: everything after `fed` is still to come.
     Parked { since: Instant },
     /// The log up to some position; what the relay brings meanwhile is held.
-    Holding { since: Instant, frames: Vec<(Position, Bytes)>, bytes: usize },
+    Holding { since: Instant, frames: Vec<(Position, Frame)>, bytes: usize },
 }
 
 /// How a replayed event went.
@@ -66,21 +66,23 @@ impl Socket {
             (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.dropped.up(),
             (Feed::Parked { .. }, Some(_)) => return,
             (Feed::Holding { since, frames, bytes }, Some(position)) => {
+                let key = cast.key(self.namespace, target.view);
                 let frame = cast.frame(self, target.view, position);
                 *bytes += frame.len();
                 if *bytes > self.shared().options.max_backlog {
                     state.feed = Feed::Parked { since: *since };
                 } else {
-                    frames.push((position, frame));
+                    frames.push((position, Frame { bytes: frame, class: Class::Logged, key }));
                 }
                 return;
             }
         }
+        let key = cast.key(self.namespace, target.view);
         let frame = cast.frame(self, target.view, self.tenant.delivered());
         let len = frame.len();
         let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
         let pushed =
-            self.session.outbox.push(Frame { bytes: frame, class }, self.shared().options.max_backlog, &stats.dropped);
+            self.session.outbox.push(Frame { bytes: frame, class, key }, self.shared().options.max_backlog, stats);
         match (pushed, position) {
             (Pushed::Queued, _) => cast.count(len),
             (Pushed::Full, Some(position)) => {
@@ -104,12 +106,13 @@ impl Socket {
             state.fed = event.position;
             return Replayed::Skipped;
         };
+        let key = cast.key(self.namespace, target.view);
         let bytes = cast.frame(self, target.view, event.position);
         let len = bytes.len() as u64;
         let pushed = self.session.outbox.push(
-            Frame { bytes, class: Class::Logged },
+            Frame { bytes, class: Class::Logged, key },
             shared.options.max_backlog,
-            &shared.stats.dropped,
+            &shared.stats,
         );
         if pushed == Pushed::Full {
             return Replayed::Full;
@@ -143,13 +146,12 @@ impl Socket {
             return Joining::Overflowed;
         };
         state.fed = state.fed.max(up_to);
-        for (position, bytes) in frames {
+        for (position, frame) in frames {
             if position <= state.fed {
                 continue;
             }
-            let len = bytes.len() as u64;
-            let frame = Frame { bytes, class: Class::Logged };
-            if self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats.dropped) == Pushed::Full {
+            let len = frame.bytes.len() as u64;
+            if self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats) == Pushed::Full {
                 // What lies between was not for this socket, or it would have been held.
                 state.fed = Position(position.0 - 1);
                 self.session.set_behind();
@@ -204,7 +206,33 @@ impl Socket {
         self.session.close_if_full(pushed);
     }
 
-    /// The same with an offset that the caller knows, and without closing a full transport.
+    /// Sends an event of the gateway's own that may be lost: a client that is slow or being caught up does not get it. `frames` has what
+    /// was encoded for others with the same offset.
+    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Vec<((u8, Position), Bytes)>) {
+        let shared = self.shared();
+        let state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        if !matches!(state.feed, Feed::Live) {
+            return shared.stats.dropped.up();
+        }
+        let key = (self.namespace, state.fed.max(self.tenant.delivered()));
+        let bytes = match frames.iter().find(|(known, _)| *known == key) {
+            Some((_, bytes)) => bytes.clone(),
+            None => {
+                let offset = Offset { epoch: shared.store.epoch().clone(), position: key.1 }.to_string();
+                let offset = shared.options.recovery.then_some(offset.as_str());
+                let bytes = shared.options.parser.event(self.namespace_name(), name, &[data], offset);
+                frames.push((key, bytes.clone()));
+                bytes
+            }
+        };
+        let frame = Frame { bytes, class: Class::Ephemeral, key: None };
+        self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats);
+    }
+
+    /// The same as `emit` with an offset that the caller knows, and without closing a full transport.
     pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
         let shared = self.shared();
         let offset = Offset { epoch: shared.store.epoch().clone(), position }.to_string();

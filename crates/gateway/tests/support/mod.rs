@@ -150,6 +150,7 @@ impl Authenticate for Tokens {
                 roles,
                 claims: Arc::new(claims),
                 expires: seconds.map(|seconds| SystemClock.now() + Duration::from_secs(seconds)),
+                recheck: None,
             })
         })
     }

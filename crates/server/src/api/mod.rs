@@ -10,22 +10,25 @@ mod realtime;
 mod schedules;
 mod tokens;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use tidewire_core::catalog::Catalog;
 use tidewire_core::{Error, TenantId};
-use tidewire_gateway::Gateway;
+use tidewire_gateway::{ClientAddress, Gateway};
 use tidewire_runtime::Publisher;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{ApiKeys, Tokens};
 use crate::problem::Problem;
+use crate::revoke::Revocations;
+use crate::serve::Peer;
 
 /// Everything the API needs.
 pub struct Api {
@@ -37,6 +40,10 @@ pub struct Api {
     pub keys: ApiKeys,
     /// Tokens of end users, when the catalog uses them.
     pub tokens: Arc<Option<Tokens>>,
+    /// Credentials of end users that were revoked.
+    pub revocations: Arc<Revocations>,
+    /// Addresses of proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpAddr>,
     /// Which tenants exist; absent means any.
     pub tenants: Option<Vec<TenantId>>,
     /// The largest request body in bytes.
@@ -85,8 +92,31 @@ async fn no_method() -> Problem {
     Problem::with_status(error, StatusCode::METHOD_NOT_ALLOWED)
 }
 
-async fn socket_io(State(api): State<Shared>, request: Request) -> Response {
+async fn socket_io(State(api): State<Shared>, mut request: Request) -> Response {
+    mark_address(&api, &mut request);
     api.gateway.handle(request).await.map(Body::new)
+}
+
+/// Notes where the client is: the other end of the connection, or what a trusted proxy says of it.
+fn mark_address(api: &Api, request: &mut Request) {
+    let Some(Peer(peer)) = request.extensions().get::<Peer>().copied() else { return };
+    let address = client_address(peer, &api.trusted_proxies, request.headers());
+    request.extensions_mut().insert(ClientAddress(address));
+}
+
+/// Each proxy appends the address that it was called from. From behind, the first one that is no trusted proxy is the client's; what
+/// stands before it the client could have written itself.
+fn client_address(peer: IpAddr, trusted: &[IpAddr], headers: &HeaderMap) -> IpAddr {
+    let mut address = peer;
+    let lines: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok()).collect();
+    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
+        if !trusted.contains(&address) {
+            break;
+        }
+        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        address = hop.to_canonical();
+    }
+    address
 }
 
 /// The stock browser client, version 4.8.4 as published on npm, so that a page needs no bundler.
@@ -95,4 +125,36 @@ async fn client_bundle() -> Response {
     let javascript = HeaderValue::from_static("text/javascript; charset=utf-8");
     let cache = HeaderValue::from_static("public, max-age=86400");
     ([(header::CONTENT_TYPE, javascript), (header::CACHE_CONTROL, cache)], script).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trusted_proxies_say_where_a_client_is() {
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let headers = |lines: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("x-forwarded-for", HeaderValue::from_static(line));
+            }
+            headers
+        };
+        let trusted = [address("10.0.0.1"), address("10.0.0.2")];
+        for (peer, lines, expected) in [
+            ("9.9.9.9", vec!["1.1.1.1"], "9.9.9.9"),
+            ("10.0.0.1", vec![], "10.0.0.1"),
+            ("10.0.0.1", vec!["6.6.6.6, 1.1.1.1"], "1.1.1.1"),
+            ("10.0.0.1", vec!["6.6.6.6", "1.1.1.1, 10.0.0.2"], "1.1.1.1"),
+            ("10.0.0.1", vec!["1.1.1.1, nonsense"], "10.0.0.1"),
+            ("10.0.0.1", vec!["::ffff:1.1.1.1"], "1.1.1.1"),
+        ] {
+            assert_eq!(
+                client_address(address(peer), &trusted, &headers(&lines)),
+                address(expected),
+                "{peer} {lines:?}"
+            );
+        }
+    }
 }

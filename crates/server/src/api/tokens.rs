@@ -15,6 +15,7 @@ use tidewire_core::{Error, TenantId};
 
 use super::extract::Call;
 use super::{Answer, Shared};
+use crate::auth::Life;
 use crate::config::Scope;
 
 /// The life of a token when none is given, and the longest.
@@ -56,7 +57,8 @@ async fn mint(State(api): State<Shared>, request: Request<Body>) -> Answer {
     let tokens = (*api.tokens).as_ref().ok_or_else(|| {
         Error::invalid("token.no_secret", "this app's catalog declares no [auth.jwt], so there are no tokens to mint")
     })?;
-    let expires = api.publisher.clock().now() + ttl;
-    let token = tokens.mint(&tenant, &body.user, &body.roles, body.claims, expires)?;
-    Ok((StatusCode::CREATED, Json(json!({ "token": token, "expires": expires }))).into_response())
+    let from = api.publisher.clock().now();
+    let life = Life { from, until: from + ttl };
+    let token = tokens.mint(&tenant, &body.user, &body.roles, body.claims, life)?;
+    Ok((StatusCode::CREATED, Json(json!({ "token": token, "expires": life.until }))).into_response())
 }

@@ -35,7 +35,8 @@ impl Names {
 /// Reads the body of a 200.
 ///
 /// Fields count at the top level, under `user` and under `session`; of two of one name the one under `user` wins, then the one at the
-/// top. The `id` of a `session` names the session, so it is nobody's user id; its `userId` is. All fields become claims but `token`,
+/// top. The `id` of a `session` names the session, so it is nobody's user id but the claim `sid`; its `userId` is one, and its
+/// `createdAt` or `iat` is the claim `iat`. All fields become claims but `token`,
 /// which is the credential again.
 pub(super) fn read(body: &[u8], names: &Names, now: Timestamp) -> Result<Principal, Failure> {
     let answer = match serde_json::from_slice(body) {
@@ -78,6 +79,7 @@ pub(super) fn read(body: &[u8], names: &Names, now: Timestamp) -> Result<Princip
         roles: roles.into(),
         claims: Arc::new(Value::Object(claims)),
         expires,
+        recheck: None,
     })
 }
 
@@ -114,7 +116,9 @@ impl Parts {
                 expires = Some(expires.map_or(end, |earliest: Timestamp| earliest.min(end)));
             }
         }
-        session.remove("id");
+        // What a revocation goes by: which session it is, and since when. Only the session itself can say so.
+        let id = session.remove("id");
+        let issued = session.get("createdAt").or_else(|| session.get("iat")).or_else(|| top.get("iat")).and_then(time);
         if user.is_some() {
             top.remove("id");
         }
@@ -123,6 +127,13 @@ impl Parts {
         claims.extend(top);
         claims.extend(user.into_iter().flatten());
         claims.remove("token");
+        if let Some(id) = text(id.as_ref()) {
+            claims.insert("sid".to_owned(), json!(id));
+        }
+        match issued {
+            Some(issued) => claims.insert("iat".to_owned(), json!(issued.as_micros() as f64 / 1e6)),
+            None => claims.remove("iat"),
+        };
         Ok(Self { claims, nested, expires })
     }
 }

@@ -318,12 +318,12 @@ fn answers_are_bounded_and_the_oldest_goes_first() {
     };
     let now = Timestamp::from_millis(1_000);
     for n in 0..=MAX_ANSWERS {
-        known.land(key(n), &Err(invalid()), now);
-        known.land(key(n), &Err(invalid()), now);
+        known.land(key(n), &Err(invalid()), now, POSITIVE);
+        known.land(key(n), &Err(invalid()), now, POSITIVE);
     }
     assert_eq!((known.answers.len(), known.order.len()), (MAX_ANSWERS, MAX_ANSWERS));
     assert!(!known.answers.contains_key(&key(0)) && known.answers.contains_key(&key(MAX_ANSWERS)));
-    known.land(key(0), &Err(invalid()), now + NEGATIVE);
+    known.land(key(0), &Err(invalid()), now + NEGATIVE, POSITIVE);
     assert_eq!((known.answers.len(), known.order.len()), (1, 1), "what has ended makes room");
 }
 
@@ -405,12 +405,18 @@ fn the_earliest_end_counts_however_it_is_written() {
 }
 
 #[test]
-fn only_a_plain_http_url_can_be_asked() {
+fn only_an_http_or_https_url_can_be_asked() {
     let clock = Arc::new(ManualClock::new(Timestamp::default()));
-    for url in ["http://127.0.0.1:3000/api/auth/get-session", "http://localhost", "http://[::1]:3000/?a=b"] {
+    for url in [
+        "http://127.0.0.1:3000/api/auth/get-session",
+        "http://localhost",
+        "http://[::1]:3000/?a=b",
+        "https://app.example/session",
+        "https://[::1]",
+    ] {
         assert!(sessions_at(url, clock.clone()).is_ok(), "{url}");
     }
-    for url in ["https://app.example/session", "http://", "http://user:pass@app/", "http://app:70000/", "http://a b/"] {
+    for url in ["http://", "https://", "http://user:pass@app/", "http://app:70000/", "http://a b/"] {
         let error = sessions_at(url, clock.clone()).err().expect(url);
         assert_eq!(error.code(), "config.invalid", "{url}");
     }

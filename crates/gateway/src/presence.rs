@@ -1,0 +1,217 @@
+//! Who is in a room: users, however many sockets each of them has.
+//!
+//! A user comes with the first socket and goes with the last one. A connection that breaks is given some time to come back before its
+//! user counts as gone, so a reload or a lost network makes no noise. What changes is noted under the locks of the room's table and the
+//! socket, in their order, and told after these are free, one note after the other.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::json;
+use tidewire_core::catalog::Catalog;
+use tidewire_core::event::Position;
+use tidewire_core::{Error, Result, TenantId, Timestamp};
+
+use crate::gateway::{Gateway, Shared};
+use crate::hub::Tenant;
+
+/// A user in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    /// Who.
+    pub user_id: Arc<str>,
+    /// Sockets that are in the room now; 0 while a lost connection may still come back.
+    pub sockets: u32,
+    /// When the first of them came.
+    pub since: Timestamp,
+}
+
+/// Some of the users in a room, in the order of their ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Members {
+    /// Those on this page.
+    pub members: Vec<Member>,
+    /// How many there are in all.
+    pub total: usize,
+}
+
+/// The presence of one tenant.
+#[derive(Default)]
+pub(crate) struct Presence {
+    state: Mutex<State>,
+    /// Held while notes are told, so that they go out in their order.
+    telling: Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    rooms: HashMap<Arc<str>, BTreeMap<Arc<str>, Here>>,
+    /// Users without a socket, by when they count as gone. The grace is the same for all, so the first ends first.
+    leaving: VecDeque<(Instant, Arc<str>, Arc<str>)>,
+    notes: VecDeque<Note>,
+}
+
+struct Here {
+    sockets: u32,
+    since: Timestamp,
+    gone_at: Option<Instant>,
+}
+
+struct Note {
+    name: &'static str,
+    room: Arc<str>,
+    user: Arc<str>,
+}
+
+impl Presence {
+    /// One more socket of `user` is in `room`.
+    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp) {
+        let mut state = self.state.lock();
+        let here = state.rooms.entry(room.clone()).or_default();
+        if let Some(here) = here.get_mut(user) {
+            here.sockets += 1;
+            here.gone_at = None;
+            return;
+        }
+        here.insert(user.clone(), Here { sockets: 1, since: now, gone_at: None });
+        state.notes.push_back(Note { name: "presence:join", room: room.clone(), user: user.clone() });
+    }
+
+    /// One socket less. If it was the last one, the user is gone now, or at `gone_at` unless another one comes.
+    pub(crate) fn leave(&self, room: &Arc<str>, user: &Arc<str>, gone_at: Option<Instant>) {
+        let mut state = self.state.lock();
+        let Some(here) = state.rooms.get_mut(room).and_then(|users| users.get_mut(user)) else { return };
+        here.sockets = here.sockets.saturating_sub(1);
+        if here.sockets > 0 {
+            return;
+        }
+        here.gone_at = gone_at;
+        match gone_at {
+            Some(at) => state.leaving.push_back((at, room.clone(), user.clone())),
+            None => state.remove(room, user),
+        }
+    }
+
+    /// Lets those go whose time is over. Answers whether there is something to tell.
+    pub(crate) fn sweep(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        while state.leaving.front().is_some_and(|(at, _, _)| *at <= now)
+            && let Some((at, room, user)) = state.leaving.pop_front()
+        {
+            let here = state.rooms.get(&room).and_then(|users| users.get(&user));
+            // Who came back, and perhaps left again since, has another time.
+            if here.is_some_and(|here| here.sockets == 0 && here.gone_at == Some(at)) {
+                state.remove(&room, &user);
+            }
+        }
+        !state.notes.is_empty()
+    }
+
+    /// At most `limit` users whose ids come after `after`.
+    pub(crate) fn members(&self, room: &str, after: Option<&str>, limit: usize) -> Members {
+        let state = self.state.lock();
+        let Some(users) = state.rooms.get(room) else { return Members { members: Vec::new(), total: 0 } };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page = users.range::<str, _>((from, Bound::Unbounded)).take(limit);
+        let member = |(user, here): (&Arc<str>, &Here)| Member {
+            user_id: user.clone(),
+            sockets: here.sockets,
+            since: here.since,
+        };
+        Members { members: page.map(member).collect(), total: users.len() }
+    }
+}
+
+impl State {
+    fn remove(&mut self, room: &Arc<str>, user: &Arc<str>) {
+        let Some(users) = self.rooms.get_mut(room) else { return };
+        users.remove(user);
+        if users.is_empty() {
+            self.rooms.remove(room);
+        }
+        self.notes.push_back(Note { name: "presence:leave", room: room.clone(), user: user.clone() });
+    }
+}
+
+/// Tells the rooms what has been noted. Not to be called with a lock of a room table, a socket or an outbox held.
+pub(crate) fn tell(shared: &Shared, tenant: &Tenant) {
+    // Whoever noted something comes here afterwards, so what is noted from now on is not forgotten.
+    if tenant.presence.state.lock().notes.is_empty() {
+        return;
+    }
+    let _telling = tenant.presence.telling.lock();
+    loop {
+        let Some(note) = tenant.presence.state.lock().notes.pop_front() else { return };
+        let data = json!({ "room": &*note.room, "userId": &*note.user }).to_string();
+        let members = tenant.rooms.read().members(&note.room).to_vec();
+        let mut frames: Vec<((u8, Position), Bytes)> = Vec::new();
+        for socket in members.iter().filter(|socket| socket.user.is_some()) {
+            socket.notify(note.name, &data, &mut frames);
+        }
+        shared.stats.presence_changes.up();
+    }
+}
+
+/// Whether the room called `name` is told who is in it. Code `presence.off` when it is not.
+pub(crate) fn require(catalog: &Catalog, name: &str) -> Result<()> {
+    if catalog.rooms.iter().find(|room| room.template.matches(name)).is_some_and(|room| room.presence) {
+        return Ok(());
+    }
+    Err(Error::invalid("presence.off", "the catalog does not say `presence = true` for this room"))
+}
+
+impl Gateway {
+    /// At most `limit` users in a room of a tenant, those whose ids come after `after`. Code `presence.off`.
+    pub fn presence(&self, tenant: &TenantId, room: &str, after: Option<&str>, limit: usize) -> Result<Members> {
+        require(&self.shared().catalog, room)?;
+        let none = || Members { members: Vec::new(), total: 0 };
+        Ok(self.shared().hub.find(tenant).map_or_else(none, |tenant| tenant.presence.members(room, after, limit)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn notes(presence: &Presence) -> Vec<(&'static str, String)> {
+        presence.state.lock().notes.drain(..).map(|note| (note.name, note.user.to_string())).collect()
+    }
+
+    #[test]
+    fn a_user_comes_once_and_goes_once_and_a_reconnect_makes_no_noise() {
+        let (presence, room, ann): (_, Arc<str>, Arc<str>) = (Presence::default(), "r".into(), "ann".into());
+        let (now, grace) = (Instant::now(), Duration::from_secs(5));
+        let enter = || presence.enter(&room, &ann, Timestamp::from_millis(1));
+        enter();
+        enter();
+        assert_eq!(notes(&presence), [("presence:join", "ann".to_owned())]);
+        presence.leave(&room, &ann, None);
+        presence.leave(&room, &ann, Some(now + grace));
+        assert_eq!(presence.members("r", None, 9).members[0].sockets, 0);
+        enter();
+        presence.leave(&room, &ann, Some(now + grace * 2));
+        assert!(!presence.sweep(now + grace), "the first break was mended");
+        assert!(presence.sweep(now + grace * 2));
+        assert_eq!(notes(&presence), [("presence:leave", "ann".to_owned())]);
+        assert_eq!(presence.members("r", None, 9).total, 0);
+    }
+
+    #[test]
+    fn a_list_goes_on_after_the_last_of_a_page() {
+        let (presence, room): (_, Arc<str>) = (Presence::default(), "r".into());
+        ["c", "a", "b"].into_iter().for_each(|user| presence.enter(&room, &user.into(), Timestamp::from_millis(1)));
+        let page = |after| {
+            let page = presence.members("r", after, 2);
+            (page.members.iter().map(|member| member.user_id.to_string()).collect::<Vec<_>>().concat(), page.total)
+        };
+        assert_eq!((page(None), page(Some("b"))), (("ab".to_owned(), 3), ("c".to_owned(), 3)));
+    }
+}
