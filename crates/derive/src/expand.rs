@@ -52,10 +52,18 @@ fn settings(options: &Options) -> Vec<TokenStream> {
         quote!(job.timeout = #some(::tidewire::Delay(#timeout));)
     });
     let priority = options.priority.map(|priority| quote!(job.priority = #some(::tidewire::Priority(#priority));));
-    [queue, attempts, backoff, timeout, priority].into_iter().flatten().collect()
+    let key = options.key.as_ref().map(|key| {
+        let key = key.value();
+        quote!(job.key = #some(#key);)
+    });
+    let unique = options.unique.as_ref().map(|unique| {
+        let unique = unique.value();
+        quote!(job.unique = #some(#unique);)
+    });
+    [queue, attempts, backoff, timeout, priority, key, unique].into_iter().flatten().collect()
 }
 
-fn duration_value(duration: Duration) -> TokenStream {
+pub(crate) fn duration_value(duration: Duration) -> TokenStream {
     // Durations are read to the microsecond and at most ten years long.
     let micros = duration.as_micros() as u64;
     quote!(::core::time::Duration::from_micros(#micros))

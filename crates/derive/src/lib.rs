@@ -7,6 +7,7 @@
 mod duration;
 mod expand;
 mod options;
+mod unique;
 
 use proc_macro::TokenStream;
 

@@ -6,8 +6,9 @@ use syn::meta::ParseNestedMeta;
 use syn::{Attribute, Error, Lit, LitInt, LitStr, Result};
 
 use crate::duration;
+use crate::unique::{Template, Unique};
 
-const KNOWN: &str = "type, queue, attempts, backoff, timeout, priority";
+const KNOWN: &str = "type, queue, attempts, backoff, timeout, priority, key, unique";
 
 /// The most runs that a job may have; the store's own bound.
 const MAX_ATTEMPTS: u16 = 1_000;
@@ -24,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) backoff: Option<Backoff>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) priority: Option<u8>,
+    pub(crate) key: Option<Template>,
+    pub(crate) unique: Option<Unique>,
 }
 
 /// The waiting times between attempts.
@@ -60,6 +63,8 @@ impl Options {
             "backoff" => self.backoff.replace(text(meta, backoff)?).is_none(),
             "timeout" => self.timeout.replace(text(meta, timeout)?).is_none(),
             "priority" => self.priority.replace(priority(meta)?).is_none(),
+            "key" => self.key.replace(text(meta, Template::read)?).is_none(),
+            "unique" => self.unique.replace(Unique::read(meta)?).is_none(),
             _ => return Err(meta.error(format!("there is no such option of a job; expected one of {KNOWN}"))),
         };
         if is_new { Ok(()) } else { Err(meta.error(format!("`{name}` is given twice"))) }
@@ -198,9 +203,20 @@ mod tests {
             backoff: Some(Backoff::Fixed { base: SECOND * 5, jitter: Jitter::Share(0.0) }),
             timeout: Some(SECOND * 90),
             priority: Some(2),
+            key: None,
+            unique: None,
         };
         assert_eq!(read(all).expect("options"), expected);
         assert_eq!(read("").expect("nothing"), Options::default());
+        let one =
+            read(r#"key = "{to}", unique(key = "{to}", window = "1h", while = "waiting", on_conflict = "latest")"#);
+        assert!(one.is_ok_and(|one| one.key.is_some() && one.unique.is_some_and(|unique| unique != Unique::default())));
+        assert_eq!(read("unique").expect("by its data").unique, Some(Unique::default()));
+        for bad in
+            [r#"unique(keys = "a")"#, r#"unique(while = "done")"#, r#"unique(on_conflict = "win")"#, r#"key = "{""#]
+        {
+            assert!(read(bad).is_err(), "{bad}");
+        }
         assert_eq!(read(r#"priority = "critical""#).expect("a name").priority, Some(1));
     }
 

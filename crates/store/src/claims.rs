@@ -236,7 +236,11 @@ impl<R: Rows> Writer<R> {
             false => Vec::new(),
         };
         match self.fresh_row(row.seq) {
-            Some(fresh) => fresh.clone_from(&row),
+            Some(fresh) => {
+                let job = &mut fresh.job;
+                (job.state, job.attempt, job.started_at) = (row.job.state, row.job.attempt, row.job.started_at);
+                fresh.holder.clone_from(&row.holder);
+            }
             None => self.rows.update_job(&row)?,
         }
         let lease = Token { seq: row.seq, nonce }.encode();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire::testing::TestApp;
-use tidewire::{App, Backoff, Delay, Jitter, Job, JobContext, NewJob, Priority, TenantId, done};
+use tidewire::{App, Backoff, Delay, Jitter, Job, JobContext, JobStates, NewJob, OnConflict, Priority, TenantId, done};
 
 const CATALOG: &str = r#"
 [app]
@@ -108,4 +108,25 @@ async fn a_type_that_is_not_declared_is_an_error_of_the_build_with_a_hint() {
         App::builder(dir.path()).store("memory:").job(|_: SendWelcom, _: JobContext| async { done() }).build().await;
     let said = built.err().expect("not declared").to_string();
     assert!(said.contains("\"send-welcom\"") && said.contains("did you mean \"send-welcome\"?"), "{said}");
+}
+
+/// One at a time for each address, whatever else is in it.
+#[derive(Serialize, Deserialize, tidewire::Job)]
+#[job(
+    type = "send-welcome",
+    key = "{to}",
+    unique(key = "welcome-{to}", window = "1h", while = "waiting", on_conflict = "replace")
+)]
+struct Once {
+    to: String,
+}
+
+#[test]
+fn keys_are_made_of_the_fields_of_the_job() {
+    let job = Once { to: "ada@example.com".to_owned() }.stage().expect("staged");
+    assert_eq!(job.key.as_deref(), Some("ada@example.com"));
+    let unique = job.unique.expect("unique");
+    assert_eq!(unique.key.as_deref(), Some("welcome-ada@example.com"));
+    assert_eq!(unique.window, Some(Delay(Duration::from_secs(3_600))));
+    assert_eq!((unique.states, unique.on_conflict), (Some(JobStates::WAITING), Some(OnConflict::Replace)));
 }
