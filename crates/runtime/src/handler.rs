@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewJob, Request};
+use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewJob, NewSchedule, Request};
 use tidewire_core::event::Event;
 use tidewire_core::job::{Job, Verdict};
 use tidewire_core::store::{LogQuery, Store};
@@ -138,6 +138,11 @@ impl JobContext {
     /// Stages a job.
     pub fn enqueue(&self, job: NewJob) {
         self.staged.lock().jobs.push(job);
+    }
+
+    /// Stages a schedule of the job's tenant, to be put or deleted.
+    pub fn schedule(&self, schedule: NewSchedule) {
+        self.staged.lock().schedules.push(schedule);
     }
 
     /// Takes what was staged.

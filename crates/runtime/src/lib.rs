@@ -14,5 +14,5 @@ mod workers;
 pub use handler::{Handler, HandlerError, HandlerResult, JobContext, cancel, done, done_with, fail, retry, snooze};
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
-pub use scheduler::{NextSlots, Scheduler, next_slots};
+pub use scheduler::{Clockwork, NextSlots, Scheduler, next_slots, slot_job};
 pub use workers::{Handlers, Workers};

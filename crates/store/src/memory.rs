@@ -1,6 +1,7 @@
 //! The memory engine: the same writer on maps instead of a file, for tests and simulation.
 
 mod bonds;
+mod schedules;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,12 +10,14 @@ use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, State, States};
-use tidewire_core::store::{Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, Store};
+use tidewire_core::schedule::Stored;
+use tidewire_core::store::{Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, ScheduleQuery, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use uuid::Uuid;
 
 use self::bonds::BondTables;
+use self::schedules::ScheduleTable;
 use crate::embedded::{Embedded, Identity, Reader};
 use crate::rows::{
     Ended, EndedJob, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state, page,
@@ -64,6 +67,7 @@ struct Tables {
     sessions: HashMap<(TenantId, String), (String, Timestamp)>,
     counts: BTreeMap<(NameId, NameId), [i64; 8]>,
     bonds: BondTables,
+    schedules: ScheduleTable,
 }
 
 impl Tables {
@@ -550,6 +554,22 @@ impl Reader for MemoryReader {
             counts,
             jobs,
         })))
+    }
+
+    fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {
+        ready(Ok(self.tables.read().due_schedules(now, limit)))
+    }
+
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>> {
+        ready(Ok(self.tables.read().next_schedule()))
+    }
+
+    fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>> {
+        ready(Ok(self.tables.read().schedule(tenant, key, user_id.unwrap_or_default())))
+    }
+
+    fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>> {
+        ready(self.tables.read().schedule_page(&query))
     }
 
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {

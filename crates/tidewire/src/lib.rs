@@ -50,7 +50,7 @@ mod sockets;
 pub use app::App;
 pub use builder::{BuildError, Builder};
 pub use job::Job;
-pub use tidewire_core::commit::{Committed, NewEvent, NewJob, ParamValue, Request};
+pub use tidewire_core::commit::{Committed, NewEvent, NewJob, NewSchedule, ParamValue, Request};
 pub use tidewire_core::job::Verdict;
 pub use tidewire_core::limit::{Rate, RateState};
 pub use tidewire_core::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp, catalog, store};
