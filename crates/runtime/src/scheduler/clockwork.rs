@@ -33,7 +33,8 @@ impl Clockwork {
     /// Answers when to be told the time again, at the latest; nothing is due before that, unless a schedule is put.
     pub async fn tick(&mut self, now: Timestamp) -> Option<Timestamp> {
         let Self { publisher, progress } = self;
-        let (declared, stored) = tokio::join!(fire_declared(publisher, progress, now), stored::fire_due(publisher, now));
+        let (declared, stored) =
+            tokio::join!(fire_declared(publisher, progress, now), stored::fire_due(publisher, now));
         let stored = stored.unwrap_or_else(|error| {
             tracing::warn!(%error, "the schedules of the store could not fire");
             Some(now + ASK_AGAIN)

@@ -85,7 +85,10 @@ mod tests {
     }
 
     fn planned(timing: &Timing, missed: Missed, progress: Progress, now: &str) -> Vec<(String, bool)> {
-        plan(|after| timing.next_after(after), missed, progress, at(now)).into_iter().map(|(slot, runs)| (slot.to_string(), runs)).collect()
+        plan(|after| timing.next_after(after), missed, progress, at(now))
+            .into_iter()
+            .map(|(slot, runs)| (slot.to_string(), runs))
+            .collect()
     }
 
     fn slots(missed: Missed, last: &str, now: &str) -> Vec<(String, bool)> {

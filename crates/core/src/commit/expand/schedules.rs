@@ -148,3 +148,6 @@ fn option(at: Place, field: &str, message: &str) -> Error {
     let wrong = FieldError { path: at.field(field), message: message.to_owned() };
     Error::invalid("schedule.invalid_option", "").with_fields(vec![wrong])
 }
+
+#[cfg(test)]
+mod tests;
