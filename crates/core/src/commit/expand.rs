@@ -5,7 +5,7 @@ mod jobs;
 mod schedules;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -83,6 +83,7 @@ impl Expander {
             events: Vec::with_capacity(request.events.len()),
             jobs: Vec::with_capacity(request.jobs.len()),
             schedules: Vec::with_capacity(request.schedules.len()),
+            scheduled: HashSet::new(),
             ephemeral: Vec::new(),
             caused: Vec::new(),
         };
@@ -182,6 +183,8 @@ struct Run<'a> {
     events: Vec<Append>,
     jobs: Vec<Enqueue>,
     schedules: Vec<ScheduleWrite>,
+    /// The keys and users of these schedules.
+    scheduled: HashSet<(Arc<str>, Option<Box<str>>)>,
     ephemeral: Vec<Ephemeral>,
     caused: Vec<Cause>,
 }

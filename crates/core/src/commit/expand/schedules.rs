@@ -22,7 +22,7 @@ impl Run<'_> {
             return Err(option(at, "userId", "expected at least one character"));
         }
         let user_id: Option<Box<str>> = schedule.user_id.as_deref().map(Into::into);
-        if self.schedules.iter().any(|known| known.target() == (&key, user_id.as_deref())) {
+        if !self.scheduled.insert((key.clone(), user_id.clone())) {
             return Err(option(at, "key", "expected each schedule at most once in a commit"));
         }
         let write = if schedule.delete {
