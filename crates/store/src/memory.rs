@@ -17,7 +17,6 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use uuid::Uuid;
 
 use self::bonds::BondTables;
-use self::schedules::ScheduleTable;
 use crate::embedded::{Embedded, Identity, Reader};
 use crate::rows::{
     Ended, EndedJob, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state, page,
@@ -67,7 +66,7 @@ struct Tables {
     sessions: HashMap<(TenantId, String), (String, Timestamp)>,
     counts: BTreeMap<(NameId, NameId), [i64; 8]>,
     bonds: BondTables,
-    schedules: ScheduleTable,
+    schedules: schedules::ScheduleTable,
 }
 
 impl Tables {
@@ -386,16 +385,16 @@ impl Rows for MemoryRows {
 
     fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>> {
         let tables = self.tables();
-        let name = |tenant: NameId| tables.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name));
         let slots = tables.slots.iter();
-        Ok(slots.filter_map(|((tenant, key), (slot, _))| Some((name(*tenant)?, key.as_str().into(), *slot))).collect())
+        Ok(slots
+            .filter_map(|((tenant, key), (slot, _))| Some((tables.tenant_name(*tenant)?, key.as_str().into(), *slot)))
+            .collect())
     }
 
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()> {
         let tables = self.tables();
-        if let Some(name) = tables.tenant_names.get(tenant as usize) {
-            let key = (TenantId::from_stored(name), sid.to_owned());
-            tables.sessions.insert(key, (state.to_owned(), until));
+        if let Some(name) = tables.tenant_name(tenant) {
+            tables.sessions.insert((name, sid.to_owned()), (state.to_owned(), until));
         }
         Ok(())
     }
@@ -583,21 +582,4 @@ impl Reader for MemoryReader {
 }
 
 #[cfg(test)]
-mod tests {
-    use tidewire_core::id::UuidV7;
-    use tidewire_core::time::ManualClock;
-
-    use super::*;
-
-    /// Who knows the epoch could run the generator it came from.
-    #[test]
-    fn the_secret_does_not_follow_from_the_ids() {
-        let open = || {
-            let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1)));
-            Memory::open(clock.clone(), Arc::new(UuidV7::new(clock, 7))).expect("memory opens")
-        };
-        let (one, other) = (open(), open());
-        assert_eq!(one.epoch(), other.epoch());
-        assert_ne!(one.secret(), other.secret());
-    }
-}
+mod tests;

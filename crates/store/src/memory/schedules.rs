@@ -33,7 +33,7 @@ impl Schedules for MemoryRows {
 }
 
 impl Tables {
-    fn tenant_name(&self, tenant: NameId) -> Option<TenantId> {
+    pub(super) fn tenant_name(&self, tenant: NameId) -> Option<TenantId> {
         self.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name))
     }
 
