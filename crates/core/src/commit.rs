@@ -4,6 +4,7 @@
 //! and durable handlers, so that everything an event causes is part of the same commit.
 
 mod expand;
+mod schedules;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use expand::{Expander, Expansion, Origin, Subscription, publication, rule_job};
+pub use schedules::{NewSchedule, ScheduleWrite, Scheduled};
 
 use crate::event::{Ephemeral, Position};
 use crate::job::{Conflict, OnConflict, OnFailure, Rare, State, States};
@@ -321,9 +323,19 @@ pub struct Request {
     /// Makes one flow of the jobs.
     #[serde(default)]
     pub flow: Option<NewFlow>,
+    /// Schedules to put or delete, each at most once.
+    #[serde(default)]
+    pub schedules: Vec<NewSchedule>,
     /// Written once per key.
     #[serde(default)]
     pub dedup: Option<Dedup>,
+}
+
+impl Request {
+    /// Whether it asks for nothing.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.jobs.is_empty() && self.schedules.is_empty() && self.dedup.is_none()
+    }
 }
 
 /// The same request again gets the same answer.
@@ -436,6 +448,8 @@ pub struct Commit {
     pub asked_jobs: usize,
     /// The flow that those of the jobs belong to that say so.
     pub flow: Option<FlowHead>,
+    /// What to do to schedules; no two of these are about the same one.
+    pub schedules: Vec<ScheduleWrite>,
     /// Written once per key.
     pub dedup: Option<(String, Duration)>,
     /// The same request again gets the same answer.
@@ -443,9 +457,28 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// One of `tenant` in which there is nothing yet.
+    pub fn empty(tenant: TenantId) -> Self {
+        Self {
+            tenant,
+            events: Vec::new(),
+            jobs: Vec::new(),
+            asked_events: 0,
+            asked_jobs: 0,
+            flow: None,
+            schedules: Vec::new(),
+            dedup: None,
+            idempotency: None,
+        }
+    }
+
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.jobs.is_empty() && self.dedup.is_none() && self.idempotency.is_none()
+        self.events.is_empty()
+            && self.jobs.is_empty()
+            && self.schedules.is_empty()
+            && self.dedup.is_none()
+            && self.idempotency.is_none()
     }
 }
 
@@ -501,6 +534,9 @@ pub struct Committed {
     /// The flow that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub flow: Option<Id>,
+    /// The schedules that were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub schedules: Vec<Scheduled>,
     /// What rules and handlers added.
     #[serde(skip_serializing_if = "Caused::is_empty", default)]
     pub caused: Caused,

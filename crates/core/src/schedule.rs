@@ -8,6 +8,8 @@
 //! The pattern itself is searched by `croner` on zone-less times; what a switch of the clock means is decided here, because croner counts
 //! only patterns with one single time of day as wall-clock times (`0 9,17 * * *` would fire twice in a repeated hour).
 
+mod stored;
+
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -16,6 +18,8 @@ use croner::parser::{CronParser, Seconds, Year};
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use serde::{Deserialize, Serialize};
+
+pub use stored::{Spec, Stored};
 
 use crate::suggest::suggest;
 use crate::{Error, Result, Timestamp};

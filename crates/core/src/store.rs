@@ -16,7 +16,7 @@ use crate::commit::{Commit, Committed, Enqueue};
 use crate::event::{Epoch, Event, Position};
 use crate::job::{FailedAttempt, Job, State, Verdict};
 use crate::limit::Rate;
-use crate::schedule::Overlap;
+use crate::schedule::{Overlap, Stored};
 use crate::{Id, Json, Result, TenantId, Timestamp};
 
 /// The answer of a store, some time later.
@@ -56,7 +56,8 @@ impl Durability {
 pub trait Commits: Send + Sync {
     /// Writes all of `commit` or none of it.
     ///
-    /// Codes: `event.version_conflict`, `idempotency.key_reused`, `job.missing_parent`, `flow.exists`, `queue.backlog_full`. An event or job whose caller-given id exists is not written
+    /// Codes: `event.version_conflict`, `idempotency.key_reused`, `job.missing_parent`, `flow.exists`, `queue.backlog_full`,
+    /// `schedule.in_the_past`, `schedule.never_fires`. An event or job whose caller-given id exists is not written
     /// again, nor what rules made of it; the answer shows the one that is there.
     fn commit(&self, commit: Commit) -> Answer<'_, Committed>;
 }
@@ -98,6 +99,8 @@ pub trait Follower: Send + Sync {
     fn cancelled(&self, leases: &[Box<str>]) {
         let _ = leases;
     }
+    /// A schedule was put whose next slot is this.
+    fn scheduled(&self, _next: Timestamp) {}
 }
 
 /// The per-tenant logs.
@@ -453,6 +456,21 @@ pub struct Fire {
     pub overlap: Overlap,
     /// The job; absent when the slot is only passed over.
     pub job: Option<Enqueue>,
+    /// What the slot was planned from, when the schedule is one that the store keeps; absent for those of the catalog.
+    pub stored: Option<Planned>,
+}
+
+/// The schedule of the store that a slot was planned from, and what follows the slot.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The user it belongs to.
+    pub user_id: Option<Box<str>>,
+    /// The slot is stale when the schedule has another revision by now.
+    pub revision: u64,
+    /// The slot after this one.
+    pub next: Option<Timestamp>,
+    /// How many runs it may have.
+    pub limit: Option<u64>,
 }
 
 /// What became of a slot.
@@ -470,12 +488,43 @@ pub enum Fired {
     Skipped,
 }
 
-/// Where schedules have got to.
+/// Which schedules to list, by tenant, key and user.
+#[derive(Clone, Debug, Default)]
+pub struct ScheduleQuery {
+    /// Only this tenant's; absent for an administrator.
+    pub tenant: Option<TenantId>,
+    /// Only those of this key.
+    pub key: Option<String>,
+    /// Only those of this user.
+    pub user_id: Option<String>,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+    /// At most this many, bounded by [`ScheduleQuery::MAX`].
+    pub limit: u32,
+}
+
+impl ScheduleQuery {
+    /// The most schedules on one page.
+    pub const MAX: u32 = 500;
+}
+
+/// Where schedules have got to, and those that were made at run time. These are put and deleted by a [`Commit`].
 pub trait Schedules: Send + Sync {
-    /// The last slot of each schedule that fired or was passed over.
+    /// The last slot of each schedule of the catalog that fired or was passed over.
     fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>>;
     /// Fires a slot, at most once ever: the slot and its job are one commit.
+    ///
+    /// A schedule that the store keeps counts the run and gets its next slot in the same commit, none when it has ended. A slot that
+    /// waits is due again after an eighth of the time it has waited, at least 1 s and at most 30 s.
     fn fire(&self, fire: Fire) -> Answer<'_, Fired>;
+    /// The stored schedules that are due at `now`, earliest first, at most `limit`.
+    fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>>;
+    /// When the next stored schedule is due.
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>>;
+    /// One stored schedule.
+    fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>>;
+    /// A page of stored schedules. Code `cursor.invalid`.
+    fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>>;
 }
 
 /// What a socket's session has joined and asked for, so that it survives a restart. The content is the gateway's.

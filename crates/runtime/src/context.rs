@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
-use tidewire_core::commit::{NewEvent, NewFlow, NewJob, Request};
+use tidewire_core::commit::{NewEvent, NewFlow, NewJob, NewSchedule, Request};
 use tidewire_core::event::Event;
 use tidewire_core::job::Job;
 use tidewire_core::store::{Leased, LogQuery, Parent, Store};
@@ -92,6 +92,11 @@ impl JobContext {
     /// Stages a job.
     pub fn enqueue(&self, job: NewJob) {
         self.0.staged.lock().jobs.push(job);
+    }
+
+    /// Stages a schedule of the job's tenant, to be put or deleted.
+    pub fn schedule(&self, schedule: NewSchedule) {
+        self.0.staged.lock().schedules.push(schedule);
     }
 
     /// Stages a flow: all jobs that this run stages belong to it. The last call counts.

@@ -31,5 +31,5 @@ pub use lives::Lives;
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
 pub use run::run;
-pub use scheduler::{NextSlots, Scheduler, Ticker, next_slots};
+pub use scheduler::{Clockwork, NextSlots, Scheduler, next_slots, slot_job};
 pub use workers::{QueueOptions, Workers};

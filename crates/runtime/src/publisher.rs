@@ -92,7 +92,7 @@ impl Publisher {
         request: Request,
         origin: &Origin,
     ) -> Result<(Option<Commit>, Vec<Ephemeral>)> {
-        if request.events.is_empty() && request.jobs.is_empty() && request.dedup.is_none() {
+        if request.is_empty() {
             return Ok((None, Vec::new()));
         }
         let Expansion { commit, ephemeral } = self.expand(tenant, request, origin)?;

@@ -1,7 +1,7 @@
 //! Remote workers: the same verdicts and effects as in-process handlers, given as data.
 
 use serde::Deserialize;
-use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewFlow, NewJob, Request};
+use tidewire_core::commit::{MAX_DATA_BYTES, NewEvent, NewFlow, NewJob, NewSchedule, Request};
 use tidewire_core::job::Verdict;
 use tidewire_core::store::{Settle, Settled};
 use tidewire_core::{Error, Id, Kind, Result, TenantId};
@@ -22,6 +22,9 @@ pub struct Effects {
     /// Makes one flow of the jobs.
     #[serde(default)]
     pub flow: Option<NewFlow>,
+    /// Schedules to put or delete.
+    #[serde(default)]
+    pub schedules: Vec<NewSchedule>,
 }
 
 /// The end of a remote run.
@@ -42,8 +45,9 @@ pub struct Settlement {
 /// Codes: `job.lease_lost`, and those of [`Publisher::expand`] for the effects; then nothing is written and the lease is still held.
 pub async fn settle(publisher: &Publisher, bound: Option<TenantId>, settlement: Settlement) -> Result<Settled> {
     let Settlement { id, lease, verdict, effects } = settlement;
-    let request = Request { events: effects.events, jobs: effects.jobs, flow: effects.flow, dedup: None };
-    let has_effects = !(request.events.is_empty() && request.jobs.is_empty());
+    let Effects { events, jobs, flow, schedules } = effects;
+    let request = Request { events, jobs, flow, schedules, dedup: None };
+    let has_effects = !request.is_empty();
     let (effects, ephemeral) = match verdict {
         Verdict::Done { .. } if has_effects => {
             let job = publisher.store().leased(bound.as_ref(), &id, &lease).await?;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use tidewire_core::commit::{Append, Appended, Caused, Commit, Committed, IDEMPOTENCY_TTL};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::State;
-use tidewire_core::store::{Fire, Fired};
 use tidewire_core::{Error, Id, Result, TenantId};
 
 use crate::answer::Work;
@@ -86,7 +85,11 @@ impl<R: Rows> Writer<R> {
     /// Whether a commit can be written. What passes is written whole.
     fn check(&mut self, tenant: NameId, commit: &Commit) -> Outcome<()> {
         match self.check_versions(tenant, commit)? {
-            Ok(()) => self.check_jobs(tenant, commit),
+            Ok(()) => {}
+            refused => return Ok(refused),
+        }
+        match self.check_jobs(tenant, commit)? {
+            Ok(()) => self.check_schedules(tenant, &commit.schedules),
             refused => Ok(refused),
         }
     }
@@ -166,6 +169,10 @@ impl<R: Rows> Writer<R> {
                     enqueued.state = row.job.state;
                 }
             }
+        }
+        for write in commit.schedules {
+            let scheduled = self.write_schedule(tenant, write)?;
+            committed.schedules.push(scheduled);
         }
         if let Some((key, ttl)) = commit.dedup {
             self.rows.put_dedup(tenant, &key, self.now + ttl)?;
@@ -249,39 +256,6 @@ impl<R: Rows> Writer<R> {
         }
         self.fresh_ids.clear();
         Ok(())
-    }
-
-    /// Fires a slot of a schedule, at most once ever.
-    pub(crate) fn fire(&mut self, fire: Fire) -> Outcome<Fired> {
-        use tidewire_core::schedule::Overlap;
-        // The job of the slot before may be one of this same turn.
-        self.write_fresh()?;
-        let tenant = self.names.tenant(&mut self.rows, &fire.tenant)?;
-        let last = self.rows.slot(tenant, &fire.key)?;
-        if last.as_ref().is_some_and(|(slot, _)| *slot >= fire.slot) {
-            return Ok(Ok(Fired::Stale));
-        }
-        let last_job = last.and_then(|(_, job)| job);
-        let unfinished = match &last_job {
-            Some(id) if fire.overlap != Overlap::Allow => match self.find_job(tenant, id)? {
-                Some(seq) => self.job_row(seq)?.is_some_and(|row| !row.job.state.is_final()),
-                None => false,
-            },
-            _ => false,
-        };
-        if unfinished && fire.job.is_some() && fire.overlap == Overlap::Queue {
-            return Ok(Ok(Fired::Waiting));
-        }
-        let (fired, job) = match fire.job {
-            None => (Fired::Skipped, last_job),
-            Some(_) if unfinished => (Fired::Overlapped, last_job),
-            Some(job) => {
-                let enqueued = self.enqueue(tenant, &fire.tenant, job)?;
-                (Fired::Enqueued(enqueued.id.clone()), Some(enqueued.id))
-            }
-        };
-        self.rows.put_slot(tenant, &fire.key, fire.slot, job.as_ref())?;
-        Ok(Ok(fired))
     }
 
     /// Whether effects could be written: the checks of [`Writer::commit`] alone.

@@ -8,9 +8,10 @@ use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
     Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs, Leased,
-    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
@@ -29,6 +30,10 @@ pub(crate) trait Reader: Send + Sync + 'static {
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
+    fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>>;
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>>;
+    fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>>;
+    fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>>;
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>>;
     fn close(&self);
 }
@@ -182,6 +187,22 @@ impl<R: Rows, Rd: Reader> Schedules for Embedded<R, Rd> {
 
     fn fire(&self, fire: Fire) -> Answer<'_, Fired> {
         ask(&self.inbox, |reply| Call::Fire(fire, reply))
+    }
+
+    fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {
+        self.reader.due(now, limit)
+    }
+
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>> {
+        self.reader.next_due()
+    }
+
+    fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>> {
+        self.reader.schedule(tenant, key, user_id)
+    }
+
+    fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>> {
+        self.reader.schedules(query)
     }
 }
 

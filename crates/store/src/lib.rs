@@ -27,6 +27,7 @@ mod memory;
 mod names;
 mod recent;
 mod rows;
+mod schedules;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod writer;

@@ -1,6 +1,7 @@
 //! The memory engine: the same writer on maps instead of a file, for tests and simulation.
 
 mod bonds;
+mod schedules;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, State, States};
-use tidewire_core::store::{Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, Store};
+use tidewire_core::schedule::Stored;
+use tidewire_core::store::{Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, ScheduleQuery, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use uuid::Uuid;
@@ -64,6 +66,7 @@ struct Tables {
     sessions: HashMap<(TenantId, String), (String, Timestamp)>,
     counts: BTreeMap<(NameId, NameId), [i64; 8]>,
     bonds: BondTables,
+    schedules: schedules::ScheduleTable,
 }
 
 impl Tables {
@@ -382,16 +385,16 @@ impl Rows for MemoryRows {
 
     fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>> {
         let tables = self.tables();
-        let name = |tenant: NameId| tables.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name));
         let slots = tables.slots.iter();
-        Ok(slots.filter_map(|((tenant, key), (slot, _))| Some((name(*tenant)?, key.as_str().into(), *slot))).collect())
+        Ok(slots
+            .filter_map(|((tenant, key), (slot, _))| Some((tables.tenant_name(*tenant)?, key.as_str().into(), *slot)))
+            .collect())
     }
 
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()> {
         let tables = self.tables();
-        if let Some(name) = tables.tenant_names.get(tenant as usize) {
-            let key = (TenantId::from_stored(name), sid.to_owned());
-            tables.sessions.insert(key, (state.to_owned(), until));
+        if let Some(name) = tables.tenant_name(tenant) {
+            tables.sessions.insert((name, sid.to_owned()), (state.to_owned(), until));
         }
         Ok(())
     }
@@ -552,6 +555,22 @@ impl Reader for MemoryReader {
         })))
     }
 
+    fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {
+        ready(Ok(self.tables.read().due_schedules(now, limit)))
+    }
+
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>> {
+        ready(Ok(self.tables.read().next_schedule()))
+    }
+
+    fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>> {
+        ready(Ok(self.tables.read().schedule(tenant, key, user_id.unwrap_or_default())))
+    }
+
+    fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>> {
+        ready(self.tables.read().schedule_page(&query))
+    }
+
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
         let tables = self.tables.read();
         let kept = tables.sessions.get(&(tenant.clone(), sid.to_owned()));
@@ -563,21 +582,4 @@ impl Reader for MemoryReader {
 }
 
 #[cfg(test)]
-mod tests {
-    use tidewire_core::id::UuidV7;
-    use tidewire_core::time::ManualClock;
-
-    use super::*;
-
-    /// Who knows the epoch could run the generator it came from.
-    #[test]
-    fn the_secret_does_not_follow_from_the_ids() {
-        let open = || {
-            let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1)));
-            Memory::open(clock.clone(), Arc::new(UuidV7::new(clock, 7))).expect("memory opens")
-        };
-        let (one, other) = (open(), open());
-        assert_eq!(one.epoch(), other.epoch());
-        assert_ne!(one.secret(), other.secret());
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! What the writer needs of the place where things are kept.
 
 mod bonds;
+mod schedules;
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tidewire_core::store::Page;
 use tidewire_core::{Id, Result, TenantId, Timestamp};
 
 pub(crate) use bonds::{Bonds, Edge, FlowNumber, FlowRow, Member, Taken};
+pub(crate) use schedules::{Place as SchedulePlace, Row as ScheduleRow, Schedules, after, stored, stored_page};
 
 /// The number of an interned name: a tenant, or a queue or type.
 pub(crate) type NameId = u32;
@@ -132,7 +134,7 @@ pub(crate) enum NameKind {
 /// The write side of an engine, used by its writer thread alone. Any error is a fault of the medium and ends the writer.
 ///
 /// Reads see what was written before in the same transaction.
-pub(crate) trait Rows: Bonds + Send + 'static {
+pub(crate) trait Rows: Bonds + Schedules + Send + 'static {
     fn begin(&mut self) -> Result<()>;
     fn commit(&mut self) -> Result<()>;
     /// Drops what was written since `begin`.

@@ -77,6 +77,8 @@ pub(crate) struct Writer<R: Rows> {
     pub(crate) lifecycle: Option<Arc<dyn Lifecycle>>,
     /// Leases of this process that were asked to stop in this turn.
     pub(crate) stopped: Vec<Box<str>>,
+    /// The earliest next slot of the schedules that were put in this turn.
+    pub(crate) scheduled: Option<Timestamp>,
     /// When a queue that is at its rate may go on.
     pub(crate) held_until: Option<Timestamp>,
     /// Completed jobs that are kept by count, oldest first.
@@ -122,6 +124,7 @@ impl<R: Rows> Writer<R> {
             key_rates: HashMap::new(),
             lifecycle: None,
             stopped: Vec::new(),
+            scheduled: None,
             held_until: None,
             completed: HashMap::new(),
             claimed: Vec::new(),
@@ -210,6 +213,11 @@ impl<R: Rows> Writer<R> {
                 follower.cancelled(&self.stopped);
             }
             self.stopped.clear();
+        }
+        if let Some(next) = self.scheduled.take() {
+            for follower in &self.followers {
+                follower.scheduled(next);
+            }
         }
         Ok(())
     }

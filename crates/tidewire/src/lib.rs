@@ -60,7 +60,7 @@ pub use builder::{BuildError, Builder};
 pub use conformance::conformance;
 pub use job::Job;
 pub use tidewire_core::commit::{
-    Committed, Delay, NewEvent, NewFlow, NewJob, NewUnique, ParamValue, Priority, Request,
+    Committed, Delay, NewEvent, NewFlow, NewJob, NewSchedule, NewUnique, ParamValue, Priority, Request,
 };
 pub use tidewire_core::job::{OnConflict, OnFailure, State as JobState, States as JobStates, Verdict};
 pub use tidewire_core::limit::{Rate, RateState};

@@ -54,7 +54,7 @@ use tidewire_core::job::{Job as StoredJob, State};
 use tidewire_core::store::{Claim, JobQuery, LogQuery};
 use tidewire_core::time::{Clock, ManualClock};
 use tidewire_core::{Id, TenantId, Timestamp};
-use tidewire_runtime::{EventHandler, Handlers, JobHandler, Middleware, Publisher, Ticker};
+use tidewire_runtime::{Clockwork, EventHandler, Handlers, JobHandler, Middleware, Publisher};
 
 pub use found::{missing_event, missing_job, unwanted_event, unwanted_job};
 #[doc(hidden)]
@@ -124,10 +124,10 @@ impl TestBuilder {
         let clock = Arc::new(ManualClock::new(self.start));
         let assembled = self.builder.store("memory:").clock(clock.clone()).with_test_secret()?.assemble().await?;
         let publisher = assembled.publisher.clone();
-        let mut ticker = Ticker::load(&publisher).await?;
-        ticker.tick(&publisher).await;
+        let mut clockwork = Clockwork::new(publisher.clone());
+        clockwork.tick(self.start).await;
         let handlers = Arc::new(assembled.handlers.clone());
-        Ok(TestApp { app: assembled.into_app(None), publisher, handlers, ticker, clock })
+        Ok(TestApp { app: assembled.into_app(None), publisher, handlers, clockwork, clock })
     }
 }
 
@@ -136,7 +136,7 @@ pub struct TestApp {
     app: App,
     publisher: Arc<Publisher>,
     handlers: Arc<Handlers>,
-    ticker: Ticker,
+    clockwork: Clockwork,
     clock: Arc<ManualClock>,
 }
 
@@ -239,7 +239,7 @@ impl TestApp {
         // Jobs that a limit holds back are looked for again after this long; the store alone knows when.
         let mut patience = Duration::from_millis(1);
         for _ in 0..MAX_MOMENTS {
-            let slot = self.ticker.tick(&self.publisher).await;
+            let slot = self.clockwork.tick(self.clock.now()).await;
             let ran = self.drain().await.runs;
             patience = if ran.is_empty() { patience * 2 } else { Duration::from_millis(1) };
             drained.runs.extend(ran);

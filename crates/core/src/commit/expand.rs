@@ -2,15 +2,17 @@
 
 mod flow;
 mod jobs;
+mod schedules;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{
     Append, Commit, Enqueue, Idempotency, MAX_DATA_BYTES, MAX_DEPTH, MAX_OPS, NewEvent, NewJob, ParamValue, Request,
+    ScheduleWrite,
 };
 use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleJob};
 use crate::event::Ephemeral;
@@ -71,7 +73,8 @@ impl Expander {
     ///
     /// Codes: `event.unknown_type`, `event.invalid_data`, `event.missing_param`, `event.not_publishable`, `job.unknown_type`,
     /// `job.unknown_queue`, `job.invalid_data`, `job.invalid_option`, `flow.cycle`, `flow.duplicate_ref`, `data.too_large`,
-    /// `commit.too_large`, `commit.too_deep`, `dedup.invalid`, `tenant.mixed`.
+    /// `commit.too_large`, `commit.too_deep`, `dedup.invalid`, `tenant.mixed`, `schedule.invalid_option`, `schedule.invalid_cron`,
+    /// `schedule.invalid_interval`, `schedule.unknown_zone`, `schedule.never_fires`, `schedule.declared`.
     pub fn expand(&self, tenant: &TenantId, request: Request, origin: &Origin, now: Timestamp) -> Result<Expansion> {
         let mut run = Run {
             expander: self,
@@ -79,18 +82,24 @@ impl Expander {
             now,
             events: Vec::with_capacity(request.events.len()),
             jobs: Vec::with_capacity(request.jobs.len()),
+            schedules: Vec::with_capacity(request.schedules.len()),
+            scheduled: HashSet::new(),
             ephemeral: Vec::new(),
             caused: Vec::new(),
         };
-        let is_alone = request.events.len() + request.jobs.len() == 1 && request.flow.is_none();
+        let is_alone =
+            request.events.len() + request.jobs.len() + request.schedules.len() == 1 && request.flow.is_none();
         for (index, event) in request.events.into_iter().enumerate() {
             let at = Place::asked("events", index, is_alone);
             run.event(event, at, origin, None)?;
         }
         let asked_events = run.events.len();
         let (asked_jobs, flow) = run.asked_jobs(request.jobs, request.flow, is_alone, origin)?;
+        for (index, schedule) in request.schedules.into_iter().enumerate() {
+            run.schedule(schedule, Place::asked("schedules", index, is_alone))?;
+        }
         run.follow()?;
-        let Run { events, jobs, ephemeral, .. } = run;
+        let Run { events, jobs, schedules, ephemeral, .. } = run;
         let dedup = request.dedup.map(|dedup| check_key("dedup.invalid", dedup.key).map(|key| (key, dedup.ttl.0)));
         let commit = Commit {
             tenant: tenant.clone(),
@@ -99,6 +108,7 @@ impl Expander {
             asked_events,
             asked_jobs,
             flow,
+            schedules,
             dedup: dedup.transpose()?,
             idempotency: None,
         };
@@ -172,14 +182,18 @@ struct Run<'a> {
     now: Timestamp,
     events: Vec<Append>,
     jobs: Vec<Enqueue>,
+    schedules: Vec<ScheduleWrite>,
+    /// The keys and users of these schedules.
+    scheduled: HashSet<(Arc<str>, Option<Box<str>>)>,
     ephemeral: Vec<Ephemeral>,
     caused: Vec<Cause>,
 }
 
 impl Run<'_> {
     fn room_left(&self) -> Result<()> {
-        if self.events.len() + self.jobs.len() + self.ephemeral.len() >= MAX_OPS {
-            let detail = format!("a commit holds at most {MAX_OPS} events and jobs, what rules add included");
+        if self.events.len() + self.jobs.len() + self.schedules.len() + self.ephemeral.len() >= MAX_OPS {
+            let detail =
+                format!("a commit holds at most {MAX_OPS} events, jobs and schedules, what rules add included");
             return Err(Error::new(Kind::TooLarge, "commit.too_large", detail));
         }
         Ok(())

@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use tidewire_core::commit::{Appended, Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
     Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs, Leased,
-    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, Schedules, Sessions, Settle, Settled, Store,
+    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Id, TenantId, Timestamp};
@@ -193,6 +194,18 @@ impl Schedules for Fake {
         unused()
     }
     fn fire(&self, _: Fire) -> Answer<'_, Fired> {
+        unused()
+    }
+    fn due(&self, _: Timestamp, _: u32) -> Answer<'_, Vec<Stored>> {
+        unused()
+    }
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>> {
+        unused()
+    }
+    fn schedule(&self, _: &TenantId, _: &str, _: Option<&str>) -> Answer<'_, Option<Stored>> {
+        unused()
+    }
+    fn schedules(&self, _: ScheduleQuery) -> Answer<'_, Page<Stored>> {
         unused()
     }
 }

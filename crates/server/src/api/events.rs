@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use tidewire_core::commit::{Committed, Dedup, NewEvent, NewFlow, NewJob};
+use tidewire_core::commit::{Committed, Dedup, NewEvent, NewFlow, NewJob, NewSchedule};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::store::{LogQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp, commit};
@@ -35,20 +35,23 @@ struct CommitBody {
     #[serde(default)]
     jobs: Vec<NewJob>,
     flow: Option<NewFlow>,
+    #[serde(default)]
+    schedules: Vec<NewSchedule>,
     dedup: Option<Dedup>,
 }
 
 async fn commit_all(State(api): State<Shared>, request: Request<Body>) -> Answer {
     let call = Call::read(&api, request).await?;
     let body: CommitBody = call.json()?;
-    if !body.events.is_empty() || body.jobs.is_empty() {
+    if !body.events.is_empty() || (body.jobs.is_empty() && body.schedules.is_empty()) {
         call.caller.require(Scope::Publish)?;
     }
-    if !body.jobs.is_empty() {
+    if !(body.jobs.is_empty() && body.schedules.is_empty()) {
         call.caller.require(Scope::Enqueue)?;
     }
-    let request = commit::Request { events: body.events, jobs: body.jobs, flow: body.flow, dedup: body.dedup };
-    let committed = commit(&api, &call, body.tenant.as_ref(), request).await?;
+    let CommitBody { tenant, events, jobs, flow, schedules, dedup } = body;
+    let request = commit::Request { events, jobs, flow, schedules, dedup };
+    let committed = commit(&api, &call, tenant.as_ref(), request).await?;
     Ok((StatusCode::CREATED, Json(committed)).into_response())
 }
 
@@ -69,8 +72,8 @@ pub(super) async fn commit(
     tenant: Option<&TenantId>,
     request: commit::Request,
 ) -> Result<Committed> {
-    if request.events.is_empty() && request.jobs.is_empty() {
-        return Err(Error::invalid("commit.empty", "expected at least one event or job"));
+    if request.events.is_empty() && request.jobs.is_empty() && request.schedules.is_empty() {
+        return Err(Error::invalid("commit.empty", "expected at least one event, job or schedule"));
     }
     let tenant = call.caller.tenant(tenant, api.tenants.as_deref())?;
     api.publisher.commit(&tenant, request, call.idempotency()?).await

@@ -249,7 +249,7 @@ struct SettledView {
 }
 
 fn is_empty(committed: &Committed) -> bool {
-    committed.events.is_empty() && committed.jobs.is_empty()
+    committed.events.is_empty() && committed.jobs.is_empty() && committed.schedules.is_empty()
 }
 
 async fn settle_all(State(api): State<Shared>, request: Request<Body>) -> Answer {

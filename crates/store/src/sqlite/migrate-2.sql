@@ -67,10 +67,13 @@ CREATE TABLE schedules (
   user_id TEXT NOT NULL,
   revision INTEGER NOT NULL,
   spec TEXT NOT NULL,
+  paused INTEGER NOT NULL,
+  error TEXT,
+  slot INTEGER,
   next_at INTEGER,
   last_at INTEGER,
   last_job,
-  runs INTEGER NOT NULL DEFAULT 0,
+  runs INTEGER NOT NULL,
   created_at INTEGER NOT NULL,
   PRIMARY KEY (tenant, key, user_id)
 ) WITHOUT ROWID;

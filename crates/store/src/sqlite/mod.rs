@@ -4,6 +4,7 @@ mod bonds;
 mod columns;
 mod read;
 mod rows;
+mod schedules;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job};
-use tidewire_core::store::{Answer, Counts, Durability, Flow, JobQuery, LogQuery, Page, Store};
+use tidewire_core::schedule::Stored;
+use tidewire_core::store::{Answer, Counts, Durability, Flow, JobQuery, LogQuery, Page, ScheduleQuery, Store};
 use tidewire_core::time::Clock;
-use tidewire_core::{Error, Id, Kind, Result, TenantId};
+use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use self::columns::{fault, meta};
 use self::read::Readers;
@@ -243,6 +245,23 @@ impl Reader for SqliteReader {
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>> {
         let (tenant, id) = (tenant.clone(), id.clone());
         Box::pin(self.readers.read(move |connection| read::flow(connection, &tenant, &id)))
+    }
+
+    fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {
+        Box::pin(self.readers.read(move |connection| schedules::due(connection, now, limit)))
+    }
+
+    fn next_due(&self) -> Answer<'_, Option<Timestamp>> {
+        Box::pin(self.readers.read(schedules::next_due))
+    }
+
+    fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>> {
+        let (tenant, key, user) = (tenant.clone(), key.to_owned(), user_id.unwrap_or_default().to_owned());
+        Box::pin(self.readers.read(move |connection| schedules::one(connection, tenant, &key, &user)))
+    }
+
+    fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>> {
+        Box::pin(self.readers.read(move |connection| schedules::page(connection, &query)))
     }
 
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {

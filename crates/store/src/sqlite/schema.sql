@@ -126,16 +126,20 @@ CREATE INDEX logs_job ON logs (job);
 -- What was changed about a queue while it ran, as JSON; the catalog has the rest.
 CREATE TABLE queue_settings (queue INTEGER PRIMARY KEY, settings TEXT NOT NULL);
 
+-- `slot` is the next slot, `next_at` when it is looked at: later when it waits for the job of the slot before. No user is ''.
 CREATE TABLE schedules (
   tenant INTEGER NOT NULL,
   key TEXT NOT NULL,
   user_id TEXT NOT NULL,
   revision INTEGER NOT NULL,
   spec TEXT NOT NULL,
+  paused INTEGER NOT NULL,
+  error TEXT,
+  slot INTEGER,
   next_at INTEGER,
   last_at INTEGER,
   last_job,
-  runs INTEGER NOT NULL DEFAULT 0,
+  runs INTEGER NOT NULL,
   created_at INTEGER NOT NULL,
   PRIMARY KEY (tenant, key, user_id)
 ) WITHOUT ROWID;

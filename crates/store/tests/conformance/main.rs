@@ -35,6 +35,7 @@ mod restart;
 mod schedules;
 mod sessions;
 mod settle;
+mod stored_schedules;
 mod tenants;
 #[cfg(feature = "sqlite")]
 mod together;

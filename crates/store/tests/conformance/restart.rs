@@ -299,6 +299,7 @@ async fn keys_slots_and_sessions_survive_a_kill() {
         slot: START + HOUR * slot,
         overlap: Overlap::Skip,
         job: Some(Enqueue { id: id(&format!("run-{slot}")), given_id: true, ..world.job("poll") }),
+        stored: None,
     };
     let keyed = |world: &World| Commit {
         dedup: Some(("d1".to_owned(), HOUR)),

@@ -25,7 +25,7 @@ fn slot(number: u32) -> Timestamp {
 
 fn fire_of(world: &World, number: u32, overlap: Overlap) -> Fire {
     let job = Enqueue { id: id(&format!("run-{number}")), given_id: true, ..world.job("poll") };
-    Fire { tenant: tenant("a"), key: "poll".into(), slot: slot(number), overlap, job: Some(job) }
+    Fire { tenant: tenant("a"), key: "poll".into(), slot: slot(number), overlap, job: Some(job), stored: None }
 }
 
 async fn fire(world: &World, fire: Fire) -> Fired {

@@ -251,16 +251,7 @@ pub(crate) fn id(text: &str) -> Id {
 /// A commit of which the caller asked for everything.
 pub(crate) fn commit(tenant: &TenantId, events: Vec<Append>, jobs: Vec<Enqueue>) -> Commit {
     let (asked_events, asked_jobs) = (events.len(), jobs.len());
-    Commit {
-        tenant: tenant.clone(),
-        events,
-        jobs,
-        asked_events,
-        asked_jobs,
-        flow: None,
-        dedup: None,
-        idempotency: None,
-    }
+    Commit { events, jobs, asked_events, asked_jobs, ..Commit::empty(tenant.clone()) }
 }
 
 /// A claim of whatever is due, for a worker on another machine.

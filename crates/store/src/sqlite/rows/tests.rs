@@ -3,7 +3,7 @@ use tidewire_core::job::{Job, State};
 use tidewire_core::retry::Backoff;
 
 use super::*;
-use crate::rows::Bonds;
+use crate::rows::{Bonds, ScheduleRow, Schedules};
 
 const START: Timestamp = Timestamp::from_millis(1_750_000_000_000);
 const LIMIT: usize = 10;
@@ -11,7 +11,7 @@ const LIMIT: usize = 10;
 /// Fails the test that prepares a statement which reads all of a table that grows. `next_due` alone reads an index from its beginning,
 /// and stops at the first entry.
 pub(super) fn must_not_scan(connection: &Connection, sql: &str) {
-    const GROWING: [&str; 15] = [
+    const GROWING: [&str; 17] = [
         "jobs",
         "j",
         "events",
@@ -27,6 +27,8 @@ pub(super) fn must_not_scan(connection: &Connection, sql: &str) {
         "flows",
         "flow_jobs",
         "logs",
+        "schedules",
+        "sc",
     ];
     let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("a plan");
     for index in 1..=statement.parameter_count() {
@@ -147,6 +149,24 @@ fn no_statement_of_the_writer_reads_a_whole_table() -> Result<()> {
     rows.delete_claims(1)?;
 
     ties(&mut rows, tenant, name)?;
+
+    let schedule = ScheduleRow {
+        revision: 1,
+        spec: "{}".into(),
+        paused: false,
+        error: None,
+        slot: Some(START),
+        next_at: Some(START),
+        last: None,
+        last_job: None,
+        runs: 0,
+        created_at: START,
+    };
+    rows.put_schedule(tenant, "k", "", &schedule)?;
+    rows.advance_schedule(tenant, "k", "", &ScheduleRow { runs: 7, last: Some(START), ..schedule })?;
+    assert_eq!(rows.schedule(tenant, "k", "")?.map(|row| (row.runs, row.last)), Some((7, Some(START))));
+    rows.delete_schedule(tenant, "k", "")?;
+    assert!(rows.schedule(tenant, "k", "")?.is_none());
 
     rows.put_dedup(tenant, "k", START)?;
     rows.put_idempotent(tenant, "k", &[1], "{}", START)?;

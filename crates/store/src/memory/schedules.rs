@@ -1,0 +1,71 @@
+//! Schedules that were made at run time, in a map.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use tidewire_core::schedule::Stored;
+use tidewire_core::store::{Page, ScheduleQuery};
+use tidewire_core::{Result, TenantId, Timestamp};
+
+use super::{MemoryRows, Tables};
+use crate::rows::{NameId, SchedulePlace, ScheduleRow, Schedules, after, stored, stored_page};
+
+pub(super) type ScheduleTable = BTreeMap<SchedulePlace, ScheduleRow>;
+
+impl Schedules for MemoryRows {
+    fn schedule(&mut self, tenant: NameId, key: &str, user: &str) -> Result<Option<ScheduleRow>> {
+        Ok(self.tables().schedules.get(&(tenant, key.to_owned(), user.to_owned())).cloned())
+    }
+
+    fn put_schedule(&mut self, tenant: NameId, key: &str, user: &str, row: &ScheduleRow) -> Result<()> {
+        self.tables().schedules.insert((tenant, key.to_owned(), user.to_owned()), row.clone());
+        Ok(())
+    }
+
+    fn advance_schedule(&mut self, tenant: NameId, key: &str, user: &str, row: &ScheduleRow) -> Result<()> {
+        self.put_schedule(tenant, key, user, row)
+    }
+
+    fn delete_schedule(&mut self, tenant: NameId, key: &str, user: &str) -> Result<()> {
+        self.tables().schedules.remove(&(tenant, key.to_owned(), user.to_owned()));
+        Ok(())
+    }
+}
+
+impl Tables {
+    pub(super) fn tenant_name(&self, tenant: NameId) -> Option<TenantId> {
+        self.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name))
+    }
+
+    pub(super) fn due_schedules(&self, now: Timestamp, limit: u32) -> Vec<Stored> {
+        let due = self.schedules.iter().filter_map(|(place, row)| Some((row.next_at?, place, row)));
+        let mut due: Vec<_> = due.filter(|(at, ..)| *at <= now).collect();
+        due.sort_unstable_by_key(|(at, place, _)| (*at, *place));
+        let due = due.into_iter().take(limit as usize);
+        due.filter_map(|(_, (tenant, key, user), row)| stored(self.tenant_name(*tenant)?, key, user, row.clone()))
+            .collect()
+    }
+
+    pub(super) fn next_schedule(&self) -> Option<Timestamp> {
+        self.schedules.values().filter_map(|row| row.next_at).min()
+    }
+
+    pub(super) fn schedule(&self, tenant: &TenantId, key: &str, user: &str) -> Option<Stored> {
+        let row = self.schedules.get(&(self.tenant(tenant)?, key.to_owned(), user.to_owned()))?;
+        stored(tenant.clone(), key, user, row.clone())
+    }
+
+    pub(super) fn schedule_page(&self, query: &ScheduleQuery) -> Result<Page<Stored>> {
+        let limit = query.limit.clamp(1, ScheduleQuery::MAX);
+        let after = after(query.cursor.as_deref())?.map_or(Bound::Unbounded, Bound::Excluded);
+        let tenant = query.tenant.as_ref().map(|tenant| self.tenant(tenant));
+        let wanted = |place: &SchedulePlace| {
+            tenant.is_none_or(|id| id == Some(place.0))
+                && query.key.as_ref().is_none_or(|key| *key == place.1)
+                && query.user_id.as_ref().is_none_or(|user| *user == place.2)
+        };
+        let rows = self.schedules.range((after, Bound::Unbounded)).filter(|(place, _)| wanted(place));
+        let rows = rows.filter_map(|(place, row)| Some((place.clone(), self.tenant_name(place.0)?, row.clone())));
+        Ok(stored_page(rows.take(limit as usize + 1).collect(), limit))
+    }
+}
