@@ -160,7 +160,7 @@ pub struct NewJob {
     /// What the other jobs of the call name it by in `after`.
     #[serde(rename = "ref", default)]
     pub reference: Option<String>,
-    /// The jobs it waits for: a `ref` of the same call, or the id of a job that is there.
+    /// The jobs it waits for: a `ref` or a given `id` of the same call, or the id of a job that is there.
     #[serde(default)]
     pub after: Vec<String>,
     /// What follows for the jobs that wait for it when it does not complete.

@@ -90,7 +90,7 @@ impl Tables {
 
     /// When a job expires, while it waits and has never begun.
     fn expiry(row: &JobRow) -> Option<Timestamp> {
-        let waits = row.job.attempt == 0 && States::WAITING.contains(row.job.state);
+        let waits = row.job.started_at.is_none() && States::WAITING.contains(row.job.state);
         row.job.expires_at().filter(|_| waits)
     }
 }
@@ -229,7 +229,7 @@ impl Rows for MemoryRows {
     fn delete_beside(&mut self, seq: Seq) -> Result<()> {
         let tables = self.tables();
         tables.attempts.remove(&seq);
-        tables.bonds.edges.retain(|(child, _), _| *child != seq);
+        tables.bonds.forget_edges(seq);
         Ok(())
     }
 

@@ -21,10 +21,12 @@ mod control;
 #[cfg(feature = "sqlite")]
 mod disk;
 mod dispatch;
+mod expiry;
 #[cfg(feature = "sqlite")]
 mod files;
 mod flow_control;
 mod keep;
+mod keys;
 mod leases;
 mod limits;
 mod log;
@@ -38,4 +40,5 @@ mod settle;
 mod tenants;
 #[cfg(feature = "sqlite")]
 mod together;
+mod unique;
 mod world;
