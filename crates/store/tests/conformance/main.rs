@@ -25,6 +25,7 @@ mod expiry;
 #[cfg(feature = "sqlite")]
 mod files;
 mod flow_control;
+mod flows;
 mod keep;
 mod keys;
 mod leases;
