@@ -166,7 +166,7 @@ pub struct NewJob {
     /// What follows for the jobs that wait for it when it does not complete.
     #[serde(default)]
     pub on_failure: Option<OnFailure>,
-    /// Undoes it when its flow fails after it was completed.
+    /// Undoes it when its flow fails after it was completed. It has no `ttl` and is not `unique`, whatever its type says.
     #[serde(default)]
     pub compensate: Option<Box<NewJob>>,
     /// The user it works for.

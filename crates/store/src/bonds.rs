@@ -88,6 +88,10 @@ impl<R: Rows> Writer<R> {
     /// for goes on at once; one that waits for a failed job is cancelled.
     pub(crate) fn tie(&mut self, child: Seq, after: &[(Seq, bool)]) -> Result<()> {
         self.write_fresh()?;
+        if self.job_row(child)?.is_none_or(|row| row.job.state != State::Blocked) {
+            // Another job of the same commit has taken its unique key.
+            return Ok(());
+        }
         let mut failed = None;
         let mut seen: HashSet<Seq> = HashSet::new();
         for (parent, ignores_failure) in after.iter().copied() {

@@ -98,14 +98,15 @@ impl<R: Rows> Writer<R> {
         };
         let run_at = job.run_at.filter(|run_at| *run_at > self.now);
         let compensates = job.rare.as_ref().is_some_and(|rare| rare.compensates.is_some());
+        let is_tied = !job.after.is_empty();
         let state = match run_at {
-            _ if behind.is_some() || compensates || !job.after.is_empty() => State::Blocked,
+            _ if behind.is_some() || compensates || is_tied => State::Blocked,
             Some(_) => State::Scheduled,
             None => State::Pending,
         };
         let seq = self.next_seq;
         self.next_seq += 1;
-        if job.given_id || !job.after.is_empty() || job.rare.is_some() {
+        if job.given_id || is_tied || job.rare.is_some() {
             self.fresh_ids.insert((tenant, job.id.clone()), seq);
         }
         if let Some(unique) = unique {
@@ -138,8 +139,8 @@ impl<R: Rows> Writer<R> {
             rare: job.rare,
         };
         let mut row = JobRow { seq, keys, job, holder: None };
-        if compensates {
-            // It waits for its flow to fail.
+        if compensates || is_tied {
+            // It waits for its flow to fail, or to be tied to those it waits for at the end of the commit.
             row.job.rare_mut().waits_for = 1;
         }
         self.counts.moved(keys, None, Some(state));

@@ -510,8 +510,8 @@ impl Reader for MemoryReader {
             tables.counts.iter().filter(|((_, of), _)| tenant.is_none_or(|id| id == Some(*of)))
         {
             let Some(queue) = tables.other_names.get(*queue as usize) else { continue };
-            let queue = counts.entry(queue.as_str().into()).or_default();
             for (state, count) in State::ALL.into_iter().zip(by_state).filter(|(_, count)| **count != 0) {
+                let queue = counts.entry(queue.as_str().into()).or_default();
                 *queue.entry(state).or_default() += count.unsigned_abs();
             }
         }

@@ -18,6 +18,7 @@ macro_rules! every_engine {
 
 mod commits;
 mod control;
+mod counted;
 #[cfg(feature = "sqlite")]
 mod disk;
 mod dispatch;

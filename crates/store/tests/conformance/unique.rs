@@ -19,6 +19,7 @@ every_engine![
     a_cancelled_follow_up_leaves_the_key_to_the_running_one,
     a_follow_up_that_waits_for_others_too_waits_for_all_of_them,
     a_follow_up_that_waits_for_the_running_one_anyway_waits_for_it_once,
+    one_that_waits_for_others_meets_its_key_in_its_own_commit,
     where_only_a_running_one_counts_there_is_still_one_follow_up,
     the_states_say_who_keeps_others_out,
     a_completed_one_keeps_others_out_while_it_is_kept_if_its_states_say_so,
@@ -300,6 +301,34 @@ async fn a_follow_up_that_waits_for_the_running_one_anyway_waits_for_it_once(wor
     world.enqueue(&a, vec![Enqueue { after, ..asked(&world, 2, unique(OnConflict::Latest)) }]).await;
     world.settle(&running, done()).await;
     assert_eq!(numbers(&world.claim(any()).await), ["2"]);
+}
+
+async fn one_that_waits_for_others_meets_its_key_in_its_own_commit(world: World) {
+    for policy in [OnConflict::Keep, OnConflict::Replace, OnConflict::Extend, OnConflict::Latest] {
+        let own = tenant(&format!("{policy:?}").to_lowercase());
+        let parent = world.job("other");
+        let after = vec![After { id: parent.id.clone(), ignores_failure: false }];
+        let parent = Enqueue { given_id: true, ..parent };
+        let first = Enqueue { after, ..asked(&world, 1, unique(policy)) };
+        let answers = world.enqueue(&own, vec![first, asked(&world, 2, unique(policy)), parent]).await;
+        assert_eq!((answers[0].state, &answers[1].id), (State::Blocked, &answers[0].id), "{policy:?}");
+        assert!(world.claim(of(&own)).await.is_empty(), "{policy:?}");
+        let parent = world.claim(Claim { tenant: Some(own.clone()), ..any() }).await.remove(0);
+        world.settle(&parent, done()).await;
+        assert_eq!(world.claim(of(&own)).await.len(), 1, "{policy:?}");
+    }
+    // One that was taken back before it was tied stays so.
+    let own = tenant("supersede");
+    let first = Enqueue { after: Vec::new(), ..asked(&world, 1, unique(OnConflict::Supersede)) };
+    let parent = world.enqueue(&own, vec![world.job("other")]).await.remove(0).id;
+    let after = vec![After { id: parent, ignores_failure: true }];
+    let jobs = vec![Enqueue { after, ..first }, asked(&world, 2, unique(OnConflict::Supersede))];
+    let answers = world.enqueue(&own, jobs).await;
+    assert_eq!(world.state(&own, &answers[0].id).await, State::Cancelled);
+    let parent = world.claim(Claim { tenant: Some(own.clone()), kinds: vec!["other".into()], ..any() }).await.remove(0);
+    world.settle(&parent, done()).await;
+    assert_eq!(world.state(&own, &answers[0].id).await, State::Cancelled);
+    assert_eq!(numbers(&world.claim(of(&own)).await), ["2"]);
 }
 
 async fn where_only_a_running_one_counts_there_is_still_one_follow_up(world: World) {

@@ -75,8 +75,8 @@ impl Run<'_> {
                 let undone = self.jobs[first + index].id.clone();
                 self.follower(*job, member.at, origin, Vec::new(), |rare| {
                     rare.compensates = Some(undone);
-                    // It is not known when it will be needed, so it does not expire meanwhile.
-                    rare.expires_at = None;
+                    // It is not known when it will be needed, so it does not expire meanwhile; and it is needed whoever has its key.
+                    (rare.expires_at, rare.unique) = (None, None);
                 })?;
             }
         }
