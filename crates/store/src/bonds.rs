@@ -196,8 +196,11 @@ impl<R: Rows> Writer<R> {
             let taken = Taken { seq: ahead.seq, id: ahead.job.id, until };
             return self.rows.put_unique(keys.tenant, keys.kind, key, &taken);
         }
-        let in_window = taken.until.is_some_and(|until| until > self.now) && row.job.state != State::Cancelled;
-        if in_window || unique.states.contains(row.job.state) {
+        if unique.states.contains(row.job.state) {
+            // As long as the job is kept. A window that ends before must not free it.
+            return self.rows.put_unique(keys.tenant, keys.kind, key, &Taken { until: None, ..taken });
+        }
+        if taken.until.is_some_and(|until| until > self.now) && row.job.state != State::Cancelled {
             return Ok(());
         }
         self.rows.delete_unique(keys.tenant, keys.kind, key)

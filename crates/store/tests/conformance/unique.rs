@@ -363,13 +363,17 @@ async fn a_completed_one_keeps_others_out_while_it_is_kept_if_its_states_say_so(
     world
         .limit(QueueLimits { keep_completed: tidewire_core::catalog::Keep::Age(HOUR), ..QueueLimits::default() })
         .await;
-    let rule = || Unique { states: states("[\"pending\", \"completed\"]"), ..unique(OnConflict::Keep) };
+    let states = states("[\"pending\", \"completed\"]");
+    let rule = || Unique { states, window: Some(SECOND), ..unique(OnConflict::Keep) };
     let ask = async |n| world.enqueue(&a, vec![asked(&world, n, rule())]).await.remove(0).conflict;
     assert_eq!(ask(1).await, None);
     let running = world.claim_one().await;
     world.settle(&running, done()).await;
     assert_eq!(ask(2).await, Some(Conflict::Kept));
-    world.advance(HOUR + SECOND).await;
+    // Longer than the window, and long enough for a purge.
+    world.advance(MINUTE * 2).await;
+    assert_eq!(ask(2).await, Some(Conflict::Kept));
+    world.advance(HOUR).await;
     assert!(!world.is_kept(&a, &running.job.id).await);
     assert_eq!(ask(3).await, None);
 }
