@@ -162,13 +162,13 @@ pub struct NewJob {
     /// What the other jobs of the call name it by in `after`.
     #[serde(rename = "ref", default)]
     pub reference: Option<String>,
-    /// The jobs it waits for: a `ref` of the same call, or the id of a job that is there.
+    /// The jobs it waits for: a `ref` or a given `id` of the same call, or the id of a job that is there.
     #[serde(default)]
     pub after: Vec<String>,
     /// What follows for the jobs that wait for it when it does not complete.
     #[serde(default)]
     pub on_failure: Option<OnFailure>,
-    /// Undoes it when its flow fails after it was completed.
+    /// Undoes it when its flow fails after it was completed. It has no `ttl` and is not `unique`, whatever its type says.
     #[serde(default)]
     pub compensate: Option<Box<NewJob>>,
     /// The user it works for.

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use tidewire_core::commit::{After, FlowHead};
-use tidewire_core::job::{Job, OnFailure, State};
+use tidewire_core::job::{Job, OnFailure, State, Unique};
 use tidewire_core::store::Moment;
 use tidewire_core::{Id, Result, Timestamp};
 
-use crate::rows::{Edge, FlowRow, JobRow, Keys, Member, NameId, Rows, Seq};
+use crate::rows::{Edge, FlowRow, JobRow, Member, NameId, Rows, Seq, Taken};
 use crate::writer::Writer;
 
 /// A job of a commit and whom it waits for.
@@ -84,11 +84,14 @@ impl<R: Rows> Writer<R> {
         Ok(Some(row))
     }
 
-    /// Makes a job that was just enqueued wait for others, each with whether its failure is ignored. One that has nothing left to wait
+    /// Makes a job that was just enqueued wait for others too, each with whether its failure is ignored. One that has nothing left to wait
     /// for goes on at once; one that waits for a failed job is cancelled.
     pub(crate) fn tie(&mut self, child: Seq, after: &[(Seq, bool)]) -> Result<()> {
         self.write_fresh()?;
-        let mut waits_for = 0;
+        if self.job_row(child)?.is_none_or(|row| row.job.state != State::Blocked) {
+            // Another job of the same commit has taken its unique key.
+            return Ok(());
+        }
         let mut failed = None;
         let mut seen: HashSet<Seq> = HashSet::new();
         for (parent, ignores_failure) in after.iter().copied() {
@@ -98,7 +101,6 @@ impl<R: Rows> Writer<R> {
             let Some(row) = self.job_row(parent)? else { continue };
             self.rows.add_edge(Edge { child, parent, ignores_failure })?;
             if !row.job.state.is_final() {
-                waits_for += 1;
                 if !row.job.rare.as_ref().is_some_and(|rare| rare.has_dependents) {
                     self.alter(parent, |row| row.job.rare_mut().has_dependents = true)?;
                 }
@@ -109,6 +111,7 @@ impl<R: Rows> Writer<R> {
                 failed = Some(row.job);
             }
         }
+        let waits_for = u16::try_from(self.rows.waited_for(child)?.len()).unwrap_or(u16::MAX);
         let child = self.alter(child, |row| {
             let rare = row.job.rare_mut();
             (rare.waits_for, rare.has_parents) = (waits_for, true);
@@ -136,20 +139,25 @@ impl<R: Rows> Writer<R> {
 
     /// Cancels a job that is not running, and what follows from that.
     pub(crate) fn take_back(&mut self, row: JobRow, why: &str) -> Result<()> {
-        if let Some(row) = self.cancel_waiting(&row, why)? {
+        self.end_waiting(&row, State::Cancelled, why)
+    }
+
+    /// Ends a job that is not running, and what follows from that.
+    pub(crate) fn end_waiting(&mut self, row: &JobRow, state: State, why: &str) -> Result<()> {
+        if let Some(row) = self.stop_waiting(row, state, why)? {
             self.job_ended(&row)?;
         }
         Ok(())
     }
 
-    fn cancel_waiting(&mut self, row: &JobRow, why: &str) -> Result<Option<JobRow>> {
+    fn stop_waiting(&mut self, row: &JobRow, state: State, why: &str) -> Result<Option<JobRow>> {
         let now = self.now;
         let ended = self.alter(row.seq, |row| {
-            row.job.state = State::Cancelled;
+            row.job.state = state;
             row.job.finished_at = Some(now);
             row.job.error = Some(why.into());
         })?;
-        self.counts.moved(row.keys, Some(row.job.state), Some(State::Cancelled));
+        self.counts.moved(row.keys, Some(row.job.state), Some(state));
         Ok(ended)
     }
 
@@ -165,7 +173,7 @@ impl<R: Rows> Writer<R> {
             self.tell(ended_moment(row.job.state), &row.job)?;
             let Some(rare) = &row.job.rare else { continue };
             if let Some(unique) = &rare.unique {
-                self.free_unique(row.keys, row.seq, &unique.key)?;
+                self.free_unique(&row, unique)?;
             }
             if rare.has_dependents {
                 self.free_dependents(&row, &mut ended)?;
@@ -177,13 +185,39 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    fn free_unique(&mut self, keys: Keys, seq: Seq, key: &str) -> Result<()> {
-        match self.rows.unique(keys.tenant, keys.kind, key)? {
-            Some(taken) if taken.seq == seq && taken.until.is_none_or(|until| until <= self.now) => {
-                self.rows.delete_unique(keys.tenant, keys.kind, key)
-            }
-            Some(_) | None => Ok(()),
+    fn free_unique(&mut self, row: &JobRow, unique: &Unique) -> Result<()> {
+        let (keys, key) = (row.keys, &unique.key);
+        let taken = self.rows.unique(keys.tenant, keys.kind, key)?;
+        let Some(taken) = taken.filter(|taken| taken.seq == row.seq) else { return Ok(()) };
+        if let Some(ahead) = self.ahead(row, unique)? {
+            // It never ran. The key is again that of the one behind which it waited.
+            let window = ahead.job.rare.as_ref().and_then(|rare| rare.unique.as_ref()?.window);
+            let until = window.map(|window| ahead.job.created_at + window);
+            let taken = Taken { seq: ahead.seq, id: ahead.job.id, until };
+            return self.rows.put_unique(keys.tenant, keys.kind, key, &taken);
         }
+        if unique.states.contains(row.job.state) {
+            // As long as the job is kept. A window that ends before must not free it.
+            return self.rows.put_unique(keys.tenant, keys.kind, key, &Taken { until: None, ..taken });
+        }
+        if taken.until.is_some_and(|until| until > self.now) && row.job.state != State::Cancelled {
+            return Ok(());
+        }
+        self.rows.delete_unique(keys.tenant, keys.kind, key)
+    }
+
+    /// The job with the same unique key that must end before this one may begin.
+    pub(crate) fn ahead(&mut self, row: &JobRow, unique: &Unique) -> Result<Option<JobRow>> {
+        if !row.job.rare.as_ref().is_some_and(|rare| rare.has_parents) {
+            return Ok(None);
+        }
+        for seq in self.rows.waited_for(row.seq)? {
+            let Some(parent) = self.job_row(seq)?.filter(|parent| parent.keys.kind == row.keys.kind) else { continue };
+            if parent.job.rare.as_ref().and_then(|rare| rare.unique.as_ref()).is_some_and(|own| own.key == unique.key) {
+                return Ok(Some(parent));
+            }
+        }
+        Ok(None)
     }
 
     fn free_dependents(&mut self, parent: &JobRow, ended: &mut Vec<JobRow>) -> Result<()> {
@@ -195,7 +229,7 @@ impl<R: Rows> Writer<R> {
                 continue;
             };
             if parent.job.state != State::Completed && !edge.ignores_failure {
-                ended.extend(self.cancel_waiting(&child, &not_completed(&parent.job))?);
+                ended.extend(self.stop_waiting(&child, State::Cancelled, &not_completed(&parent.job))?);
                 continue;
             }
             let child = self.alter(edge.child, |row| {
@@ -260,7 +294,9 @@ impl<R: Rows> Writer<R> {
         };
         self.rows.add_member(flow.number, &member)?;
         if row.job.state.is_final() {
+            // Another job of the same commit has taken its unique key.
             self.rows.end_member(flow.number, seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
+            flow.failed += 1;
         } else if compensates.is_none() {
             flow.unfinished += 1;
         }
@@ -308,7 +344,7 @@ impl<R: Rows> Writer<R> {
         let mut before: Option<Seq> = None;
         for (_, seq) in order {
             match before {
-                None => self.unblock(seq)?,
+                None => self.let_go(seq)?,
                 Some(before) => self.tie(seq, &[(before, true)])?,
             }
             before = Some(seq);
@@ -316,15 +352,21 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
+    /// A compensating job no longer waits for its flow to fail.
+    fn let_go(&mut self, seq: Seq) -> Result<()> {
+        self.alter(seq, |row| row.job.rare_mut().waits_for = 0)?;
+        self.unblock(seq)
+    }
+
     /// All jobs of a flow have ended, but perhaps for those that undo others. Those that have nothing to undo are forgotten.
     fn end_flow(&mut self, flow: &mut FlowRow) -> Result<()> {
         let members = self.rows.members(flow.number)?;
+        let has_completed = |member: &&Member| member.ended.is_some_and(|(state, _)| state == State::Completed);
+        let completed: HashSet<&Id> = members.iter().filter(has_completed).map(|member| &member.id).collect();
         let mut is_undoing = false;
-        for member in members.iter().filter(|member| member.compensates.is_some() && member.ended.is_none()) {
-            let undone = members.iter().find(|other| Some(&other.id) == member.compensates.as_ref());
-            let has_completed =
-                undone.and_then(|undone| undone.ended).is_some_and(|(state, _)| state == State::Completed);
-            if flow.undoing && has_completed {
+        for member in members.iter().filter(|member| member.ended.is_none()) {
+            let Some(undone) = &member.compensates else { continue };
+            if flow.undoing && completed.contains(undone) {
                 is_undoing = true;
                 continue;
             }

@@ -31,6 +31,12 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Why a job was taken back that did not begin in time.
 const EXPIRED: &str = "it did not begin before it expired";
 
+/// Why a job is dead whose retry could not begin in time.
+const LATE: &str = "no retry may begin any more: retryFor has passed";
+
+/// How many jobs one turn passes over because their keys hold them back; the next turn goes on.
+const PASS_AT_ONCE: usize = 1_024;
+
 /// How many due jobs one turn makes pending; the next turn goes on.
 const PROMOTE_AT_ONCE: usize = 1_024;
 
@@ -97,17 +103,22 @@ impl<R: Rows> Writer<R> {
     /// Gives waiting claims what is due, in the order they came.
     pub(crate) fn lease_out(&mut self) -> Result<()> {
         self.held_until = None;
+        let mut passes = PASS_AT_ONCE;
         for _ in 0..self.parked.len() {
             let Some(parked) = self.parked.pop_front() else { break };
             if parked.reply.is_closed() {
                 continue;
             }
-            let leased = if self.has_work(&parked.wanted) { self.take(&parked)? } else { Vec::new() };
-            if leased.is_empty() && parked.deadline > self.now {
+            let leased = if self.has_work(&parked.wanted) { self.take(&parked, &mut passes)? } else { Vec::new() };
+            if leased.is_empty() && (parked.deadline > self.now || passes == 0) {
                 self.parked.push_back(parked);
             } else {
                 self.answers.push(Pending::Leased(parked.reply, leased));
             }
+        }
+        if passes == 0 {
+            // A line of many jobs of one key must not keep all other calls waiting.
+            self.held_until = Some(self.now);
         }
         Ok(())
     }
@@ -119,7 +130,7 @@ impl<R: Rows> Writer<R> {
         }
     }
 
-    fn take(&mut self, parked: &Parked) -> Result<Vec<Leased>> {
+    fn take(&mut self, parked: &Parked, passes: &mut usize) -> Result<Vec<Leased>> {
         let mut queues = parked.wanted.queues.clone();
         if queues.is_empty() {
             queues = self.dispatch.ready().collect();
@@ -132,9 +143,12 @@ impl<R: Rows> Writer<R> {
         }
         let mut leased = Vec::new();
         for queue in queues {
-            while leased.len() < parked.claim.max as usize && self.dispatch.is_ready(queue) {
+            while leased.len() < parked.claim.max as usize && *passes > 0 && self.dispatch.is_ready(queue) {
                 match self.dispatch.next(queue, &parked.wanted, self.now) {
-                    Found::Job(place) => leased.extend(self.lease(place, &parked.claim)?),
+                    Found::Job(place, priority) => match self.lease(place, priority, &parked.claim)? {
+                        Some(job) => leased.push(job),
+                        None => *passes -= 1,
+                    },
                     Found::Refill(lane) => self.refill(lane)?,
                     Found::Held(until) => {
                         self.held_until = self.held_until.into_iter().chain(until).min();
@@ -156,32 +170,36 @@ impl<R: Rows> Writer<R> {
 
     /// Leases a pending job; nothing when it was taken back since its place was recorded, even if it is pending at another place, or when
     /// its key holds it back.
-    fn lease(&mut self, (due, seq): Place, claim: &Claim) -> Result<Option<Leased>> {
+    fn lease(&mut self, (due, seq): Place, priority: u8, claim: &Claim) -> Result<Option<Leased>> {
         let row = match self.fresh_row(seq) {
-            Some(row) => row.clone(),
-            None => {
-                let is_there = |row: &JobRow| row.job.state == State::Pending && row.job.run_at.as_micros() == due;
-                let row = match self.recent.take(seq) {
-                    Some(row) => Some(row),
-                    None => self.rows.job(seq)?,
-                };
-                match row.filter(is_there) {
-                    Some(row) => row,
-                    None => return Ok(None),
-                }
-            }
+            Some(row) => Some(row.clone()),
+            None => match self.recent.take(seq) {
+                Some(row) => Some(row),
+                None => self.rows.job(seq)?,
+            },
         };
+        let is_there = |row: &JobRow| {
+            let job = &row.job;
+            (job.state, job.run_at.as_micros(), job.priority) == (State::Pending, due, priority)
+        };
+        let Some(row) = row.filter(is_there) else { return Ok(None) };
         if row.job.rare.is_some() && self.is_held_back(&row)? {
             return Ok(None);
         }
         self.begin(row, claim).map(Some)
     }
 
-    /// Whether a job that was next must wait: it has expired, or its key is at a limit. Then it is where it waits.
+    /// Whether a job that was next may not begin: its time to begin has passed, or its key is at a limit. Then it is where it belongs.
     fn is_held_back(&mut self, row: &JobRow) -> Result<bool> {
         let (keys, job) = (row.keys, &row.job);
-        if job.attempt == 0 && job.expires_at().is_some_and(|at| at <= self.now) {
+        if job.started_at.is_none() && job.expires_at().is_some_and(|at| at <= self.now) {
             self.take_back(row.clone(), EXPIRED)?;
+            return Ok(true);
+        }
+        let retry_until = job.rare.as_ref().and_then(|rare| rare.retry_until).filter(|_| job.attempt > 0);
+        if retry_until.is_some_and(|until| until < self.now) {
+            let error = job.error.as_ref().map_or_else(|| LATE.to_owned(), |error| format!("{error} ({LATE})"));
+            self.end_waiting(row, State::Dead, &error)?;
             return Ok(true);
         }
         let (Some(key), Some(limits)) = (job.key(), self.dispatch.limits(keys.queue)) else { return Ok(false) };
@@ -429,17 +447,37 @@ impl<R: Rows> Writer<R> {
     /// Deletes a job with everything that is kept about it.
     pub(crate) fn forget(&mut self, Kept { job, may_have_more }: Kept) -> Result<()> {
         if may_have_more {
+            self.forget_unique(job)?;
             self.rows.delete_beside(job.seq)?;
         }
         self.counts.moved(job.keys, Some(job.state), None);
         self.rows.delete_job(job.seq)
     }
 
+    /// A job that is about to be forgotten has its unique key no longer, but for its window.
+    fn forget_unique(&mut self, job: EndedJob) -> Result<()> {
+        let row = self.rows.job(job.seq)?;
+        let Some(unique) = row.and_then(|row| row.job.rare?.unique) else { return Ok(()) };
+        let (tenant, kind) = (job.keys.tenant, job.keys.kind);
+        match self.rows.unique(tenant, kind, &unique.key)? {
+            Some(taken)
+                if taken.seq == job.seq
+                    && (job.state == State::Cancelled || taken.until.is_none_or(|until| until <= self.now)) =>
+            {
+                self.rows.delete_unique(tenant, kind, &unique.key)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Gives back the jobs of workers that did not renew.
     pub(crate) fn expire_leases(&mut self) -> Result<()> {
         while let Some(seq) = self.leases.pop_expired(self.now) {
-            let Some(row) = self.leases.of(seq).map(|lease| lease.row.clone()) else { continue };
-            if self.now >= self.hard_end(&row) {
+            let Some((row, until)) = self.leases.of(seq).map(|lease| (lease.row.clone(), lease.until)) else {
+                continue;
+            };
+            // A lease that ended before was lost, however late that is seen.
+            if until >= self.hard_end(&row) {
                 let limit = tidewire_core::time::format_duration(row.job.timeout);
                 let random = self.ids.random();
                 let timed_out = Verdict::Retry { error: format!("timed out after {limit}"), delay: None };

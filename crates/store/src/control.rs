@@ -33,7 +33,9 @@ impl<R: Rows> Writer<R> {
                 row.job.run_at = self.now;
                 row.job.finished_at = None;
                 if let Some(rare) = &mut row.job.rare {
-                    rare.lost = 0;
+                    // It was asked for anew: what ended it before must not end it at once.
+                    (rare.lost, rare.waits_for) = (0, 0);
+                    (rare.expires_at, rare.retry_until) = (None, None);
                 }
             }
             (Control::Cancel, State::Scheduled | State::Pending | State::Blocked) => {

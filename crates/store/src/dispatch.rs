@@ -59,8 +59,8 @@ struct QueueHeads {
 
 /// What a look for the next job found.
 pub(crate) enum Found {
-    /// The job that became pending with this place is next. It may have moved on since; the row decides.
-    Job(Place),
+    /// The job that became pending with this place and priority is next. It may have moved on since; the row decides.
+    Job(Place, u8),
     /// The window of this lane has drained; read more.
     Refill(LaneKey),
     /// The queue is at a limit, or each tenant with work is: until then, or until a job ends or the limits change.
@@ -201,7 +201,7 @@ impl QueueHeads {
         }) {
             self.drop_lane(tenant, priority, kind);
         }
-        Found::Job(place)
+        Found::Job(place, priority)
     }
 
     /// Why there is no job for a worker: those that it wants may be held.

@@ -98,19 +98,20 @@ impl<R: Rows> Writer<R> {
         };
         let run_at = job.run_at.filter(|run_at| *run_at > self.now);
         let compensates = job.rare.as_ref().is_some_and(|rare| rare.compensates.is_some());
+        let is_tied = !job.after.is_empty();
         let state = match run_at {
-            _ if behind.is_some() || compensates || !job.after.is_empty() => State::Blocked,
+            _ if behind.is_some() || compensates || is_tied => State::Blocked,
             Some(_) => State::Scheduled,
             None => State::Pending,
         };
         let seq = self.next_seq;
         self.next_seq += 1;
-        if job.given_id || !job.after.is_empty() || job.rare.is_some() {
+        if job.given_id || is_tied || job.rare.is_some() {
             self.fresh_ids.insert((tenant, job.id.clone()), seq);
         }
         if let Some(unique) = unique {
             let until = unique.window.map(|window| self.now + window);
-            self.rows.put_unique(tenant, keys.kind, &unique.key, Taken { seq, until })?;
+            self.rows.put_unique(tenant, keys.kind, &unique.key, &Taken { seq, id: job.id.clone(), until })?;
         }
         let enqueued = Enqueued { id: job.id.clone(), kind: job.kind.clone(), state, deduplicated: false, conflict };
         let job = Job {
@@ -137,7 +138,11 @@ impl<R: Rows> Writer<R> {
             depth: job.depth,
             rare: job.rare,
         };
-        let row = JobRow { seq, keys, job, holder: None };
+        let mut row = JobRow { seq, keys, job, holder: None };
+        if compensates || is_tied {
+            // It waits for its flow to fail, or to be tied to those it waits for at the end of the commit.
+            row.job.rare_mut().waits_for = 1;
+        }
         self.counts.moved(keys, None, Some(state));
         self.expect_expiry(&row.job);
         self.place(&row)?;
@@ -161,32 +166,54 @@ impl<R: Rows> Writer<R> {
 
     /// Who is at the unique key of a new job, and who of the two stays.
     fn contend(&mut self, keys: Keys, job: &Enqueue, unique: &Unique) -> Result<Contest> {
-        let Some(taken) = self.rows.unique(keys.tenant, keys.kind, &unique.key)? else {
-            return Ok(Contest::Free(None));
+        let mut superseded = None;
+        let (row, waits) = loop {
+            let Some(taken) = self.rows.unique(keys.tenant, keys.kind, &unique.key)? else {
+                return Ok(Contest::Free(superseded));
+            };
+            let in_window = taken.until.is_some_and(|until| until > self.now);
+            let Some(row) = self.job_row(taken.seq)? else {
+                if !in_window || unique.on_conflict == OnConflict::Supersede {
+                    return Ok(Contest::Free(superseded));
+                }
+                // It has ended and is forgotten, but its window is not over.
+                let (id, kind, conflict) = (taken.id, job.kind.clone(), Some(Conflict::Kept));
+                return Ok(Contest::Lost(Enqueued { id, kind, state: State::Completed, deduplicated: true, conflict }));
+            };
+            let state = row.job.state;
+            // One that waits behind a running one keeps others out as that one does.
+            let keeps_out = unique.states.contains(state)
+                || in_window && state != State::Cancelled
+                || self.ahead(&row, unique)?.is_some();
+            if !keeps_out {
+                return Ok(Contest::Free(superseded));
+            }
+            let waits = States::WAITING.contains(state);
+            match unique.on_conflict {
+                OnConflict::Supersede if waits => {
+                    // Its key is free now, or again that of the one behind which it waited.
+                    self.take_back(row, &format!("superseded by job {}", job.id))?;
+                    superseded = Some(Conflict::Superseded);
+                }
+                OnConflict::Supersede if state == State::Processing => {
+                    self.ask_to_stop(taken.seq)?;
+                    return Ok(Contest::Behind(taken.seq, Conflict::Superseded));
+                }
+                OnConflict::Supersede => return Ok(Contest::Free(superseded)),
+                OnConflict::Latest if state == State::Processing => {
+                    return Ok(Contest::Behind(taken.seq, Conflict::Queued));
+                }
+                OnConflict::Keep | OnConflict::Replace | OnConflict::Extend | OnConflict::Latest => break (row, waits),
+            }
         };
-        let Some(row) = self.job_row(taken.seq)? else { return Ok(Contest::Free(None)) };
-        let state = row.job.state;
-        let in_window = taken.until.is_some_and(|until| until > self.now) && state != State::Cancelled;
-        if !unique.states.contains(state) && !in_window {
-            return Ok(Contest::Free(None));
-        }
-        let waits = States::WAITING.contains(state);
         let conflict = match unique.on_conflict {
-            OnConflict::Supersede if waits => {
-                self.take_back(row, &format!("superseded by job {}", job.id))?;
-                return Ok(Contest::Free(Some(Conflict::Superseded)));
-            }
-            OnConflict::Supersede if state == State::Processing => {
-                self.ask_to_stop(taken.seq)?;
-                return Ok(Contest::Behind(taken.seq, Conflict::Superseded));
-            }
-            OnConflict::Supersede => return Ok(Contest::Free(None)),
-            OnConflict::Latest if state == State::Processing => {
-                return Ok(Contest::Behind(taken.seq, Conflict::Queued));
-            }
             OnConflict::Replace | OnConflict::Latest if waits => Conflict::Replaced,
             OnConflict::Extend if waits => Conflict::Extended,
-            OnConflict::Keep | OnConflict::Replace | OnConflict::Extend | OnConflict::Latest => Conflict::Kept,
+            OnConflict::Keep
+            | OnConflict::Replace
+            | OnConflict::Extend
+            | OnConflict::Latest
+            | OnConflict::Supersede => Conflict::Kept,
         };
         let row = match conflict {
             Conflict::Replaced => self.replace(row, job, true)?,
@@ -200,12 +227,12 @@ impl<R: Rows> Writer<R> {
     /// Gives a waiting job the time of a later one, and its content, too, if `whole`.
     fn replace(&mut self, old: JobRow, new: &Enqueue, whole: bool) -> Result<JobRow> {
         let run_at = new.run_at.filter(|run_at| *run_at > self.now);
-        let is_tied = old.job.rare.as_ref().is_some_and(|rare| rare.waits_for > 0 || rare.compensates.is_some());
+        let is_tied = old.job.rare.as_ref().is_some_and(|rare| rare.waits_for > 0);
         let (state, run_at) = match run_at {
             _ if is_tied => (State::Blocked, run_at.unwrap_or(old.job.run_at)),
             Some(run_at) => (State::Scheduled, run_at),
             // It is due already and keeps its place in the line.
-            None if old.job.state == State::Pending => (State::Pending, old.job.run_at),
+            None if old.job.run_at <= self.now => (State::Pending, old.job.run_at),
             None => (State::Pending, self.now),
         };
         let changed = self.alter_all(old.seq, |row| {

@@ -93,7 +93,7 @@ impl Tables {
 
     /// When a job expires, while it waits and has never begun.
     fn expiry(row: &JobRow) -> Option<Timestamp> {
-        let waits = row.job.attempt == 0 && States::WAITING.contains(row.job.state);
+        let waits = row.job.started_at.is_none() && States::WAITING.contains(row.job.state);
         row.job.expires_at().filter(|_| waits)
     }
 }
@@ -232,7 +232,7 @@ impl Rows for MemoryRows {
     fn delete_beside(&mut self, seq: Seq) -> Result<()> {
         let tables = self.tables();
         tables.attempts.remove(&seq);
-        tables.bonds.edges.retain(|(child, _), _| *child != seq);
+        tables.bonds.forget_edges(seq);
         Ok(())
     }
 
@@ -513,8 +513,8 @@ impl Reader for MemoryReader {
             tables.counts.iter().filter(|((_, of), _)| tenant.is_none_or(|id| id == Some(*of)))
         {
             let Some(queue) = tables.other_names.get(*queue as usize) else { continue };
-            let queue = counts.entry(queue.as_str().into()).or_default();
             for (state, count) in State::ALL.into_iter().zip(by_state).filter(|(_, count)| **count != 0) {
+                let queue = counts.entry(queue.as_str().into()).or_default();
                 *queue.entry(state).or_default() += count.unsigned_abs();
             }
         }

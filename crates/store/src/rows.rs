@@ -71,7 +71,7 @@ pub(crate) fn page<E>(
 
 /// The key that holds a blocked job back, if it is its key.
 pub(crate) fn blocking_key(job: &Job) -> Option<&str> {
-    let is_tied = job.rare.as_ref().is_some_and(|rare| rare.waits_for > 0 || rare.compensates.is_some());
+    let is_tied = job.rare.as_ref().is_some_and(|rare| rare.waits_for > 0);
     job.key().filter(|_| job.state == State::Blocked && !is_tied)
 }
 

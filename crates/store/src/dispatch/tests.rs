@@ -45,7 +45,7 @@ fn of(seq: Seq) -> NameId {
 
 /// Starts the next job. Tells whose it is, by the numbers of [`fill`].
 fn take(dispatch: &mut Dispatch, wanted: &Wanted, now: Timestamp) -> Option<NameId> {
-    let Found::Job((_, seq)) = dispatch.next(1, wanted, now) else { return None };
+    let Found::Job((_, seq), _) = dispatch.next(1, wanted, now) else { return None };
     dispatch.started(1, of(seq), now);
     Some(of(seq))
 }
@@ -57,7 +57,7 @@ fn take_all(dispatch: &mut Dispatch, now: Timestamp) -> Vec<NameId> {
 /// The numbers of the jobs of one tenant and of the rest, whose tenants do not matter.
 fn drain(dispatch: &mut Dispatch, wanted: &Wanted) -> Vec<Seq> {
     let mut seqs = Vec::new();
-    while let Found::Job((_, seq)) = dispatch.next(1, wanted, NOW) {
+    while let Found::Job((_, seq), _) = dispatch.next(1, wanted, NOW) {
         dispatch.started(1, 1, NOW);
         seqs.push(seq);
     }
@@ -295,7 +295,7 @@ fn a_waiting_job_gains_a_priority_for_each_aging() {
     };
     let drain_at = |dispatch: &mut Dispatch, now| {
         std::iter::from_fn(|| match dispatch.next(1, &any(), now) {
-            Found::Job((_, seq)) => Some(seq),
+            Found::Job((_, seq), _) => Some(seq),
             _ => None,
         })
         .collect::<Vec<_>>()

@@ -1,6 +1,6 @@
 //! Unique keys, who waits for whom, and flows, in maps.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tidewire_core::job::{Job, State};
 use tidewire_core::store::Parent;
@@ -14,7 +14,9 @@ use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken};
 pub(super) struct BondTables {
     pub(super) uniques: HashMap<(NameId, NameId, String), Taken>,
     /// By child and parent: whether the failure of the parent is ignored, and how it ended.
-    pub(super) edges: BTreeMap<(Seq, Seq), (bool, Option<Parent>)>,
+    edges: BTreeMap<(Seq, Seq), (bool, Option<Parent>)>,
+    /// By parent and child: the edges whose parent has not ended.
+    open: BTreeSet<(Seq, Seq)>,
     pub(super) flows: Vec<FlowEntry>,
 }
 
@@ -37,6 +39,15 @@ impl BondTables {
         self.flows.get_mut(usize::try_from(number - 1).ok()?)
     }
 
+    /// Forgets for whom a job waited.
+    pub(super) fn forget_edges(&mut self, child: Seq) {
+        let parents: Vec<Seq> = self.before(child).collect();
+        for parent in parents {
+            self.edges.remove(&(child, parent));
+            self.open.remove(&(parent, child));
+        }
+    }
+
     /// The jobs that `child` waits or waited for.
     pub(super) fn before(&self, child: Seq) -> impl Iterator<Item = Seq> + '_ {
         self.edges.range((child, Seq::MIN)..=(child, Seq::MAX)).map(|((_, parent), _)| *parent)
@@ -45,11 +56,11 @@ impl BondTables {
 
 impl Bonds for MemoryRows {
     fn unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<Option<Taken>> {
-        Ok(self.tables().bonds.uniques.get(&(tenant, kind, key.to_owned())).copied())
+        Ok(self.tables().bonds.uniques.get(&(tenant, kind, key.to_owned())).cloned())
     }
 
-    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: Taken) -> Result<()> {
-        self.tables().bonds.uniques.insert((tenant, kind, key.to_owned()), taken);
+    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: &Taken) -> Result<()> {
+        self.tables().bonds.uniques.insert((tenant, kind, key.to_owned()), taken.clone());
         Ok(())
     }
 
@@ -59,16 +70,26 @@ impl Bonds for MemoryRows {
     }
 
     fn add_edge(&mut self, edge: Edge) -> Result<()> {
-        self.tables().bonds.edges.entry((edge.child, edge.parent)).or_insert((edge.ignores_failure, None));
+        let bonds = &mut self.tables().bonds;
+        let (_, ended) = bonds.edges.entry((edge.child, edge.parent)).or_insert((edge.ignores_failure, None));
+        if ended.is_none() {
+            bonds.open.insert((edge.parent, edge.child));
+        }
         Ok(())
     }
 
     fn dependents(&mut self, parent: Seq) -> Result<Vec<Edge>> {
-        let edges = self.tables().bonds.edges.iter();
-        let open = edges.filter(|((_, of), (_, ended))| *of == parent && ended.is_none());
-        Ok(open
-            .map(|((child, _), (ignores_failure, _))| Edge { child: *child, parent, ignores_failure: *ignores_failure })
-            .collect())
+        let BondTables { open, edges, .. } = &self.tables().bonds;
+        let edge = |(_, child): &(Seq, Seq)| {
+            let (ignores_failure, _) = edges.get(&(*child, parent))?;
+            Some(Edge { child: *child, parent, ignores_failure: *ignores_failure })
+        };
+        Ok(open.range((parent, Seq::MIN)..=(parent, Seq::MAX)).filter_map(edge).collect())
+    }
+
+    fn waited_for(&mut self, child: Seq) -> Result<Vec<Seq>> {
+        let edges = self.tables().bonds.edges.range((child, Seq::MIN)..=(child, Seq::MAX));
+        Ok(edges.filter(|(_, (_, ended))| ended.is_none()).map(|((_, parent), _)| *parent).collect())
     }
 
     fn end_edges(&mut self, parent: Seq, outcome: &Job) -> Result<()> {
@@ -80,8 +101,9 @@ impl Bonds for MemoryRows {
             result: outcome.result.clone(),
             error: outcome.error.clone().filter(|_| outcome.state != State::Completed),
         };
-        for ((_, of), (_, end)) in &mut self.tables().bonds.edges {
-            if *of == parent && end.is_none() {
+        let BondTables { open, edges, .. } = &mut self.tables().bonds;
+        for (_, child) in open.extract_if((parent, Seq::MIN)..=(parent, Seq::MAX), |_| true) {
+            if let Some((_, end)) = edges.get_mut(&(child, parent)) {
                 *end = Some(ended.clone());
             }
         }

@@ -8,10 +8,11 @@ use tidewire_core::{Id, Result, Timestamp};
 
 use super::{NameId, Seq};
 
-/// What is known of a unique key: the job that has it, and until when it keeps others out although it has ended.
-#[derive(Clone, Copy, Debug)]
+/// What is known of a unique key: the job that has it, and until when it keeps others out although it has ended or is forgotten.
+#[derive(Clone, Debug)]
 pub(crate) struct Taken {
     pub(crate) seq: Seq,
+    pub(crate) id: Id,
     pub(crate) until: Option<Timestamp>,
 }
 
@@ -56,12 +57,14 @@ pub(crate) struct Member {
 pub(crate) trait Bonds {
     /// Who has a unique key.
     fn unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<Option<Taken>>;
-    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: Taken) -> Result<()>;
+    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: &Taken) -> Result<()>;
     fn delete_unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<()>;
 
     fn add_edge(&mut self, edge: Edge) -> Result<()>;
     /// Who waits for a job that has not ended.
     fn dependents(&mut self, parent: Seq) -> Result<Vec<Edge>>;
+    /// For whom a job waits: those that have not ended.
+    fn waited_for(&mut self, child: Seq) -> Result<Vec<Seq>>;
     /// Writes on every edge that leads from a job how it ended.
     fn end_edges(&mut self, parent: Seq, outcome: &Job) -> Result<()>;
     /// The jobs that a job waited for and how they ended, at most `limit`.

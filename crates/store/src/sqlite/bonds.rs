@@ -11,15 +11,20 @@ use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken};
 
 impl Bonds for SqliteRows {
     fn unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<Option<Taken>> {
-        let sql = "SELECT job, until FROM uniques WHERE tenant = ?1 AND type = ?2 AND key = ?3";
+        let sql = "SELECT job, id, until FROM uniques WHERE tenant = ?1 AND type = ?2 AND key = ?3";
         self.one(sql, params![tenant, kind, key], |row| {
-            Ok(Taken { seq: row.get(0)?, until: row.get::<_, Option<Micros>>(1)?.map(|until| until.0) })
+            Ok(Taken {
+                seq: row.get(0)?,
+                id: optional_id(row, 1)?.ok_or_else(|| conversion("a unique key without the id of its job"))?,
+                until: row.get::<_, Option<Micros>>(2)?.map(|until| until.0),
+            })
         })
     }
 
-    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: Taken) -> Result<()> {
-        let sql = "INSERT OR REPLACE INTO uniques (tenant, type, key, job, until) VALUES (?1, ?2, ?3, ?4, ?5)";
-        self.run(sql, params![tenant, kind, key, taken.seq, taken.until.map(Micros)]).map(drop)
+    fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: &Taken) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO uniques (tenant, type, key, job, id, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let Taken { seq, id, until } = taken;
+        self.run(sql, params![tenant, kind, key, seq, IdColumn(id), until.map(Micros)]).map(drop)
     }
 
     fn delete_unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<()> {
@@ -35,6 +40,10 @@ impl Bonds for SqliteRows {
     fn dependents(&mut self, parent: Seq) -> Result<Vec<Edge>> {
         let sql = "SELECT child, ignores_failure FROM edges WHERE parent = ?1 AND state IS NULL ORDER BY child";
         self.all(sql, [parent], |row| Ok(Edge { child: row.get(0)?, parent, ignores_failure: row.get(1)? }))
+    }
+
+    fn waited_for(&mut self, child: Seq) -> Result<Vec<Seq>> {
+        self.all("SELECT parent FROM edges WHERE child = ?1 AND state IS NULL", [child], |row| row.get(0))
     }
 
     fn end_edges(&mut self, parent: Seq, outcome: &Job) -> Result<()> {

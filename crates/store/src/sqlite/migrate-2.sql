@@ -12,7 +12,7 @@ CREATE TABLE counts (
 ) WITHOUT ROWID;
 
 CREATE TABLE uniques (
-  tenant INTEGER NOT NULL, type INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL, until INTEGER,
+  tenant INTEGER NOT NULL, type INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL, id NOT NULL, until INTEGER,
   PRIMARY KEY (tenant, type, key)
 ) WITHOUT ROWID;
 CREATE INDEX uniques_until ON uniques (until) WHERE until IS NOT NULL;

@@ -79,7 +79,7 @@ impl SqliteRows {
 
 /// The column that finds waiting jobs whose time to begin has passed.
 fn expiry(job: &Job) -> Option<Micros> {
-    let waits = job.attempt == 0 && States::WAITING.contains(job.state);
+    let waits = job.started_at.is_none() && States::WAITING.contains(job.state);
     job.expires_at().filter(|_| waits).map(Micros)
 }
 

@@ -18,13 +18,17 @@ macro_rules! every_engine {
 
 mod commits;
 mod control;
+mod counted;
 #[cfg(feature = "sqlite")]
 mod disk;
 mod dispatch;
+mod expiry;
 #[cfg(feature = "sqlite")]
 mod files;
 mod flow_control;
+mod flows;
 mod keep;
+mod keys;
 mod leases;
 mod limits;
 mod log;
@@ -39,4 +43,5 @@ mod stored_schedules;
 mod tenants;
 #[cfg(feature = "sqlite")]
 mod together;
+mod unique;
 mod world;

@@ -10,7 +10,7 @@ use tidewire_core::event::{Event, Position};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::job::{FailedAttempt, Job, State, Verdict};
 use tidewire_core::retry::{Backoff, Jitter};
-use tidewire_core::store::{Claim, Control, Follower, Leased, LogQuery, Settle, Settled, Store};
+use tidewire_core::store::{Claim, Control, Follower, Leased, LogQuery, QueueLimits, Settle, Settled, Store};
 use tidewire_core::time::{Clock, ManualClock};
 use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
 use tidewire_store::Memory;
@@ -80,6 +80,23 @@ impl World {
     /// Lets the writer look at its timers.
     pub(crate) async fn turn(&self) {
         assert!(self.claim(Claim { queues: vec!["nothing".into()], ..any() }).await.is_empty());
+    }
+
+    /// Sets what holds for queue `q`.
+    pub(crate) async fn limit(&self, limits: QueueLimits) {
+        within(self.store.limit_queues([("q".into(), limits)].into())).await.expect("limits");
+    }
+
+    /// Ends many runs in few turns.
+    pub(crate) async fn settle_all(&self, leased: &[Leased], verdict: &Verdict) {
+        let settle = |leased: &Leased| {
+            let (id, lease) = (leased.job.id.clone(), leased.lease.clone());
+            self.store.settle(Settle { tenant: None, id, lease, verdict: verdict.clone(), effects: None })
+        };
+        let answers: Vec<_> = leased.iter().map(settle).collect();
+        for answer in answers {
+            within(answer).await.expect("settle");
+        }
     }
 
     /// An event without a stream, for no room.

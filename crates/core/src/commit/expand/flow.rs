@@ -73,7 +73,11 @@ impl Run<'_> {
         for (index, member) in members.into_iter().enumerate() {
             if let Some(job) = member.compensate {
                 let undone = self.jobs[first + index].id.clone();
-                self.follower(*job, member.at, origin, Vec::new(), |rare| rare.compensates = Some(undone))?;
+                self.follower(*job, member.at, origin, Vec::new(), |rare| {
+                    rare.compensates = Some(undone);
+                    // It is not known when it will be needed, so it does not expire meanwhile; and it is needed whoever has its key.
+                    (rare.expires_at, rare.unique) = (None, None);
+                })?;
             }
         }
         let all = |jobs: &[Enqueue], ignores_failure| {
@@ -115,9 +119,6 @@ impl Run<'_> {
 
     /// Turns what the jobs from `first` on name in `after` into ids. Codes `flow.duplicate_ref`, `flow.cycle`.
     fn resolve(&mut self, first: usize, members: &[Member]) -> Result<()> {
-        if members.iter().all(|member| member.after.is_empty()) {
-            return Ok(());
-        }
         let mut by_reference: HashMap<Box<str>, usize> = HashMap::new();
         for (index, job) in self.jobs[first..].iter().enumerate() {
             let Some(reference) = job.rare.as_ref().and_then(|rare| rare.reference.clone()) else { continue };
@@ -126,19 +127,26 @@ impl Run<'_> {
                 return Err(Error::invalid("flow.duplicate_ref", detail));
             }
         }
+        if members.iter().all(|member| member.after.is_empty()) {
+            return Ok(());
+        }
+        let given = self.jobs[first..].iter().enumerate().filter(|(_, job)| job.given_id);
+        let by_id: HashMap<Id, usize> = given.map(|(index, job)| (job.id.clone(), index)).collect();
         let mut before: Vec<Vec<usize>> = Vec::with_capacity(members.len());
         for (index, member) in members.iter().enumerate() {
             check_count(&member.after, member.at)?;
             let (mut after, mut inside) = (Vec::with_capacity(member.after.len()), Vec::new());
             for name in &member.after {
-                let (id, ignores_failure) = match by_reference.get(name.as_str()) {
+                let id = Id::parse(name);
+                let of = by_reference.get(name.as_str()).or_else(|| by_id.get(id.as_ref().ok()?));
+                let (id, ignores_failure) = match of {
                     Some(of) => {
                         inside.push(*of);
                         let waited_for = &self.jobs[first + of];
                         let policy = waited_for.rare.as_ref().map(|rare| rare.on_failure);
                         (waited_for.id.clone(), policy == Some(OnFailure::Ignore))
                     }
-                    None => (Id::parse(name)?, false),
+                    None => (id?, false),
                 };
                 after.push(After { id, ignores_failure });
             }
@@ -149,8 +157,9 @@ impl Run<'_> {
             None => Ok(()),
             Some(cycle) => {
                 let name = |index: &usize| {
-                    let rare = self.jobs[first + index].rare.as_ref();
-                    rare.and_then(|rare| rare.reference.as_deref()).unwrap_or_default().to_owned()
+                    let job = &self.jobs[first + index];
+                    let reference = job.rare.as_ref().and_then(|rare| rare.reference.as_deref());
+                    reference.map_or_else(|| job.id.to_string(), str::to_owned)
                 };
                 let path: Vec<String> = cycle.iter().chain(cycle.first()).map(name).collect();
                 let detail = format!("these jobs wait for each other: {}", path.join(" after "));

@@ -224,3 +224,5 @@ fn a_commit_has_a_bound() {
     let jobs = (0..=MAX_OPS).map(|_| NewJob::new("plain", json!({}))).collect();
     assert_eq!(refused(Vec::new(), jobs).0, "commit.too_large");
 }
+
+mod waiting;

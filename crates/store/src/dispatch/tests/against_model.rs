@@ -147,7 +147,7 @@ impl Both {
                     let places = self.model.read(lane);
                     self.dispatch.refill(lane, places);
                 }
-                Found::Job(place) => break Expected::Job(place),
+                Found::Job(place, _) => break Expected::Job(place),
                 Found::Held(until) => {
                     prop_assert_eq!(until, None);
                     break Expected::Held;

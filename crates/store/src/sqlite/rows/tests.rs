@@ -184,7 +184,7 @@ fn no_statement_of_the_writer_reads_a_whole_table() -> Result<()> {
 fn ties(rows: &mut SqliteRows, tenant: NameId, name: NameId) -> Result<()> {
     let mut blocked = job(10);
     blocked.job.state = State::Blocked;
-    blocked.job.attempt = 0;
+    (blocked.job.attempt, blocked.job.started_at) = (0, None);
     let rare = blocked.job.rare_mut();
     (rare.key, rare.expires_at) = (Some("k".into()), Some(START));
     rows.add_job(&blocked)?;
@@ -197,7 +197,8 @@ fn ties(rows: &mut SqliteRows, tenant: NameId, name: NameId) -> Result<()> {
     rows.add_counts(name, tenant, &[0, 1, 0, 0, -1, 0, 0, 0])?;
     assert_eq!(rows.counts(name, tenant)?, [0, 2, 0, 0, 1, 0, 0, 0]);
 
-    rows.put_unique(tenant, name, "u", crate::rows::Taken { seq: 10, until: None })?;
+    rows.put_unique(tenant, name, "u", &crate::rows::Taken { seq: 10, id: Id::parse("u")?, until: None })?;
+    rows.waited_for(10)?;
     assert_eq!(rows.unique(tenant, name, "u")?.map(|taken| taken.seq), Some(10));
     rows.delete_unique(tenant, name, "u")?;
 
