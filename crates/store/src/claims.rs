@@ -384,6 +384,7 @@ impl<R: Rows> Writer<R> {
         row.job.attempt = fate.attempt;
         row.job.run_at = fate.run_at.unwrap_or(row.job.run_at);
         row.job.result = fate.result;
+        let has_failed = fate.error.is_some();
         row.job.error = fate.error.or(row.job.error.take());
         if fate.is_loss {
             row.job.rare_mut().lost += 1;
@@ -392,7 +393,7 @@ impl<R: Rows> Writer<R> {
         if !row.job.state.is_final() {
             self.rows.update_job(row)?;
             self.place(row)?;
-            if row.job.error.is_some() {
+            if has_failed {
                 self.tell(Moment::Retrying, &row.job)?;
             }
             return Ok(row.job.state);
