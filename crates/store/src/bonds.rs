@@ -177,7 +177,7 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    fn free_unique(&mut self, keys: Keys, seq: Seq, key: &str) -> Result<()> {
+    pub(crate) fn free_unique(&mut self, keys: Keys, seq: Seq, key: &str) -> Result<()> {
         match self.rows.unique(keys.tenant, keys.kind, key)? {
             Some(taken) if taken.seq == seq && taken.until.is_none_or(|until| until <= self.now) => {
                 self.rows.delete_unique(keys.tenant, keys.kind, key)

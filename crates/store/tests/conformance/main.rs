@@ -16,6 +16,8 @@ macro_rules! every_engine {
     };
 }
 
+mod bulk;
+mod change;
 mod commits;
 mod control;
 #[cfg(feature = "sqlite")]
@@ -30,6 +32,8 @@ mod limits;
 mod log;
 #[cfg(feature = "sqlite")]
 mod model;
+mod progress;
+mod queues;
 #[cfg(feature = "sqlite")]
 mod restart;
 mod schedules;
