@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidewire_core::catalog::{Catalog, JobType, LoadError, Pattern, load};
+use tidewire_core::catalog::{Catalog, JobType, LoadError, Pattern, QueueSettings, load};
 use tidewire_core::commit::{Expander, Subscription};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::store::{QueueLimits, Store};
@@ -175,12 +175,17 @@ impl Builder {
         );
         store.follow(gateway.follower());
         publisher.broadcast_to(Arc::new(ToGateway(gateway.clone())));
-        store.limit_queues(limits(&catalog)).await?;
+        let settings = store.queue_settings().await?;
+        store.limit_queues(limits(&catalog, &settings)).await?;
 
         let mut queues: BTreeMap<Arc<str>, u32> = BTreeMap::new();
         if handlers.kinds().next().is_some() {
             queues.insert(HANDLER_QUEUE.into(), 10);
             queues.extend(catalog.queues.values().map(|queue| (queue.name.clone(), queue.concurrency)));
+            for (name, concurrency) in &mut queues {
+                let changed = settings.get(name).and_then(|settings| settings.concurrency);
+                *concurrency = changed.unwrap_or(*concurrency);
+            }
         }
         let worker: Arc<str> = format!("local-{}", std::process::id()).into();
         let workers = Workers::start(publisher.clone(), handlers, queues, worker);
@@ -193,6 +198,7 @@ impl Builder {
             keys,
             tokens,
             tenants: config.tenants.clone(),
+            resize: None,
             max_body_bytes: config.http.max_body_bytes,
             stopping: CancellationToken::new(),
         };
@@ -244,10 +250,16 @@ fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec
     Ok(subscriptions)
 }
 
-/// What the store enforces for the catalog's queues and for that of the durable handlers.
-fn limits(catalog: &Catalog) -> BTreeMap<Arc<str>, QueueLimits> {
+/// What the store enforces for the catalog's queues and for that of the durable handlers, with what was changed while they ran.
+fn limits(catalog: &Catalog, settings: &BTreeMap<Arc<str>, QueueSettings>) -> BTreeMap<Arc<str>, QueueLimits> {
     let declared = catalog.queues.values().map(|queue| (queue.name.clone(), queue.limits()));
-    [(HANDLER_QUEUE.into(), QueueLimits::default())].into_iter().chain(declared).collect()
+    let handlers = [(HANDLER_QUEUE.into(), QueueLimits::default())];
+    let mut limits: BTreeMap<Arc<str>, QueueLimits> = handlers.into_iter().chain(declared).collect();
+    for (queue, settings) in settings {
+        let declared = limits.remove(queue).unwrap_or_default();
+        limits.insert(queue.clone(), settings.over(declared));
+    }
+    limits
 }
 
 fn open(

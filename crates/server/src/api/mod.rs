@@ -1,11 +1,14 @@
 //! The `/v1` API: one file per noun, each complete with its shapes and routes.
 
+mod bulk;
+mod dead_letters;
 mod events;
 mod extract;
 mod flows;
 mod health;
 mod jobs;
 mod leases;
+mod queues;
 mod realtime;
 mod schedules;
 mod tokens;
@@ -39,11 +42,16 @@ pub struct Api {
     pub tokens: Arc<Option<Tokens>>,
     /// Which tenants exist; absent means any.
     pub tenants: Option<Vec<TenantId>>,
+    /// Told of how many jobs of a queue the workers of this process may run at once from now on.
+    pub resize: Option<Resize>,
     /// The largest request body in bytes.
     pub max_body_bytes: usize,
     /// Cancelled when the process begins to stop: calls that wait answer at once with what they have.
     pub stopping: CancellationToken,
 }
+
+/// Takes the name of a queue and its new concurrency in this process.
+pub type Resize = Arc<dyn Fn(&str, u32) + Send + Sync>;
 
 type Shared = Arc<Api>;
 type Answer = Result<Response, Problem>;
@@ -59,6 +67,8 @@ pub fn router(api: Arc<Api>) -> Router {
     let v1 = Router::new()
         .merge(events::routes())
         .merge(jobs::routes())
+        .merge(dead_letters::routes())
+        .merge(queues::routes())
         .merge(flows::routes())
         .merge(leases::routes())
         .merge(schedules::routes())
