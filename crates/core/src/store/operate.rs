@@ -106,7 +106,8 @@ impl JobQuery {
     pub const MAX: u32 = 500;
     /// The most jobs that one page looks at. A page on which few of them match is short, or empty, and has a cursor all the same.
     pub const MAX_LOOKED_AT: u32 = 20_000;
-    /// How much data the jobs may have together that one page searches for a text; the next one goes on.
+    /// How much data the jobs may have together that one page searches for a text, flow or key; the next one goes on. An engine that keeps
+    /// all in memory need not bound it.
     pub const MAX_SEARCHED_BYTES: u64 = 64 << 20;
 }
 

@@ -25,7 +25,7 @@ pub(super) fn jobs(connection: &Connection, query: &JobQuery) -> Result<Page<Job
     let end = wanted.look_at(connection, query, before, Order::NewestFirst)?;
     wanted.add("j.seq < ?", Some(before));
     wanted.add("j.seq >= ?", end);
-    let (source, conditions) = (wanted.source(query), &wanted.sql);
+    let (source, conditions) = (source(query), &wanted.sql);
     let sql = format!("SELECT {JOB_COLUMNS} FROM {source} {TABLES} WHERE TRUE{conditions} ORDER BY j.seq DESC LIMIT ?");
     wanted.values.push(Box::new(limit + 1));
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
@@ -42,7 +42,7 @@ pub(super) fn find(connection: &Connection, query: &JobQuery) -> Result<Found> {
     let end = wanted.look_at(connection, query, after, Order::OldestFirst)?;
     wanted.add("j.seq > ?", Some(after));
     wanted.add("j.seq <= ?", end);
-    let (source, conditions) = (wanted.source(query), &wanted.sql);
+    let (source, conditions) = (source(query), &wanted.sql);
     let sql = format!("SELECT j.seq FROM {source} WHERE TRUE{conditions} ORDER BY j.seq LIMIT ?");
     wanted.values.push(Box::new(limit));
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
@@ -50,6 +50,11 @@ pub(super) fn find(connection: &Connection, query: &JobQuery) -> Result<Found> {
     let seqs: Vec<Seq> = seqs.and_then(Iterator::collect).map_err(fault)?;
     let next = if seqs.len() >= limit as usize { seqs.last().copied() } else { end };
     Ok(Found { seqs, next })
+}
+
+/// The jobs in their order, or by their ids where these are named.
+fn source(query: &JobQuery) -> &'static str {
+    if query.ids.is_empty() { "jobs j NOT INDEXED" } else { "jobs j" }
 }
 
 #[derive(Clone, Copy)]
@@ -102,18 +107,15 @@ impl Conditions {
         }
     }
 
-    /// The jobs in their order, or by their ids where these are named.
-    fn source(&self, query: &JobQuery) -> &'static str {
-        if query.ids.is_empty() { "jobs j NOT INDEXED" } else { "jobs j" }
-    }
-
     /// The last job that a page looks at, unless it may look at all that are left.
     fn look_at(&self, connection: &Connection, query: &JobQuery, from: Seq, order: Order) -> Result<Option<Seq>> {
         if self.sql.is_empty() || !query.ids.is_empty() {
             return Ok(None);
         }
-        // The length of a text in bytes stands in the head of its row, so nothing long is read here.
-        let is_search = query.text.is_some();
+        // Errors, flows and keys stand behind the data, so the data is gone through for them, too. Its length in bytes stands in the head
+        // of the row, so nothing long is read here.
+        let JobQuery { text, error, flow, key, .. } = query;
+        let is_search = text.is_some() || error.is_some() || flow.is_some() || key.is_some();
         let bytes = if is_search { "octet_length(data)" } else { "0" };
         let sql = match order {
             Order::NewestFirst => format!(

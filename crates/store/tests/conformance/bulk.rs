@@ -125,6 +125,28 @@ async fn a_page_looks_at_so_many_jobs_and_no_more(world: World) {
     assert_eq!(within(world.store.jobs(query())).await.expect("jobs").items.len(), JobQuery::MAX as usize);
 }
 
+/// What is read from a disk is bounded by bytes, too.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn a_page_searches_so_much_data_and_no_more() {
+    let world = World::sqlite();
+    let a = tenant("a");
+    world.enqueue(&a, vec![with_data(&world, "needle", r#""needle""#)]).await;
+    let large = format!("\"{}\"", "x".repeat(256 * 1024 - 2));
+    let most = usize::try_from(JobQuery::MAX_SEARCHED_BYTES).expect("size") / large.len();
+    for part in 0..8 {
+        let hay = |number| with_data(&world, &format!("hay-{part}-{number}"), &large);
+        world.enqueue(&a, (0..most / 8).map(hay).collect()).await;
+    }
+    let sought = JobQuery { text: Some("needle".to_owned()), ..query() };
+    let first = within(world.store.jobs(sought.clone())).await.expect("jobs");
+    assert!(first.items.is_empty());
+    let cursor = first.next_cursor;
+    assert!(cursor.is_some(), "there is more to search");
+    let second = within(world.store.jobs(JobQuery { cursor, ..sought })).await.expect("jobs");
+    assert_eq!((second.items.len(), second.next_cursor), (1, None));
+}
+
 async fn fail(world: &World, name: &str, error: &str) {
     world.enqueue(&tenant("a"), vec![with_data(world, name, "{}")]).await;
     world.settle(&world.claim_one().await, Verdict::Fail { error: error.to_owned() }).await;
