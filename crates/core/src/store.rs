@@ -3,6 +3,8 @@
 //! Writes are durable when they are answered, in the sense of the engine's [`Durability`]. Every call takes the tenant, but for those that
 //! serve all tenants at once by their nature: dispatch, and listings for an administrator.
 
+mod operate;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -14,16 +16,18 @@ use serde::Serialize;
 use crate::catalog::Keep;
 use crate::commit::{Commit, Committed, Enqueue};
 use crate::event::{Epoch, Event, Position};
-use crate::job::{FailedAttempt, Job, State, Verdict};
+use crate::job::{FailedAttempt, Job, LogLine, State, Verdict};
 use crate::limit::Rate;
 use crate::schedule::{Overlap, Stored};
 use crate::{Id, Json, Result, TenantId, Timestamp};
+
+pub use operate::{Bulk, Change, Changed, Control, JobQuery, Page, QueueTenant, Queues};
 
 /// The answer of a store, some time later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// Everything that the rest of Tidewire needs of a store.
-pub trait Store: Commits + Log + Jobs + Schedules + Sessions {
+pub trait Store: Commits + Log + Jobs + Queues + Schedules + Sessions {
     /// What an answered write survives.
     fn durability(&self) -> Durability;
     /// Stops taking calls, finishes those taken, and closes. Later calls answer `unavailable`.
@@ -215,49 +219,6 @@ pub struct Renewed {
     pub timed_out: bool,
 }
 
-/// What an operator does to a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Control {
-    /// Runs a dead letter (or a cancelled job) again, with all its attempts.
-    Redrive,
-    /// Takes it back; a running one is told at its next renewal.
-    Cancel,
-    /// Makes a scheduled job due now.
-    Promote,
-}
-
-/// Which jobs to list, newest first.
-#[derive(Clone, Debug, Default)]
-pub struct JobQuery {
-    /// Only this tenant's; absent for an administrator.
-    pub tenant: Option<TenantId>,
-    /// Only this queue.
-    pub queue: Option<String>,
-    /// Only this type.
-    pub kind: Option<String>,
-    /// Only these states; empty means all.
-    pub states: Vec<State>,
-    /// Where the page before ended.
-    pub cursor: Option<String>,
-    /// At most this many, bounded by [`JobQuery::MAX`].
-    pub limit: u32,
-}
-
-impl JobQuery {
-    /// The most jobs on one page.
-    pub const MAX: u32 = 500;
-}
-
-/// A page of a listing.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Page<T> {
-    /// What is on it.
-    pub items: Vec<T>,
-    /// Where the next one begins, absent on the last.
-    pub next_cursor: Option<String>,
-}
-
 /// How many jobs a queue has in each state.
 pub type Counts = BTreeMap<Arc<str>, BTreeMap<State, u64>>;
 
@@ -437,8 +398,20 @@ pub trait Jobs: Send + Sync {
     fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
     /// A page of jobs.
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
-    /// Changes one job. Codes `job.not_found`, `job.wrong_state`.
+    /// Changes one job. Codes `job.not_found`, `job.wrong_state`, `job.unique_taken`.
     fn control(&self, tenant: &TenantId, id: &Id, control: Control) -> Answer<'_, Job>;
+    /// Does the same to the next jobs that match `query`, the oldest first, at most [`Bulk::MAX`] of them and each alone: one that is
+    /// not in a state for it by then is left as it is. Call it again with `next` until there is none.
+    fn bulk(&self, query: JobQuery, action: Bulk) -> Answer<'_, Changed>;
+    /// Keeps how far a run is: any JSON of at most [`MAX_PROGRESS_BYTES`](crate::job::MAX_PROGRESS_BYTES). Codes `job.lease_lost`,
+    /// `data.too_large`.
+    fn progress(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, progress: Json) -> Answer<'_, ()>;
+    /// Adds lines to a job's log. A longer line than [`MAX_LOG_BYTES`](crate::job::MAX_LOG_BYTES) is cut; the last
+    /// [`MAX_LOG_LINES`](crate::job::MAX_LOG_LINES) are kept. Code `job.lease_lost`.
+    fn log(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, lines: Vec<String>) -> Answer<'_, ()>;
+    /// A page of a job's log, the oldest line first, from where `cursor` says and at most `limit`; nothing when there is no such job.
+    fn logs(&self, tenant: &TenantId, id: &Id, cursor: Option<String>, limit: u32)
+    -> Answer<'_, Option<Page<LogLine>>>;
     /// How many jobs each queue has, of one tenant or of all.
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
 }

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::inbox::{Inbox, closed};
 use crate::lease::Token;
+use crate::operate::Operation;
 
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -48,6 +49,7 @@ pub(crate) enum Call<R> {
     },
     Limit(BTreeMap<Arc<str>, QueueLimits>, Reply<()>),
     Observe(Arc<dyn Lifecycle>),
+    Operate(Operation),
     Fire(Fire, Reply<Fired>),
     Slots(Reply<BTreeMap<(TenantId, Arc<str>), Timestamp>>),
     PutSession {
@@ -122,9 +124,16 @@ pub(crate) enum Pending {
     Job(Reply<Job>, Result<Job>),
     Fired(Reply<Fired>, Result<Fired>),
     Done(Reply<()>),
+    /// Answers of any other shape.
+    Later(Box<dyn FnOnce() + Send>),
 }
 
 impl Pending {
+    /// An answer that has no shape of its own here.
+    pub(crate) fn later<T: Send + 'static>(reply: Reply<T>, answer: Result<T>) -> Self {
+        Self::Later(Box::new(move || drop(reply.send(answer))))
+    }
+
     /// Answers the caller. What a caller was given and no longer waits for comes back.
     pub(crate) fn send(self) -> Option<Vec<Token>> {
         match self {
@@ -139,6 +148,7 @@ impl Pending {
             Self::Job(reply, answer) => drop(reply.send(answer)),
             Self::Fired(reply, answer) => drop(reply.send(answer)),
             Self::Done(reply) => drop(reply.send(Ok(()))),
+            Self::Later(send) => send(),
         }
         None
     }

@@ -185,7 +185,7 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    fn free_unique(&mut self, row: &JobRow, unique: &Unique) -> Result<()> {
+    pub(crate) fn free_unique(&mut self, row: &JobRow, unique: &Unique) -> Result<()> {
         let (keys, key) = (row.keys, &unique.key);
         let taken = self.rows.unique(keys.tenant, keys.kind, key)?;
         let Some(taken) = taken.filter(|taken| taken.seq == row.seq) else { return Ok(()) };

@@ -310,7 +310,7 @@ impl<R: Rows> Writer<R> {
         Ok(Ok(Settled { state, effects }))
     }
 
-    fn held(&mut self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Option<Seq> {
+    pub(crate) fn held(&mut self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Option<Seq> {
         let token = Token::decode(lease)?;
         let held = self.leases.get_mut(token)?;
         let job = &held.row.job;
@@ -578,6 +578,6 @@ impl<R: Rows> Writer<R> {
     }
 }
 
-fn lease_lost(id: &Id) -> Error {
+pub(crate) fn lease_lost(id: &Id) -> Error {
     Error::conflict("job.lease_lost", format!("the lease on job {id} is no longer held; its result was not taken"))
 }

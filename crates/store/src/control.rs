@@ -10,7 +10,7 @@ use tidewire_core::{Error, Id, Result, TenantId};
 
 use crate::claims::Kept;
 use crate::lease::Token;
-use crate::rows::{Ended, Rows, Seq};
+use crate::rows::{Ended, JobRow, Rows, Seq};
 use crate::writer::{Outcome, Writer};
 
 /// How many old jobs one purge deletes per queue, and how many expired keys of each kind; the next one goes on, and soon.
@@ -18,26 +18,31 @@ pub(crate) const PURGE_AT_ONCE: usize = 5_000;
 
 impl<R: Rows> Writer<R> {
     /// Changes one job.
-    pub(crate) fn control(&mut self, tenant: &TenantId, id: &Id, control: Control) -> Outcome<Job> {
+    pub(crate) fn control(&mut self, tenant: &TenantId, id: &Id, control: &Control) -> Outcome<Job> {
         self.write_fresh()?;
         let owner = self.names.tenant(&mut self.rows, tenant)?;
         let not_found = || Error::not_found("job.not_found", format!("there is no job {id}"));
         let Some(seq) = self.rows.job_seq(owner, id)? else { return Ok(Err(not_found())) };
+        let Some(row) = self.rows.job(seq)? else { return Ok(Err(not_found())) };
+        let keys = row.keys;
+        let done = self.control_row(row, control)?;
+        if matches!((control, &done), (Control::Delete, Ok(_))) {
+            self.unkeep(keys.queue, &HashSet::from([seq]));
+        }
+        Ok(done)
+    }
+
+    /// Changes a job that is written.
+    pub(crate) fn control_row(&mut self, mut row: JobRow, control: &Control) -> Outcome<Job> {
+        let (seq, state) = (row.seq, row.job.state);
         self.recent.take(seq);
-        let Some(mut row) = self.rows.job(seq)? else { return Ok(Err(not_found())) };
-        let state = row.job.state;
         match (control, state) {
-            (Control::Redrive, State::Failed | State::Dead | State::Cancelled) => {
-                row.job.state = State::Pending;
-                row.job.attempt = 0;
-                row.job.run_at = self.now;
-                row.job.finished_at = None;
-                if let Some(rare) = &mut row.job.rare {
-                    // It was asked for anew: what ended it before must not end it at once.
-                    (rare.lost, rare.waits_for) = (0, 0);
-                    (rare.expires_at, rare.retry_until) = (None, None);
-                }
+            (Control::Redrive, State::Failed | State::Dead | State::Cancelled) => return self.redrive(row),
+            (Control::Change(change), State::Scheduled | State::Pending | State::Blocked) => {
+                return self.change(row, change);
             }
+            (Control::Delete, State::Processing) => {}
+            (Control::Delete, _) => return self.delete(row).map(Ok),
             (Control::Cancel, State::Scheduled | State::Pending | State::Blocked) => {
                 row.job.state = State::Cancelled;
                 row.job.finished_at = Some(self.now);
@@ -51,15 +56,10 @@ impl<R: Rows> Writer<R> {
                 row.job.run_at = self.now;
             }
             (Control::Promote, State::Pending) => return Ok(Ok(row.job)),
-            (Control::Redrive | Control::Promote | Control::Cancel, _) => {
-                let (verb, from) = match control {
-                    Control::Redrive => ("retried", "failed, dead or cancelled"),
-                    Control::Cancel => ("cancelled", "scheduled, pending, blocked or processing"),
-                    Control::Promote => ("promoted", "scheduled"),
-                };
-                let detail = format!("job {id} is {state}; only a job that is {from} can be {verb}");
-                return Ok(Err(Error::conflict("job.wrong_state", detail)));
-            }
+            (Control::Redrive | Control::Promote | Control::Cancel | Control::Change(_), _) => {}
+        }
+        if row.job.state == state {
+            return Ok(Err(wrong_state(&row.job, control)));
         }
         self.rows.update_job(&row)?;
         self.counts.moved(row.keys, Some(state), Some(row.job.state));
@@ -136,4 +136,25 @@ impl<R: Rows> Writer<R> {
         }
         Ok(is_more)
     }
+}
+
+/// Why a job cannot be changed so.
+fn wrong_state(job: &Job, control: &Control) -> Error {
+    let (verb, from) = match control {
+        Control::Redrive => ("retried", "failed, dead or cancelled"),
+        Control::Cancel => ("cancelled", "scheduled, pending, blocked or processing"),
+        Control::Promote => ("promoted", "scheduled"),
+        Control::Change(_) => ("changed", "scheduled, pending or blocked"),
+        Control::Delete => ("deleted", "not processing"),
+    };
+    let rare = job.rare.as_deref();
+    let why = match rare {
+        _ if job.state != State::Blocked => String::new(),
+        Some(rare) if rare.waits_for > 0 => format!(", because it waits for {} other jobs", rare.waits_for),
+        Some(rare) if rare.compensates.is_some() => ", because it runs only when its flow is undone".to_owned(),
+        Some(_) | None => ", because as many jobs of its key run as may".to_owned(),
+    };
+    let (id, state) = (&job.id, job.state);
+    let detail = format!("job {id} is {state}{why}; only a job that is {from} can be {verb}");
+    Error::conflict("job.wrong_state", detail)
 }

@@ -111,10 +111,11 @@ impl Dispatch {
         self.queues.get(&queue).is_some_and(|heads| heads.ready_lanes > 0)
     }
 
-    /// When the oldest job became due whose place is known. Jobs that nobody has read since the start are not known.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the latency of a queue is not shown yet"))]
-    pub(crate) fn oldest(&self, queue: NameId) -> Option<i64> {
-        let lanes = self.queues.get(&queue)?.tenants.values().flat_map(Tenant::lanes);
+    /// When the oldest job, of a tenant or of all, became due whose place is known. Jobs that nobody has read since the start are not known.
+    pub(crate) fn oldest(&self, queue: NameId, tenant: Option<NameId>) -> Option<i64> {
+        let tenants =
+            self.queues.get(&queue)?.tenants.iter().filter(|(id, _)| tenant.is_none_or(|tenant| tenant == **id));
+        let lanes = tenants.flat_map(|(_, tenant)| tenant.lanes());
         lanes.filter_map(|lane| Some(lane.head()?.0)).min()
     }
 

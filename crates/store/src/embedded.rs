@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidewire_core::catalog::QueueSettings;
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_LOG_LINES};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
-    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs, Leased,
-    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
+    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
+    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueueTenant, Queues, Renewed, ScheduleQuery, Schedules,
+    Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
 
 use crate::answer::{Call, ask, ask_claim};
 use crate::inbox::Inbox;
-use crate::rows::Rows;
+use crate::operate::Operation;
+use crate::rows::{Found, Rows};
 use crate::writer::{OnFatal, Writer};
 
 /// The read side of an engine.
@@ -28,6 +31,17 @@ pub(crate) trait Reader: Send + Sync + 'static {
     fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>>;
     fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
+    /// The next jobs that match, the oldest first.
+    fn find(&self, query: JobQuery) -> Answer<'_, Found>;
+    fn logs(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Answer<'_, Option<Page<LogLine>>>;
+    fn queue_settings(&self) -> Answer<'_, BTreeMap<Arc<str>, QueueSettings>>;
+    fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>>;
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>>;
@@ -175,8 +189,63 @@ impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
         ask(&self.inbox, |reply| Call::Control { tenant, id, control, reply })
     }
 
+    fn bulk(&self, mut query: JobQuery, action: Bulk) -> Answer<'_, Changed> {
+        query.limit = query.limit.clamp(1, Bulk::MAX);
+        Box::pin(async move {
+            // Found beside the writer, so that searching keeps nobody waiting; what has changed since is left as it is.
+            let states = query.states.clone();
+            let Found { seqs, next } = self.reader.find(query).await?;
+            let next = next.map(|next| next.to_string());
+            if action == Bulk::Count || seqs.is_empty() {
+                return Ok(Changed { changed: seqs.len() as u64, skipped: 0, next });
+            }
+            let bulk = |reply| Call::Operate(Operation::Bulk { seqs, states, action, reply });
+            Ok(Changed { next, ..ask(&self.inbox, bulk).await? })
+        })
+    }
+
+    fn progress(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, progress: Json) -> Answer<'_, ()> {
+        let (tenant, id, lease) = (tenant.cloned(), id.clone(), lease.into());
+        ask(&self.inbox, |reply| Call::Operate(Operation::Progress { tenant, id, lease, progress, reply }))
+    }
+
+    fn log(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, lines: Vec<String>) -> Answer<'_, ()> {
+        let (tenant, id, lease) = (tenant.cloned(), id.clone(), lease.into());
+        ask(&self.inbox, |reply| Call::Operate(Operation::Log { tenant, id, lease, lines, reply }))
+    }
+
+    fn logs(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: u32,
+    ) -> Answer<'_, Option<Page<LogLine>>> {
+        self.reader.logs(tenant, id, cursor, (limit as usize).clamp(1, MAX_LOG_LINES))
+    }
+
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {
         self.reader.counts(tenant)
+    }
+}
+
+impl<R: Rows, Rd: Reader> Queues for Embedded<R, Rd> {
+    fn queue_settings(&self) -> Answer<'_, BTreeMap<Arc<str>, QueueSettings>> {
+        self.reader.queue_settings()
+    }
+
+    fn patch_queue(&self, queue: &str, declared: QueueLimits, patch: Json) -> Answer<'_, QueueSettings> {
+        let queue = queue.into();
+        ask(&self.inbox, |reply| Call::Operate(Operation::PatchQueue { queue, declared, patch, reply }))
+    }
+
+    fn oldest_pending(&self, tenant: Option<&TenantId>) -> Answer<'_, BTreeMap<Arc<str>, Timestamp>> {
+        let tenant = tenant.cloned();
+        ask(&self.inbox, |reply| Call::Operate(Operation::Oldest { tenant, reply }))
+    }
+
+    fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>> {
+        self.reader.queue_tenants(queue, limit)
     }
 }
 

@@ -15,6 +15,7 @@
 mod answer;
 mod apply;
 mod bonds;
+mod change;
 mod claims;
 mod control;
 mod counts;
@@ -25,6 +26,7 @@ mod inbox;
 mod lease;
 mod memory;
 mod names;
+mod operate;
 mod recent;
 mod rows;
 mod schedules;

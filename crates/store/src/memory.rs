@@ -1,25 +1,30 @@
 //! The memory engine: the same writer on maps instead of a file, for tests and simulation.
 
 mod bonds;
+mod operate;
 mod schedules;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
+use tidewire_core::catalog::QueueSettings;
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job, State, States};
+use tidewire_core::job::{FailedAttempt, Job, LogLine, State, States};
 use tidewire_core::schedule::Stored;
-use tidewire_core::store::{Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, ScheduleQuery, Store};
+use tidewire_core::store::{
+    Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
+};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use uuid::Uuid;
 
 use self::bonds::BondTables;
+use self::operate::DeskTables;
 use crate::embedded::{Embedded, Identity, Reader};
 use crate::rows::{
-    Ended, EndedJob, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state, page,
+    Ended, EndedJob, Found, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state,
 };
 
 /// A store that keeps everything in memory and loses it with the process.
@@ -67,6 +72,7 @@ struct Tables {
     counts: BTreeMap<(NameId, NameId), [i64; 8]>,
     bonds: BondTables,
     schedules: schedules::ScheduleTable,
+    desk: DeskTables,
 }
 
 impl Tables {
@@ -233,6 +239,7 @@ impl Rows for MemoryRows {
         let tables = self.tables();
         tables.attempts.remove(&seq);
         tables.bonds.forget_edges(seq);
+        tables.desk.logs.remove(&seq);
         Ok(())
     }
 
@@ -485,24 +492,29 @@ impl Reader for MemoryReader {
     }
 
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>> {
-        let before = match query.cursor.as_deref().map(str::parse::<Seq>) {
-            None => Seq::MAX,
-            Some(Ok(before)) => before,
-            Some(Err(_)) => {
-                let detail = "cursor: expected a nextCursor of an earlier page";
-                return ready(Err(Error::invalid("cursor.invalid", detail)));
-            }
-        };
-        let wanted = |row: &&JobRow| {
-            query.tenant.as_ref().is_none_or(|tenant| *tenant == row.job.tenant)
-                && query.queue.as_ref().is_none_or(|queue| **queue == *row.job.queue)
-                && query.kind.as_ref().is_none_or(|kind| **kind == *row.job.kind)
-                && (query.states.is_empty() || query.states.contains(&row.job.state))
-        };
-        let limit = query.limit.clamp(1, JobQuery::MAX);
-        let tables = self.tables.read();
-        let found = tables.jobs.range(..before).rev().map(|(_, row)| row).filter(wanted);
-        ready(page(found.cloned().map(Ok), limit))
+        ready(self.tables.read().jobs_page(&query))
+    }
+
+    fn find(&self, query: JobQuery) -> Answer<'_, Found> {
+        ready(self.tables.read().find(&query))
+    }
+
+    fn logs(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Answer<'_, Option<Page<LogLine>>> {
+        ready(self.tables.read().logs(tenant, id, cursor.as_deref(), limit))
+    }
+
+    fn queue_settings(&self) -> Answer<'_, BTreeMap<Arc<str>, QueueSettings>> {
+        ready(self.tables.read().all_queue_settings())
+    }
+
+    fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>> {
+        ready(Ok(self.tables.read().queue_tenants(queue, limit as usize)))
     }
 
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {

@@ -1,16 +1,18 @@
 //! What the writer needs of the place where things are kept.
 
 mod bonds;
+mod operate;
 mod schedules;
 
 use std::sync::Arc;
 
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job, State};
-use tidewire_core::store::Page;
-use tidewire_core::{Id, Result, TenantId, Timestamp};
+use tidewire_core::job::{FailedAttempt, Job, LogLine, State};
+use tidewire_core::store::{JobQuery, Page};
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
 pub(crate) use bonds::{Bonds, Edge, FlowNumber, FlowRow, Member, Taken};
+pub(crate) use operate::Desk;
 pub(crate) use schedules::{Place as SchedulePlace, Row as ScheduleRow, Schedules, after, stored, stored_page};
 
 /// The number of an interned name: a tenant, or a queue or type.
@@ -67,6 +69,31 @@ pub(crate) fn page<E>(
         items.push(row.job);
     }
     Ok(Page { items, next_cursor: None })
+}
+
+/// Jobs that were found for an operator, the oldest first.
+pub(crate) struct Found {
+    pub(crate) seqs: Vec<Seq>,
+    /// After which the search goes on, if it does.
+    pub(crate) next: Option<Seq>,
+}
+
+/// Where a page of jobs begins. Code `cursor.invalid`.
+pub(crate) fn cursor(query: &JobQuery, first: Seq) -> Result<Seq> {
+    read_cursor(query.cursor.as_deref(), first)
+}
+
+pub(crate) fn read_cursor(cursor: Option<&str>, first: Seq) -> Result<Seq> {
+    let wrong = |_| Error::invalid("cursor.invalid", "cursor: expected a nextCursor of an earlier page");
+    cursor.map_or(Ok(first), |cursor| cursor.parse().map_err(wrong))
+}
+
+/// A page of a log from its lines with their numbers, one more than fit when there are more.
+pub(crate) fn log_page(mut lines: Vec<(i64, LogLine)>, limit: usize) -> Page<LogLine> {
+    let is_more = lines.len() > limit;
+    lines.truncate(limit);
+    let next_cursor = lines.last().filter(|_| is_more).map(|(number, _)| number.to_string());
+    Page { items: lines.into_iter().map(|(_, line)| line).collect(), next_cursor }
 }
 
 /// The key that holds a blocked job back, if it is its key.
@@ -134,7 +161,7 @@ pub(crate) enum NameKind {
 /// The write side of an engine, used by its writer thread alone. Any error is a fault of the medium and ends the writer.
 ///
 /// Reads see what was written before in the same transaction.
-pub(crate) trait Rows: Bonds + Schedules + Send + 'static {
+pub(crate) trait Rows: Bonds + Desk + Schedules + Send + 'static {
     fn begin(&mut self) -> Result<()>;
     fn commit(&mut self) -> Result<()>;
     /// Drops what was written since `begin`.

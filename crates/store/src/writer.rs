@@ -42,7 +42,7 @@ pub(crate) type OnFatal = Box<dyn FnOnce(&Error) + Send>;
 /// Everything the writer owns. Never shared, never locked.
 pub(crate) struct Writer<R: Rows> {
     pub(crate) rows: R,
-    inbox: Arc<Inbox<Call<R>>>,
+    pub(crate) inbox: Arc<Inbox<Call<R>>>,
     clock: Arc<dyn Clock>,
     pub(crate) ids: Arc<dyn Ids>,
     pub(crate) names: Names,
@@ -86,6 +86,8 @@ pub(crate) struct Writer<R: Rows> {
     /// Jobs leased in this turn.
     pub(crate) claimed: Vec<Seq>,
     pub(crate) batch: u64,
+    /// The turn that last changed many jobs.
+    pub(crate) bulked: u64,
     next_purge: Timestamp,
     /// Events of this turn, for the followers.
     pub(crate) events: Vec<Arc<Event>>,
@@ -129,6 +131,7 @@ impl<R: Rows> Writer<R> {
             completed: HashMap::new(),
             claimed: Vec::new(),
             batch: 1,
+            bulked: 0,
             next_purge: now + PURGE_EVERY,
             events: Vec::new(),
             followers: Vec::new(),
@@ -235,7 +238,8 @@ impl<R: Rows> Writer<R> {
             Call::Renew { tenant, id, lease, extend, reply } => {
                 Pending::Renewed(reply, self.renew(tenant.as_ref(), &id, &lease, extend)?)
             }
-            Call::Control { tenant, id, control, reply } => Pending::Job(reply, self.control(&tenant, &id, control)?),
+            Call::Control { tenant, id, control, reply } => Pending::Job(reply, self.control(&tenant, &id, &control)?),
+            Call::Operate(operation) => return self.operate(operation),
             Call::Limit(limits, reply) => {
                 self.limit_queues(limits)?;
                 Pending::Done(reply)

@@ -61,7 +61,7 @@ impl App {
     }
 
     pub(crate) fn new(parts: Parts) -> Self {
-        Self(Arc::new(Running {
+        let app = Self(Arc::new(Running {
             api: parts.api,
             sqlite: parts.sqlite,
             work: Mutex::new(parts.work),
@@ -69,7 +69,15 @@ impl App {
             closed: OnceCell::new(),
             drain: parts.drain,
             max_connections: parts.max_connections,
-        }))
+        }));
+        let running = Arc::downgrade(&app.0);
+        let resize = move |queue: &str, concurrency| {
+            if let Some(running) = running.upgrade() {
+                Self(running).resize_queue(queue, concurrency);
+            }
+        };
+        drop(app.0.api.resize.set(Arc::new(resize)));
+        app
     }
 
     /// The routes of the HTTP API and of the sockets.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tidewire_core::catalog::{AlertOn, Catalog, JobType, LoadError, Pattern, load};
+use tidewire_core::catalog::{AlertOn, Catalog, JobType, LoadError, Pattern, QueueSettings, load};
 use tidewire_core::commit::{Expander, Subscription};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::store::{QueueLimits, Store};
@@ -162,6 +162,12 @@ impl Builder {
                 let options = QueueOptions { concurrency: queue.concurrency, grace: queue.limits().grace };
                 queues.insert(queue.name.clone(), options);
             }
+            // What was changed while an earlier process ran holds on.
+            for (name, settings) in publisher.store().queue_settings().await? {
+                if let (Some(options), Some(concurrency)) = (queues.get_mut(&name), settings.concurrency) {
+                    options.concurrency = concurrency;
+                }
+            }
         }
         let worker: Arc<str> = format!("local-{}", std::process::id()).into();
         let workers = Workers::start(publisher.clone(), handlers.clone(), queues, worker);
@@ -223,7 +229,8 @@ impl Builder {
         store.follow(gateway.follower());
         publisher.broadcast_to(Arc::new(ToGateway(gateway.clone())));
         store.observe(Arc::new(Lives::new(&publisher)));
-        store.limit_queues(limits(&catalog)).await?;
+        let settings = store.queue_settings().await?;
+        store.limit_queues(limits(&catalog, &settings)).await?;
 
         let api = Api {
             publisher: publisher.clone(),
@@ -233,6 +240,7 @@ impl Builder {
             revocations,
             trusted_proxies: config.http.trusted_proxies.iter().map(std::net::IpAddr::to_canonical).collect(),
             tenants: config.tenants.clone(),
+            resize: OnceLock::new(),
             max_body_bytes: config.http.max_body_bytes,
             stopping: CancellationToken::new(),
         };
@@ -308,10 +316,16 @@ fn subscriptions(catalog: &Catalog, declared: &[(String, String)]) -> Result<Vec
     Ok(subscriptions)
 }
 
-/// What the store enforces for the catalog's queues and for that of the durable handlers.
-fn limits(catalog: &Catalog) -> BTreeMap<Arc<str>, QueueLimits> {
+/// What the store enforces for the catalog's queues and for that of the durable handlers, with what was changed while they ran.
+fn limits(catalog: &Catalog, settings: &BTreeMap<Arc<str>, QueueSettings>) -> BTreeMap<Arc<str>, QueueLimits> {
     let declared = catalog.queues.values().map(|queue| (queue.name.clone(), queue.limits()));
-    [(HANDLER_QUEUE.into(), QueueLimits::default())].into_iter().chain(declared).collect()
+    let handlers = [(HANDLER_QUEUE.into(), QueueLimits::default())];
+    let mut limits: BTreeMap<Arc<str>, QueueLimits> = handlers.into_iter().chain(declared).collect();
+    for (queue, settings) in settings {
+        let declared = limits.remove(queue).unwrap_or_default();
+        limits.insert(queue.clone(), settings.over(declared));
+    }
+    limits
 }
 
 fn open(

@@ -9,6 +9,7 @@ mod check;
 mod load;
 mod raw;
 mod realtime;
+mod settings;
 mod work;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 pub use check::{Finding, Severity, lint};
 pub use load::{LoadError, Problem, load, parse};
+pub use settings::{QueueSettings, TenantSettings};
 
 use crate::TenantId;
 use crate::expr::Expr;

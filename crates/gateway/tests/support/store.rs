@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tidewire_core::catalog::QueueSettings;
 use tidewire_core::commit::{Appended, Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
-use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::job::{FailedAttempt, Job, LogLine};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
-    Answer, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs, Leased,
-    Lifecycle, Log, LogQuery, Page, QueueLimits, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
+    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
+    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueueTenant, Queues, Renewed, ScheduleQuery, Schedules,
+    Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::{Clock, SystemClock};
-use tidewire_core::{Error, Id, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Json, TenantId, Timestamp};
 
 type Logs = HashMap<TenantId, Vec<Arc<Event>>>;
 type Kept = HashMap<(TenantId, String), (String, Timestamp)>;
@@ -185,6 +187,33 @@ impl Jobs for Fake {
         unused()
     }
     fn counts(&self, _: Option<&TenantId>) -> Answer<'_, Counts> {
+        unused()
+    }
+    fn bulk(&self, _: JobQuery, _: Bulk) -> Answer<'_, Changed> {
+        unused()
+    }
+    fn progress(&self, _: Option<&TenantId>, _: &Id, _: &str, _: Json) -> Answer<'_, ()> {
+        unused()
+    }
+    fn log(&self, _: Option<&TenantId>, _: &Id, _: &str, _: Vec<String>) -> Answer<'_, ()> {
+        unused()
+    }
+    fn logs(&self, _: &TenantId, _: &Id, _: Option<String>, _: u32) -> Answer<'_, Option<Page<LogLine>>> {
+        unused()
+    }
+}
+
+impl Queues for Fake {
+    fn queue_settings(&self) -> Answer<'_, BTreeMap<Arc<str>, QueueSettings>> {
+        unused()
+    }
+    fn patch_queue(&self, _: &str, _: QueueLimits, _: Json) -> Answer<'_, QueueSettings> {
+        unused()
+    }
+    fn oldest_pending(&self, _: Option<&TenantId>) -> Answer<'_, BTreeMap<Arc<str>, Timestamp>> {
+        unused()
+    }
+    fn queue_tenants(&self, _: &str, _: u32) -> Answer<'_, Vec<QueueTenant>> {
         unused()
     }
 }

@@ -1,7 +1,4 @@
-//! `/jobs`, `/queues` and `/dead-letters`.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! `/jobs`: enqueue, list, show and change them, and what their runs tell.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -11,26 +8,30 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewire_core::commit::NewJob;
-use tidewire_core::job::{FailedAttempt, Job, State as JobState};
-use tidewire_core::store::{Control, JobQuery, Page};
-use tidewire_core::{Error, Id, Result, TenantId, commit};
+use tidewire_core::commit::{Delay, NewJob, Priority};
+use tidewire_core::job::{FailedAttempt, Job, MAX_LOG_LINES, State as JobState};
+use tidewire_core::store::{Change, Control, JobQuery};
+use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp, commit};
 
-use super::extract::{Call, PathText, Query, Tenant, all, page_limit};
+use super::extract::{Call, PathText, Query, Tenant, page_limit};
 use super::{Answer, Api, Shared, events};
 use crate::auth::Caller;
 use crate::config::Scope;
-use crate::problem::Problem;
 
-/// The most dead letters that one call re-drives.
-const REDRIVE_AT_ONCE: usize = 10_000;
-/// How many of them are re-driven at a time, so that they share commits and do not fill the store's inbox.
-const REDRIVE_PAGE: usize = JobQuery::MAX as usize;
+/// The longest text that is searched for, in bytes.
+const MAX_TEXT_BYTES: usize = 256;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/jobs", post(enqueue).get(list))
-        .route("/jobs/{id}", get(one))
+        .route(
+            "/jobs/{id}",
+            get(one)
+                .patch(change)
+                .delete(|state, caller, path, query| control(Control::Delete, state, caller, path, query)),
+        )
+        .route("/jobs/{id}/progress", post(progress))
+        .route("/jobs/{id}/logs", post(log).get(logs))
         .route(
             "/jobs/{id}/retry",
             post(|state, caller, path, query| control(Control::Redrive, state, caller, path, query)),
@@ -43,9 +44,6 @@ pub(super) fn routes() -> Router<Shared> {
             "/jobs/{id}/promote",
             post(|state, caller, path, query| control(Control::Promote, state, caller, path, query)),
         )
-        .route("/queues", get(queues))
-        .route("/dead-letters", get(dead_letters))
-        .route("/dead-letters/redrive", post(redrive))
 }
 
 async fn enqueue(State(api): State<Shared>, request: Request<Body>) -> Answer {
@@ -60,19 +58,25 @@ async fn enqueue(State(api): State<Shared>, request: Request<Body>) -> Answer {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ListQuery {
+pub(super) struct ListQuery {
     tenant: Option<TenantId>,
     queue: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
     state: Option<String>,
+    text: Option<String>,
+    error: Option<String>,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+    flow: Option<Id>,
+    key: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
 }
 
 impl ListQuery {
     /// The query of the store. An administrator who names no tenant sees all of them.
-    fn resolve(self, api: &Api, caller: &Caller, default_states: &[JobState]) -> Result<JobQuery> {
+    pub(super) fn resolve(self, api: &Api, caller: &Caller, default_states: &[JobState]) -> Result<JobQuery> {
         caller.require(Scope::Read)?;
         let tenant = caller.tenant_or_all(self.tenant.as_ref(), api.tenants.as_deref())?;
         let states = match &self.state {
@@ -84,23 +88,32 @@ impl ListQuery {
             queue: self.queue,
             kind: self.kind,
             states,
+            text: sought("text", self.text)?,
+            error: sought("error", self.error)?,
+            from: self.from,
+            to: self.to,
+            flow: self.flow,
+            key: self.key,
             cursor: self.cursor,
             limit: page_limit(self.limit, 50, JobQuery::MAX)?,
+            ..JobQuery::default()
         })
+    }
+}
+
+/// A text to search for. Code `request.invalid`.
+pub(super) fn sought(name: &str, text: Option<String>) -> Result<Option<String>> {
+    match text {
+        Some(text) if text.is_empty() || text.len() > MAX_TEXT_BYTES => {
+            let detail = format!("{name}: expected 1 to {MAX_TEXT_BYTES} bytes, got {}", text.len());
+            Err(Error::invalid("request.invalid", detail))
+        }
+        text => Ok(text),
     }
 }
 
 async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<ListQuery>) -> Answer {
     let query = query.resolve(&api, &caller, &[])?;
-    Ok(Json(api.publisher.store().jobs(query).await?).into_response())
-}
-
-async fn dead_letters(State(api): State<Shared>, caller: Caller, Query(query): Query<ListQuery>) -> Answer {
-    let query = query.resolve(&api, &caller, &[JobState::Failed, JobState::Dead])?;
-    if let Some(state) = query.states.iter().find(|state| !state.is_dead_letter()) {
-        let detail = format!("state: dead letters are failed or dead, got {state}");
-        return Err(Error::invalid("request.invalid", detail).into());
-    }
     Ok(Json(api.publisher.store().jobs(query).await?).into_response())
 }
 
@@ -153,122 +166,94 @@ async fn control(
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RedriveBody {
-    tenant: Option<TenantId>,
-    ids: Option<Vec<Id>>,
-    queue: Option<String>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
+struct ChangeBody {
+    priority: Option<Priority>,
+    delay: Option<Delay>,
+    run_at: Option<Timestamp>,
 }
 
-async fn redrive(State(api): State<Shared>, request: Request<Body>) -> Answer {
+async fn change(
+    State(api): State<Shared>,
+    PathText(id): PathText,
+    Query(query): Query<Tenant>,
+    request: Request<Body>,
+) -> Answer {
     let call = Call::read(&api, request).await?;
     call.caller.require(Scope::Enqueue)?;
-    let body: RedriveBody = call.json()?;
-    let tenant = call.caller.tenant(body.tenant.as_ref(), api.tenants.as_deref())?;
-    let redriven = match body.ids {
-        Some(ids) => redrive_listed(&api, &tenant, &ids).await?,
-        None => redrive_matching(&api, &tenant, body.queue, body.kind).await?,
-    };
-    Ok(Json(json!({ "redriven": redriven })).into_response())
-}
-
-async fn redrive_listed(api: &Shared, tenant: &TenantId, ids: &[Id]) -> Result<Vec<Id>> {
-    if ids.len() > REDRIVE_AT_ONCE {
-        let detail = format!("ids: expected at most {REDRIVE_AT_ONCE} in one call, got {}", ids.len());
-        return Err(Error::invalid("request.invalid", detail));
-    }
-    let mut redriven = Vec::with_capacity(ids.len());
-    for page in ids.chunks(REDRIVE_PAGE) {
-        redriven.extend(redrive_page(api, tenant, page.to_vec()).await?);
-    }
-    Ok(redriven)
-}
-
-async fn redrive_matching(
-    api: &Shared,
-    tenant: &TenantId,
-    queue: Option<String>,
-    kind: Option<String>,
-) -> Result<Vec<Id>> {
-    let mut query = JobQuery {
-        tenant: Some(tenant.clone()),
-        queue,
-        kind,
-        states: vec![JobState::Failed, JobState::Dead],
-        cursor: None,
-        limit: JobQuery::MAX,
-    };
-    let mut redriven = Vec::new();
-    // By pages and not by what was re-driven, so that the call ends although others re-drive the same ones.
-    for _ in 0..REDRIVE_AT_ONCE / REDRIVE_PAGE {
-        let Page { items, next_cursor } = api.publisher.store().jobs(query.clone()).await?;
-        redriven.extend(redrive_page(api, tenant, items.into_iter().map(|job| job.id).collect()).await?);
-        // The cursor is a place in the order of creation, so a job that fails again at once is not met twice.
-        query.cursor = next_cursor;
-        if query.cursor.is_none() {
-            break;
+    let tenant = call.caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let body: ChangeBody = call.json()?;
+    let run_at = match (body.delay, body.run_at) {
+        (Some(_), Some(_)) => {
+            return Err(Error::invalid("job.invalid_option", "expected delay or runAt, got both").into());
         }
-    }
-    Ok(redriven)
-}
-
-/// Re-drives jobs at once, each alone, and answers those that were dead letters.
-async fn redrive_page(api: &Shared, tenant: &TenantId, ids: Vec<Id>) -> Result<Vec<Id>> {
-    let tenant = tenant.clone();
-    let one = move |api: Shared, id: Id| {
-        let tenant = tenant.clone();
-        async move {
-            match api.publisher.store().control(&tenant, &id, Control::Redrive).await {
-                Ok(_) => Ok(Some(id)),
-                // It was re-driven, or deleted, since it was listed.
-                Err(error) if matches!(error.code(), "job.wrong_state" | "job.not_found") => Ok(None),
-                Err(error) => Err(error),
-            }
-        }
+        (Some(delay), None) => Some(api.publisher.clock().now() + delay.0),
+        (None, run_at) => run_at,
     };
-    let redriven: Result<Vec<Option<Id>>> = all(api, ids, one).await?.into_iter().collect();
-    Ok(redriven?.into_iter().flatten().collect())
+    let change = Change { priority: body.priority.map(|priority| priority.0), run_at, data: None };
+    if change == Change::default() {
+        return Err(Error::invalid("request.invalid", "expected priority, runAt or delay").into());
+    }
+    let job = api.publisher.store().control(&tenant, &Id::parse(&id)?, Control::Change(change)).await?;
+    Ok(Json(job).into_response())
 }
 
-/// A queue in a listing.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct QueueView {
-    name: Arc<str>,
-    description: String,
-    concurrency: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    global: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rate: Option<String>,
-    attempts: u16,
-    counts: BTreeMap<JobState, u64>,
+/// What a run tells of itself while it holds its lease.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProgressBody {
+    lease: Box<str>,
+    progress: RawJson,
 }
 
-async fn queues(
+async fn progress(State(api): State<Shared>, PathText(id): PathText, request: Request<Body>) -> Answer {
+    let call = Call::read(&api, request).await?;
+    call.caller.require(Scope::Work)?;
+    let ProgressBody { lease, progress } = call.json()?;
+    // What nobody can read would spoil every list that it is in.
+    progress.to_value()?;
+    let store = api.publisher.store();
+    store.progress(call.caller.tenant.as_ref(), &Id::parse(&id)?, &lease, progress).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogBody {
+    lease: Box<str>,
+    lines: Vec<String>,
+}
+
+async fn log(State(api): State<Shared>, PathText(id): PathText, request: Request<Body>) -> Answer {
+    let call = Call::read(&api, request).await?;
+    call.caller.require(Scope::Work)?;
+    let LogBody { lease, lines } = call.json()?;
+    if lines.is_empty() || lines.len() > MAX_LOG_LINES {
+        let detail = format!("lines: expected 1 to {MAX_LOG_LINES}, got {}", lines.len());
+        return Err(Error::invalid("request.invalid", detail).into());
+    }
+    api.publisher.store().log(call.caller.tenant.as_ref(), &Id::parse(&id)?, &lease, lines).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogsQuery {
+    tenant: Option<TenantId>,
+    cursor: Option<String>,
+    limit: Option<u32>,
+}
+
+async fn logs(
     State(api): State<Shared>,
     caller: Caller,
-    Query(query): Query<Tenant>,
-) -> Result<axum::response::Response, Problem> {
+    PathText(id): PathText,
+    Query(query): Query<LogsQuery>,
+) -> Answer {
     caller.require(Scope::Read)?;
-    let tenant = caller.tenant_or_all(query.tenant.as_ref(), api.tenants.as_deref())?;
-    let mut counts = api.publisher.store().counts(tenant.as_ref()).await?;
-    let view = |queue: &tidewire_core::catalog::Queue| {
-        let mut counts = counts.remove(&queue.name).unwrap_or_default();
-        for state in JobState::ALL {
-            counts.entry(state).or_default();
-        }
-        QueueView {
-            name: queue.name.clone(),
-            description: queue.description.clone(),
-            concurrency: queue.concurrency,
-            global: queue.global,
-            rate: queue.rate.map(|rate| rate.to_string()),
-            attempts: queue.attempts,
-            counts,
-        }
-    };
-    let items: Vec<QueueView> = api.catalog().queues.values().map(view).collect();
-    Ok(Json(json!({ "items": items })).into_response())
+    let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let id = Id::parse(&id)?;
+    let limit = page_limit(query.limit, 100, MAX_LOG_LINES as u32)?;
+    let page = api.publisher.store().logs(&tenant, &id, query.cursor, limit).await?;
+    let page = page.ok_or_else(|| Error::not_found("job.not_found", format!("there is no job {id}")))?;
+    Ok(Json(page).into_response())
 }

@@ -1,17 +1,20 @@
 //! The `/v1` API: one file per noun, each complete with its shapes and routes.
 
+mod bulk;
+mod dead_letters;
 mod events;
 mod extract;
 mod flows;
 mod health;
 mod jobs;
 mod leases;
+mod queues;
 mod realtime;
 mod schedules;
 mod tokens;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::body::Body;
@@ -46,11 +49,16 @@ pub struct Api {
     pub trusted_proxies: Vec<IpAddr>,
     /// Which tenants exist; absent means any.
     pub tenants: Option<Vec<TenantId>>,
+    /// Told of how many jobs of a queue the workers of this process may run at once from now on.
+    pub resize: OnceLock<Resize>,
     /// The largest request body in bytes.
     pub max_body_bytes: usize,
     /// Cancelled when the process begins to stop: calls that wait answer at once with what they have.
     pub stopping: CancellationToken,
 }
+
+/// Takes the name of a queue and its new concurrency in this process.
+pub type Resize = Arc<dyn Fn(&str, u32) + Send + Sync>;
 
 type Shared = Arc<Api>;
 type Answer = Result<Response, Problem>;
@@ -66,6 +74,8 @@ pub fn router(api: Arc<Api>) -> Router {
     let v1 = Router::new()
         .merge(events::routes())
         .merge(jobs::routes())
+        .merge(dead_letters::routes())
+        .merge(queues::routes())
         .merge(flows::routes())
         .merge(leases::routes())
         .merge(schedules::routes())

@@ -325,13 +325,13 @@ fn with_aging_a_drained_window_is_read_before_its_age_is_compared() {
 #[test]
 fn the_oldest_known_place_is_found_wherever_it_is() {
     let mut dispatch = Dispatch::default();
-    assert_eq!(dispatch.oldest(1), None);
+    assert_eq!(dispatch.oldest(1, None), None);
     let paused = TenantLimits { paused: true, ..TenantLimits::default() };
     limit(&mut dispatch, QueueLimits::default(), [(2, paused)]);
     dispatch.push(lane(1, 1, 1), (30, 1));
     dispatch.push(lane(2, 2, 5), (20, 2));
     dispatch.push_unread(lane(3, 1, 3));
-    assert_eq!(dispatch.oldest(1), Some(20));
+    assert_eq!(dispatch.oldest(1, None), Some(20));
 }
 
 const MANY: NameId = 10_000;

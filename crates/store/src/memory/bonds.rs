@@ -110,6 +110,17 @@ impl Bonds for MemoryRows {
         Ok(())
     }
 
+    fn parents_of(&mut self, child: Seq) -> Result<Vec<Seq>> {
+        Ok(self.tables().bonds.before(child).collect())
+    }
+
+    fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()> {
+        if let Some((_, ended)) = self.tables().bonds.edges.get_mut(&(child, parent)) {
+            *ended = None;
+        }
+        Ok(())
+    }
+
     fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>> {
         let edges = self.tables().bonds.edges.range((child, Seq::MIN)..=(child, Seq::MAX));
         Ok(edges.filter_map(|(_, (_, ended))| ended.clone()).take(limit).collect())
@@ -145,6 +156,13 @@ impl Bonds for MemoryRows {
     fn end_member(&mut self, flow: FlowNumber, seq: Seq, state: State, at: Timestamp) -> Result<()> {
         if let Some(member) = self.tables().bonds.entry(flow).and_then(|entry| entry.members.get_mut(&seq)) {
             member.ended = Some((state, at));
+        }
+        Ok(())
+    }
+
+    fn reopen_member(&mut self, flow: FlowNumber, seq: Seq) -> Result<()> {
+        if let Some(member) = self.tables().bonds.entry(flow).and_then(|entry| entry.members.get_mut(&seq)) {
+            member.ended = None;
         }
         Ok(())
     }

@@ -67,6 +67,10 @@ pub(crate) trait Bonds {
     fn waited_for(&mut self, child: Seq) -> Result<Vec<Seq>>;
     /// Writes on every edge that leads from a job how it ended.
     fn end_edges(&mut self, parent: Seq, outcome: &Job) -> Result<()>;
+    /// Everybody that a job waits or waited for.
+    fn parents_of(&mut self, child: Seq) -> Result<Vec<Seq>>;
+    /// Forgets how a job ended that another one waited for: it has not.
+    fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()>;
     /// The jobs that a job waited for and how they ended, at most `limit`.
     fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>>;
 
@@ -75,6 +79,8 @@ pub(crate) trait Bonds {
     fn update_flow(&mut self, flow: &FlowRow) -> Result<()>;
     fn add_member(&mut self, flow: FlowNumber, member: &Member) -> Result<()>;
     fn end_member(&mut self, flow: FlowNumber, seq: Seq, state: State, at: Timestamp) -> Result<()>;
+    /// A member that had ended goes on.
+    fn reopen_member(&mut self, flow: FlowNumber, seq: Seq) -> Result<()>;
     fn delete_member(&mut self, flow: FlowNumber, seq: Seq) -> Result<()>;
     fn members(&mut self, flow: FlowNumber) -> Result<Vec<Member>>;
 }

@@ -63,6 +63,16 @@ impl Bonds for SqliteRows {
         .map(drop)
     }
 
+    fn parents_of(&mut self, child: Seq) -> Result<Vec<Seq>> {
+        self.all("SELECT parent FROM edges WHERE child = ?1 ORDER BY parent", [child], |row| row.get(0))
+    }
+
+    fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()> {
+        let sql = "UPDATE edges SET id = NULL, ref = NULL, type = NULL, state = NULL, result = NULL, error = NULL \
+             WHERE child = ?1 AND parent = ?2";
+        self.run(sql, params![child, parent]).map(drop)
+    }
+
     fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>> {
         let sql = "SELECT e.id, e.ref, n.name, e.state, e.result, e.error FROM edges e JOIN names n ON n.id = e.type \
              WHERE e.child = ?1 AND e.state IS NOT NULL ORDER BY e.parent LIMIT ?2";
@@ -116,6 +126,11 @@ impl Bonds for SqliteRows {
     fn end_member(&mut self, flow: FlowNumber, seq: Seq, state: State, at: Timestamp) -> Result<()> {
         let sql = "UPDATE flow_jobs SET state = ?3, finished_at = ?4 WHERE flow = ?1 AND seq = ?2";
         self.run(sql, params![flow, seq, state as u8, Micros(at)]).map(drop)
+    }
+
+    fn reopen_member(&mut self, flow: FlowNumber, seq: Seq) -> Result<()> {
+        let sql = "UPDATE flow_jobs SET state = NULL, finished_at = NULL WHERE flow = ?1 AND seq = ?2";
+        self.run(sql, params![flow, seq]).map(drop)
     }
 
     fn delete_member(&mut self, flow: FlowNumber, seq: Seq) -> Result<()> {

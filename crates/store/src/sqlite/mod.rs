@@ -2,22 +2,28 @@
 
 mod bonds;
 mod columns;
+mod operate;
 mod read;
 mod rows;
 mod schedules;
+mod search;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
+use tidewire_core::catalog::QueueSettings;
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job};
+use tidewire_core::job::{FailedAttempt, Job, LogLine};
 use tidewire_core::schedule::Stored;
-use tidewire_core::store::{Answer, Counts, Durability, Flow, JobQuery, LogQuery, Page, ScheduleQuery, Store};
+use tidewire_core::store::{
+    Answer, Counts, Durability, Flow, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
+};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
@@ -26,6 +32,7 @@ use self::read::Readers;
 use self::rows::SqliteRows;
 use crate::answer::{Call, Work, ask};
 use crate::embedded::{Embedded, Identity, Reader};
+use crate::rows::{Found, read_cursor};
 use crate::writer::OnFatal;
 
 /// The version of `schema.sql`. A file of an older one is brought to it, a file of a newer one is refused.
@@ -234,7 +241,34 @@ impl Reader for SqliteReader {
     }
 
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>> {
-        Box::pin(self.readers.read(move |connection| read::jobs(connection, &query)))
+        Box::pin(self.readers.read(move |connection| search::jobs(connection, &query)))
+    }
+
+    fn find(&self, query: JobQuery) -> Answer<'_, Found> {
+        Box::pin(self.readers.read(move |connection| search::find(connection, &query)))
+    }
+
+    fn logs(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Answer<'_, Option<Page<LogLine>>> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        Box::pin(self.readers.read(move |connection| {
+            let after = read_cursor(cursor.as_deref(), 0)?;
+            operate::logs(connection, &tenant, &id, after, limit)
+        }))
+    }
+
+    fn queue_settings(&self) -> Answer<'_, BTreeMap<Arc<str>, QueueSettings>> {
+        Box::pin(self.readers.read(operate::queue_settings))
+    }
+
+    fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>> {
+        let queue = queue.to_owned();
+        Box::pin(self.readers.read(move |connection| operate::queue_tenants(connection, &queue, limit)))
     }
 
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts> {

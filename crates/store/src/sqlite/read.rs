@@ -9,7 +9,7 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::{FailedAttempt, Job};
-use tidewire_core::store::{Counts, Flow, FlowJob, JobQuery, LogQuery, Page};
+use tidewire_core::store::{Counts, Flow, FlowJob, LogQuery};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use tokio::sync::Semaphore;
 
@@ -18,7 +18,7 @@ use super::columns::{
     EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row, state, text,
 };
 use crate::inbox::closed;
-use crate::rows::{FlowRow, Seq, flow_state, page};
+use crate::rows::{FlowRow, Seq, flow_state};
 
 /// How many reads run at once; more wait.
 const CONNECTIONS: usize = 4;
@@ -140,40 +140,6 @@ pub(super) fn job(connection: &Connection, tenant: &TenantId, id: &Id) -> Result
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let attempts = statement.query_map([row.seq], failed_attempt).map_err(fault)?;
     Ok(Some((row.job, attempts.collect::<rusqlite::Result<_>>().map_err(fault)?)))
-}
-
-pub(super) fn jobs(connection: &Connection, query: &JobQuery) -> Result<Page<Job>> {
-    let before = match &query.cursor {
-        None => i64::MAX,
-        Some(cursor) => cursor
-            .parse()
-            .map_err(|_| Error::invalid("cursor.invalid", "cursor: expected a nextCursor of an earlier page"))?,
-    };
-    let limit = query.limit.clamp(1, JobQuery::MAX);
-    let tenant = query.tenant.as_ref().map(TenantId::as_str);
-    let mut sql = format!("SELECT {JOB_COLUMNS} FROM {JOB_TABLES} WHERE j.seq < :before");
-    let more = limit + 1;
-    let mut params: Vec<(&str, &dyn ToSql)> = vec![(":before", &before), (":limit", &more)];
-    if let Some(tenant) = &tenant {
-        sql.push_str(" AND j.tenant = (SELECT id FROM tenants WHERE name = :tenant)");
-        params.push((":tenant", tenant));
-    }
-    if let Some(queue) = &query.queue {
-        sql.push_str(" AND j.queue = (SELECT id FROM names WHERE name = :queue)");
-        params.push((":queue", queue));
-    }
-    if let Some(kind) = &query.kind {
-        sql.push_str(" AND j.type = (SELECT id FROM names WHERE name = :kind)");
-        params.push((":kind", kind));
-    }
-    if !query.states.is_empty() {
-        let states: Vec<String> = query.states.iter().map(|state| (*state as u8).to_string()).collect();
-        sql.push_str(&format!(" AND j.state IN ({})", states.join(",")));
-    }
-    sql.push_str(" ORDER BY j.seq DESC LIMIT :limit");
-    let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
-    let rows = statement.query_map(params.as_slice(), job_row).map_err(fault)?;
-    page(rows, limit).map_err(fault)
 }
 
 /// Jobs by queue and state.

@@ -94,7 +94,11 @@ async fn the_wrong_state_is_refused_and_nothing_changes(world: World) {
     for (control, names) in refused {
         for name in names {
             let before = text(&world.stored(&a, &id(name)).await.0);
-            assert_eq!(code(world.control(&a, &id(name), control).await), "job.wrong_state", "{control:?} {name}");
+            assert_eq!(
+                code(world.control(&a, &id(name), control.clone()).await),
+                "job.wrong_state",
+                "{control:?} {name}"
+            );
             assert_eq!(text(&world.stored(&a, &id(name)).await.0), before);
         }
     }
@@ -107,7 +111,7 @@ fn text(job: &Job) -> String {
 async fn an_unknown_job_is_not_found(world: World) {
     one_of_each(&world).await;
     for control in [Control::Redrive, Control::Cancel, Control::Promote] {
-        assert_eq!(code(world.control(&tenant("a"), &id("nobody"), control).await), "job.not_found");
+        assert_eq!(code(world.control(&tenant("a"), &id("nobody"), control.clone()).await), "job.not_found");
         assert_eq!(code(world.control(&tenant("b"), &id("pending"), control).await), "job.not_found");
     }
 }

@@ -116,7 +116,7 @@ async fn step(world: &World, leased: &mut Vec<Leased>, random: &mut u64) {
             let jobs = within(world.store.jobs(query)).await.expect("jobs").items;
             if !jobs.is_empty() {
                 let job = &jobs[draw(random, jobs.len() as u64) as usize];
-                let control = [Control::Cancel, Control::Redrive, Control::Promote][draw(random, 3) as usize];
+                let control = [Control::Cancel, Control::Redrive, Control::Promote][draw(random, 3) as usize].clone();
                 // It may be refused in this state.
                 drop(world.control(&own, &job.id, control).await);
             }

@@ -16,6 +16,8 @@ macro_rules! every_engine {
     };
 }
 
+mod bulk;
+mod change;
 mod commits;
 mod control;
 mod counted;
@@ -34,6 +36,8 @@ mod limits;
 mod log;
 #[cfg(feature = "sqlite")]
 mod model;
+mod progress;
+mod queues;
 #[cfg(feature = "sqlite")]
 mod restart;
 mod schedules;

@@ -3,7 +3,7 @@ use tidewire_core::job::{Job, State};
 use tidewire_core::retry::Backoff;
 
 use super::*;
-use crate::rows::{Bonds, ScheduleRow, Schedules};
+use crate::rows::{Bonds, Desk, ScheduleRow, Schedules};
 
 const START: Timestamp = Timestamp::from_millis(1_750_000_000_000);
 const LIMIT: usize = 10;
@@ -223,7 +223,25 @@ fn ties(rows: &mut SqliteRows, tenant: NameId, name: NameId) -> Result<()> {
     flow.finished_at = Some(START);
     rows.update_flow(&flow)?;
     assert_eq!(rows.flow(tenant, &id)?.and_then(|flow| flow.finished_at), Some(START));
-    rows.delete_member(flow.number, 10)
+    rows.reopen_member(flow.number, 10)?;
+    assert!(rows.members(flow.number)?[0].ended.is_none());
+    rows.delete_member(flow.number, 10)?;
+
+    assert_eq!(rows.parents_of(10)?, [2]);
+    rows.reopen_edge(10, 2)?;
+    assert_eq!((rows.dependents(2)?.len(), rows.parents(10, LIMIT)?.len()), (1, 0));
+
+    for text in ["one", "two", "three"] {
+        rows.add_log_line(10, START, 1, text)?;
+    }
+    rows.trim_log(10, 2)?;
+    let left: i64 = rows.connection.query_row("SELECT count(*) FROM logs", [], |row| row.get(0)).expect("count");
+    assert_eq!(left, 2);
+    rows.put_queue_settings(name, Some("{}"))?;
+    assert_eq!(rows.queue_settings(name)?.as_deref(), Some("{}"));
+    rows.put_queue_settings(name, None)?;
+    assert_eq!(rows.queue_settings(name)?, None);
+    Ok(())
 }
 
 #[test]

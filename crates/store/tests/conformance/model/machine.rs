@@ -211,7 +211,9 @@ impl Machine {
             (Control::Cancel, State::Processing) => job.held.as_mut().expect("held").cancelled = true,
             (Control::Promote, State::Scheduled) => job.wait(now, Duration::ZERO),
             (Control::Promote, State::Pending) => {}
-            (Control::Redrive | Control::Cancel | Control::Promote, _) => return None,
+            (Control::Redrive | Control::Cancel | Control::Promote | Control::Change(_) | Control::Delete, _) => {
+                return None;
+            }
         }
         Some(job.state)
     }

@@ -82,7 +82,7 @@ impl Bench {
             }
             Step::Settle { lease, end } => self.settle(*lease, end).await,
             Step::Renew { lease, seconds } => self.renew(*lease, SECOND * *seconds).await,
-            Step::Control { job, control } => self.control(*job, *control).await,
+            Step::Control { job, control } => self.control(*job, control.clone()).await,
             Step::Advance { seconds } => {
                 self.advance(SECOND * *seconds).await;
                 Ok(())
@@ -242,10 +242,11 @@ impl Bench {
             return Ok(());
         }
         let job = job % self.model.jobs.len();
-        let expected = self.model.control(job, control).ok_or("job.wrong_state");
+        let expected = self.model.control(job, control.clone()).ok_or("job.wrong_state");
         let (tenant, name) = (&self.tenants[self.model.jobs[job].tenant], id(&self.model.jobs[job].name));
         for (world, engine) in self.worlds().into_iter().zip(ENGINES) {
-            let got = world.control(tenant, &name, control).await.map(|job| job.state).map_err(|error| error.code());
+            let got =
+                world.control(tenant, &name, control.clone()).await.map(|job| job.state).map_err(|error| error.code());
             same("the control", engine, &got, &expected)?;
         }
         Ok(())
