@@ -115,8 +115,10 @@ impl Bonds for MemoryRows {
     }
 
     fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()> {
-        if let Some((_, ended)) = self.tables().bonds.edges.get_mut(&(child, parent)) {
+        let bonds = &mut self.tables().bonds;
+        if let Some((_, ended)) = bonds.edges.get_mut(&(child, parent)) {
             *ended = None;
+            bonds.open.insert((parent, child));
         }
         Ok(())
     }
