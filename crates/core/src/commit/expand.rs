@@ -172,8 +172,8 @@ struct Cause {
 }
 
 enum Consequence {
-    Event(NewEvent),
-    Job(NewJob),
+    Event(Box<NewEvent>),
+    Job(Box<NewJob>),
 }
 
 struct Run<'a> {
@@ -360,14 +360,19 @@ impl Run<'_> {
                 continue;
             }
             let requests = [
-                rule.enqueue.as_ref().map(|job| Consequence::Job(rule_job(job, &scope))),
-                rule.publish.as_ref().and_then(|event| publication(event, &scope)).map(Consequence::Event),
+                rule.enqueue.as_ref().map(|job| Consequence::Job(Box::new(rule_job(job, &scope)))),
+                rule.publish
+                    .as_ref()
+                    .and_then(|event| publication(event, &scope))
+                    .map(Box::new)
+                    .map(Consequence::Event),
             ];
             let requests = requests.into_iter().flatten();
             self.caused.extend(requests.map(|request| Cause { request, origin: origin.clone(), root }));
         }
         for handler in handlers {
-            let request = Consequence::Job(NewJob::new(&*handler.job.name, scope["event"].clone()));
+            let job = NewJob::new(&*handler.job.name, scope["event"].clone());
+            let request = Consequence::Job(Box::new(job));
             self.caused.push(Cause { request, origin: origin.clone(), root });
         }
         Ok(())
@@ -391,8 +396,8 @@ impl Run<'_> {
         while !self.caused.is_empty() {
             for Cause { request, origin, root } in std::mem::take(&mut self.caused) {
                 match request {
-                    Consequence::Event(event) => self.event(event, at, &origin, root)?,
-                    Consequence::Job(job) => self.job(job, at, &origin, root)?,
+                    Consequence::Event(event) => self.event(*event, at, &origin, root)?,
+                    Consequence::Job(job) => self.job(*job, at, &origin, root)?,
                 }
             }
         }
