@@ -451,8 +451,12 @@ impl<R: Rows> Writer<R> {
     fn lose(&mut self, seq: Seq, why: &str) -> Result<()> {
         let Some(lease) = self.leases.of(seq) else { return Ok(()) };
         let queue = lease.row.keys.queue;
-        let poison = self.dispatch.limits(queue).map_or(POISON, |limits| limits.poison);
+        let poison = self.poison(queue);
         self.finish(seq, |run, now| run.lose(why.to_owned(), now, poison)).map(drop)
+    }
+
+    fn poison(&self, queue: NameId) -> u16 {
+        self.dispatch.limits(queue).map_or(POISON, |limits| limits.poison)
     }
 
     /// Gives back jobs that nobody received.
@@ -517,8 +521,8 @@ impl<R: Rows> Writer<R> {
                         true => "the process ended during the run",
                         false => "the lease ended without a result",
                     };
-                    // No limits are set yet when a store opens.
-                    let fate = Run::of(&row.job).lose(why.to_owned(), self.now, POISON);
+                    let poison = self.poison(row.keys.queue);
+                    let fate = Run::of(&row.job).lose(why.to_owned(), self.now, poison);
                     self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;

@@ -84,6 +84,8 @@ pub(crate) struct Writer<R: Rows> {
     /// Jobs leased in this turn.
     pub(crate) claimed: Vec<Seq>,
     pub(crate) batch: u64,
+    /// Whether the leases of the process before were looked at.
+    is_recovered: bool,
     next_purge: Timestamp,
     /// Events of this turn, for the followers.
     pub(crate) events: Vec<Arc<Event>>,
@@ -93,7 +95,7 @@ pub(crate) struct Writer<R: Rows> {
 }
 
 impl<R: Rows> Writer<R> {
-    /// Opens the writer on `rows`: leases of the process before are given back, heads are found.
+    /// Opens the writer on `rows` and finds the heads. Leases of the process before are looked at when a call comes that needs it.
     pub(crate) fn open(rows: R, inbox: Arc<Inbox<Call<R>>>, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
         let now = clock.now();
         let mut writer = Self {
@@ -126,6 +128,7 @@ impl<R: Rows> Writer<R> {
             completed: HashMap::new(),
             claimed: Vec::new(),
             batch: 1,
+            is_recovered: false,
             next_purge: now + PURGE_EVERY,
             events: Vec::new(),
             followers: Vec::new(),
@@ -140,8 +143,6 @@ impl<R: Rows> Writer<R> {
         }
         writer.next_due = writer.rows.next_due()?;
         writer.next_expiry = writer.rows.next_expiry()?;
-        writer.recover_claims()?;
-        writer.write_counts()?;
         writer.rows.commit()?;
         Ok(writer)
     }
@@ -215,6 +216,9 @@ impl<R: Rows> Writer<R> {
     }
 
     fn apply(&mut self, call: Call<R>) -> Result<()> {
+        if !self.is_recovered && !matches!(call, Call::Follow(_) | Call::Observe(_) | Call::Limit(..)) {
+            self.recover()?;
+        }
         let answer = match call {
             Call::Commit(commit, reply) => Pending::Committed(reply, self.commit(commit)?),
             Call::With(work, reply) => {
@@ -230,6 +234,7 @@ impl<R: Rows> Writer<R> {
             Call::Control { tenant, id, control, reply } => Pending::Job(reply, self.control(&tenant, &id, control)?),
             Call::Limit(limits, reply) => {
                 self.limit_queues(limits)?;
+                self.recover()?;
                 Pending::Done(reply)
             }
             Call::Fire(fire, reply) => Pending::Fired(reply, self.fire(fire)?),
@@ -266,6 +271,16 @@ impl<R: Rows> Writer<R> {
             }
         };
         self.answers.push(answer);
+        Ok(())
+    }
+
+    /// Gives back the leases of the process before, once: after the limits are known, which say how many lost workers are too many,
+    /// and after somebody listens to what becomes of jobs; and before anything else happens.
+    fn recover(&mut self) -> Result<()> {
+        if !self.is_recovered {
+            self.is_recovered = true;
+            self.recover_claims()?;
+        }
         Ok(())
     }
 
