@@ -11,6 +11,7 @@ use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Pending, Reply};
 use crate::dispatch::{Found, WINDOW, Wanted};
+use crate::failpoint::{self, Point};
 use crate::lease::{Lease, Token};
 use crate::rows::{EndedJob, Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
 use crate::writer::{Outcome, Writer};
@@ -239,6 +240,7 @@ impl<R: Rows> Writer<R> {
             Some(fresh) => fresh.clone_from(&row),
             None => self.rows.update_job(&row)?,
         }
+        failpoint::reach(Point::DuringClaim);
         let lease = Token { seq: row.seq, nonce }.encode();
         let leased = Leased { job: row.job.clone(), lease, expires: until, parents };
         self.dispatch.started(row.keys.queue, row.keys.tenant, self.now);

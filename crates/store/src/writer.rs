@@ -18,6 +18,7 @@ use crate::claims::{Kept, Parked};
 use crate::control::PURGE_AT_ONCE;
 use crate::counts::Counts;
 use crate::dispatch::Dispatch;
+use crate::failpoint::{self, Point};
 use crate::inbox::Inbox;
 use crate::lease::Leases;
 use crate::names::Names;
@@ -193,7 +194,9 @@ impl<R: Rows> Writer<R> {
             let head = self.heads.get(&tenant).copied().unwrap_or_default();
             self.rows.set_head(tenant, head)?;
         }
+        failpoint::reach(Point::BeforeCommit);
         self.rows.commit()?;
+        failpoint::reach(Point::AfterCommit);
 
         let unwanted: Vec<_> = self.answers.drain(..).filter_map(Pending::send).flatten().collect();
         if !unwanted.is_empty() {
