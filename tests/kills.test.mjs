@@ -14,7 +14,7 @@ import { Load, numbers, quantile } from "./load.mjs";
 const KILLS = Number(process.env.KILLS ?? 50);
 const SEED = Number(process.env.KILLS_SEED ?? Date.now() % 1_000_000);
 /** The points of crates/store/src/failpoint.rs, and the highest number at which one is asked for: some are reached more often. */
-const FAILPOINTS = { before_commit: 220, after_commit: 220, during_claim: 800 };
+const FAILPOINTS = { before_commit: 400, after_commit: 400, during_claim: 2_000 };
 
 const APP = `
 [app]
@@ -69,7 +69,7 @@ async function killAtRandom(random) {
     await pause(random() * 150);
   } else {
     await restarted;
-    await pause(random() * 800);
+    await pause(random() * 1_200);
   }
   assert.equal((await server.kill()).signal, "SIGKILL");
   // What `ready` says of a server that was killed while it started is no news.
