@@ -96,8 +96,8 @@ describe(`a server that is killed ${KILLS} times (KILLS_SEED=${SEED})`, () => {
     load.begin({ callers: tenants, workers: 3 });
     await server.kill();
     for (const { kill } of kills) {
-      if (kill) await killAtFailpoint(kill[0], 1 + Math.floor(random() * kill[1]));
-      else await killAtRandom(random);
+      const killed = kill ? killAtFailpoint(kill[0], 1 + Math.floor(random() * kill[1])) : killAtRandom(random);
+      await Promise.race([killed, load.failed]);
     }
     await restart();
     await within(30_000, "the callers to get their last answers", load.stopCallers());
@@ -105,7 +105,7 @@ describe(`a server that is killed ${KILLS} times (KILLS_SEED=${SEED})`, () => {
       const { items } = expectStatus(await server.api("/v1/queues"), 200);
       return items.every(({ counts }) => Object.entries(counts).every(([state, count]) => state === "completed" || count === 0));
     };
-    await eventually("every job to be completed", isDrained, 40_000);
+    await Promise.race([eventually("every job to be completed", isDrained, 40_000), load.failed]);
     await within(30_000, "the workers to get their last answers", load.stopWorkers());
     const times = load.firstLeases;
     t.diagnostic(`restart to first lease: p50 ${Math.round(quantile(times, 0.5))} ms, p99 ${Math.round(quantile(times, 0.99))} ms`);

@@ -55,11 +55,12 @@ export class Load {
     this.#measured = false;
   }
 
-  /** Begins the work of `callers` and `workers`. A failure in any of them is thrown by {@link stopCallers} or {@link stopWorkers}. */
+  /** Begins the work of `callers` and `workers`. What one of them finds wrong rejects {@link failed} at once. */
   begin({ callers, workers }) {
     this.callers = Promise.all(callers.map((tenant, n) => this.#enqueue(tenant, n)));
     this.workers = Promise.all(Array.from({ length: workers }, (_, n) => this.#work(n)));
-    for (const running of [this.callers, this.workers]) running.catch(() => {});
+    this.failed = Promise.all([this.callers, this.workers]).then(() => new Promise(() => {}));
+    this.failed.catch(() => {});
   }
 
   async stopCallers() {
