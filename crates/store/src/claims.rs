@@ -11,6 +11,7 @@ use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Pending, Reply};
 use crate::dispatch::{Found, WINDOW, Wanted};
+use crate::failpoint::{self, Point};
 use crate::lease::{Lease, Token};
 use crate::rows::{EndedJob, Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
 use crate::writer::{Outcome, Writer};
@@ -261,6 +262,7 @@ impl<R: Rows> Writer<R> {
             }
             None => self.rows.update_job(&row)?,
         }
+        failpoint::reach(Point::DuringClaim);
         let lease = Token { seq: row.seq, nonce }.encode();
         let leased = Leased { job: row.job.clone(), lease, expires: until, parents };
         self.dispatch.started(row.keys.queue, row.keys.tenant, self.now);
@@ -494,8 +496,12 @@ impl<R: Rows> Writer<R> {
     fn lose(&mut self, seq: Seq, why: &str) -> Result<()> {
         let Some(lease) = self.leases.of(seq) else { return Ok(()) };
         let queue = lease.row.keys.queue;
-        let poison = self.dispatch.limits(queue).map_or(POISON, |limits| limits.poison);
+        let poison = self.poison(queue);
         self.finish(seq, |run, now| run.lose(why.to_owned(), now, poison)).map(drop)
+    }
+
+    fn poison(&self, queue: NameId) -> u16 {
+        self.dispatch.limits(queue).map_or(POISON, |limits| limits.poison)
     }
 
     /// Gives back jobs that nobody received.
@@ -560,8 +566,8 @@ impl<R: Rows> Writer<R> {
                         true => "the process ended during the run",
                         false => "the lease ended without a result",
                     };
-                    // No limits are set yet when a store opens.
-                    let fate = Run::of(&row.job).lose(why.to_owned(), self.now, POISON);
+                    let poison = self.poison(row.keys.queue);
+                    let fate = Run::of(&row.job).lose(why.to_owned(), self.now, poison);
                     self.write_fate(&mut row, fate)?;
                 } else {
                     held += 1;

@@ -22,6 +22,7 @@ mod counts;
 mod dispatch;
 mod embedded;
 mod enqueue;
+mod failpoint;
 mod inbox;
 mod lease;
 mod memory;

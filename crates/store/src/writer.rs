@@ -18,6 +18,7 @@ use crate::claims::{Kept, Parked};
 use crate::control::PURGE_AT_ONCE;
 use crate::counts::Counts;
 use crate::dispatch::Dispatch;
+use crate::failpoint::{self, Point};
 use crate::inbox::Inbox;
 use crate::lease::Leases;
 use crate::names::Names;
@@ -88,6 +89,8 @@ pub(crate) struct Writer<R: Rows> {
     pub(crate) batch: u64,
     /// The turn that last changed many jobs.
     pub(crate) bulked: u64,
+    /// Whether the leases of the process before were looked at.
+    is_recovered: bool,
     next_purge: Timestamp,
     /// Events of this turn, for the followers.
     pub(crate) events: Vec<Arc<Event>>,
@@ -97,7 +100,7 @@ pub(crate) struct Writer<R: Rows> {
 }
 
 impl<R: Rows> Writer<R> {
-    /// Opens the writer on `rows`: leases of the process before are given back, heads are found.
+    /// Opens the writer on `rows` and finds the heads. Leases of the process before are looked at when a call comes that needs it.
     pub(crate) fn open(rows: R, inbox: Arc<Inbox<Call<R>>>, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Result<Self> {
         let now = clock.now();
         let mut writer = Self {
@@ -132,6 +135,7 @@ impl<R: Rows> Writer<R> {
             claimed: Vec::new(),
             batch: 1,
             bulked: 0,
+            is_recovered: false,
             next_purge: now + PURGE_EVERY,
             events: Vec::new(),
             followers: Vec::new(),
@@ -146,8 +150,6 @@ impl<R: Rows> Writer<R> {
         }
         writer.next_due = writer.rows.next_due()?;
         writer.next_expiry = writer.rows.next_expiry()?;
-        writer.recover_claims()?;
-        writer.write_counts()?;
         writer.rows.commit()?;
         Ok(writer)
     }
@@ -198,7 +200,9 @@ impl<R: Rows> Writer<R> {
             let head = self.heads.get(&tenant).copied().unwrap_or_default();
             self.rows.set_head(tenant, head)?;
         }
+        failpoint::reach(Point::BeforeCommit);
         self.rows.commit()?;
+        failpoint::reach(Point::AfterCommit);
 
         let unwanted: Vec<_> = self.answers.drain(..).filter_map(Pending::send).flatten().collect();
         if !unwanted.is_empty() {
@@ -226,6 +230,9 @@ impl<R: Rows> Writer<R> {
     }
 
     fn apply(&mut self, call: Call<R>) -> Result<()> {
+        if !self.is_recovered && !matches!(call, Call::Follow(_) | Call::Observe(_) | Call::Limit(..)) {
+            self.recover()?;
+        }
         let answer = match call {
             Call::Commit(commit, reply) => Pending::Committed(reply, self.commit(commit)?),
             Call::With(work, reply) => {
@@ -242,6 +249,7 @@ impl<R: Rows> Writer<R> {
             Call::Operate(operation) => return self.operate(operation),
             Call::Limit(limits, reply) => {
                 self.limit_queues(limits)?;
+                self.recover()?;
                 Pending::Done(reply)
             }
             Call::Fire(fire, reply) => Pending::Fired(reply, self.fire(fire)?),
@@ -278,6 +286,16 @@ impl<R: Rows> Writer<R> {
             }
         };
         self.answers.push(answer);
+        Ok(())
+    }
+
+    /// Gives back the leases of the process before, once: after the limits are known, which say how many lost workers are too many,
+    /// and after somebody listens to what becomes of jobs; and before anything else happens.
+    fn recover(&mut self) -> Result<()> {
+        if !self.is_recovered {
+            self.is_recovered = true;
+            self.recover_claims()?;
+        }
         Ok(())
     }
 

@@ -135,13 +135,38 @@ async fn a_kill_gives_back_the_jobs_of_the_process_with_the_attempt_counted() {
         assert_eq!((&leased.job.id, leased.job.attempt), (job, run));
         disks.push(disks[disks.len() - 1].killed());
         killed = disks[disks.len() - 1].open();
+        // The first call after the limits, or as here without any, gives back what was running.
+        assert_eq!(code(killed.world.try_settle(&leased, done(), None).await), "job.lease_lost");
         let (stored, failed) = killed.world.stored(&a, job).await;
         assert_eq!(stored.state, if run < 3 { State::Pending } else { State::Dead });
         assert_eq!((stored.attempt, failed.len()), (run, usize::from(run)));
         assert_eq!(failed.last().map(|run| (run.attempt, &*run.worker)), Some((run, "worker-1")));
-        assert_eq!(code(killed.world.try_settle(&leased, done(), None).await), "job.lease_lost");
     }
     assert!(killed.world.claim(any()).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_kill_counts_as_a_lost_worker_by_the_limit_of_the_queue() {
+    let a = tenant("a");
+    for (poison, local) in [(1, true), (1, false), (2, true), (5, true), (5, false)] {
+        let disk = Disk::new();
+        let mut killed = disk.open();
+        let job = Enqueue { attempts: 100, ..killed.world.job("work") };
+        let id = job.id.clone();
+        killed.world.enqueue(&a, vec![job]).await;
+        let mut disks = vec![disk];
+        for lost in 1..=poison {
+            assert_eq!(killed.world.claim(Claim { local, ..any() }).await.len(), 1, "{poison}: run {lost}");
+            let left = disks[disks.len() - 1].killed();
+            killed.world.clock.advance(HOUR);
+            killed = left.open();
+            disks.push(left);
+            let limits = QueueLimits { poison, ..QueueLimits::default() };
+            within(killed.world.store.limit_queues(BTreeMap::from([("q".into(), limits)]))).await.expect("limits");
+            let expected = if lost < poison { State::Pending } else { State::Dead };
+            assert_eq!(killed.world.state(&a, &id).await, expected, "{poison}: {lost} were lost");
+        }
+    }
 }
 
 #[tokio::test]
@@ -195,8 +220,8 @@ async fn a_kill_does_not_forget_that_a_running_job_was_cancelled() {
     }
     let image = disk.killed();
     let world = image.open().world;
-    assert_eq!(world.state(&a, &here.job.id).await, State::Cancelled);
     assert!(world.try_renew(&there, HOUR).await.expect("renew").cancelled);
+    assert_eq!(world.state(&a, &here.job.id).await, State::Cancelled);
     assert_eq!(world.settle(&there, Verdict::Release).await, State::Cancelled);
 }
 
