@@ -57,8 +57,9 @@ impl Dev {
             if self.app.is_none() {
                 router = router.merge(port_nimara::routes(&app).await?);
             }
+            let told = app.shutdown_signal();
             banner(&app, &self.data, listener.local_addr()?, self.app.is_none())?;
-            app.serve(listener, router).await;
+            app.serve_until(listener, router, told).await;
             Ok(())
         })
     }

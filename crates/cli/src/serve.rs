@@ -43,13 +43,15 @@ impl Serve {
         crate::runtime()?.block_on(async {
             let listener = listen(&config).await?;
             let app = App::builder(&self.app).config(config).on_fatal(crate::on_fatal).build().await?;
+            // Before the line that says it is ready: who reads that may stop it at once.
+            let told = app.shutdown_signal();
             println!(
                 "tidewire: {} on http://{} ({})",
                 app.catalog().app.name,
                 listener.local_addr()?,
                 app.store().durability().as_str()
             );
-            app.serve(listener, app.router()).await;
+            app.serve_until(listener, app.router(), told).await;
             Ok(())
         })
     }

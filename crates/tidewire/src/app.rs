@@ -180,12 +180,14 @@ impl App {
         Ok((principal.tenant, principal.user))
     }
 
-    /// Ends when the process is told to stop: SIGTERM or ctrl-c, or [`App::stop`].
+    /// Ends when the process is told to stop: SIGTERM or ctrl-c, or [`App::stop`]. It listens from this call on, not only once it is
+    /// awaited, so that a process which says that it is ready after this call can be stopped from then on.
     pub fn shutdown_signal(&self) -> impl Future<Output = ()> + Send + 'static {
         let stop = self.0.api.stopping.clone();
+        let term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
         async move {
             let term = async {
-                match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+                match term {
                     Ok(mut term) => drop(term.recv().await),
                     Err(_) => std::future::pending().await,
                 }
@@ -201,10 +203,15 @@ impl App {
     /// Serves `router` on `listener` until the process is told to stop, then stops in order: no new claims and slots; sockets are sent
     /// elsewhere and no new requests taken, while running jobs and requests finish or are handed back; the store closes.
     pub async fn serve(&self, listener: TcpListener, router: Router) {
+        self.serve_until(listener, router, self.shutdown_signal()).await;
+    }
+
+    /// Serves like [`App::serve`], until `told` ends.
+    pub async fn serve_until(&self, listener: TcpListener, router: Router, told: impl Future<Output = ()>) {
         let closed = CancellationToken::new();
         let serving = serve::serve(self.0.max_connections, listener, router, closed.clone(), self.0.drain);
         let stop = async {
-            self.shutdown_signal().await;
+            told.await;
             self.0.api.stopping.cancel();
             let sockets = async {
                 self.0.api.gateway.drain(SOCKET_DRAIN).await;
