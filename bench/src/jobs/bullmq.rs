@@ -78,7 +78,9 @@ fn missing() -> Option<String> {
         return Some("there is no redis-server; install it with `apt-get install redis-server`".to_owned());
     }
     if !there("node") || !std::fs::exists(format!("{PROGRAMS}/node_modules/bullmq")).unwrap_or(false) {
-        return Some(format!("its packages are missing; install Node.js 20 or newer and run `npm install` in {PROGRAMS}"));
+        return Some(format!(
+            "its packages are missing; install Node.js 20 or newer and run `npm install` in {PROGRAMS}"
+        ));
     }
     None
 }
