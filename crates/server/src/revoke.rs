@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //!
-//! - All revocations are in memory, so that asking costs a few look-ups; there are at most [`PER_SHARD`] times [`SHARDS`] of them.
+//! - All revocations are in memory, so that asking costs a few look-ups; there are at most `PER_SHARD` times `SHARDS` of them.
 //! - They are kept in the store, in documents that are written whole, and read back at the start: a restart forgets none.
 //! - A revocation holds from the moment it is made, before it is durable.
 
