@@ -7,7 +7,8 @@ use tidewire_core::job::{Job, OnFailure, State, Unique};
 use tidewire_core::store::Moment;
 use tidewire_core::{Id, Result, Timestamp};
 
-use crate::rows::{Edge, FlowRow, JobRow, Member, NameId, Rows, Seq, Taken};
+use crate::claims::Kept;
+use crate::rows::{Edge, EndedJob, FlowRow, JobRow, Member, NameId, Rows, Seq, Taken};
 use crate::writer::Writer;
 
 /// A job of a commit and whom it waits for.
@@ -374,9 +375,7 @@ impl<R: Rows> Writer<R> {
             self.write_fresh()?;
             if let Some(row) = self.job_row(member.seq)? {
                 self.recent.take(member.seq);
-                self.counts.moved(row.keys, Some(row.job.state), None);
-                self.rows.delete_beside(member.seq)?;
-                self.rows.delete_job(member.seq)?;
+                self.forget(Kept::unknown(EndedJob { seq: row.seq, keys: row.keys, state: row.job.state }))?;
             }
         }
         if !is_undoing {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidewire_core::catalog::Keep;
 use tidewire_core::job::{FailedAttempt, Outcome as Fate, Run, State, Verdict};
 use tidewire_core::limit::Rate;
-use tidewire_core::store::{Claim, Leased, Moment, Parent, Renewed, Settle, Settled};
+use tidewire_core::store::{Claim, Leased, Moment, Parent, QueueLimits, Renewed, Settle, Settled};
 use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Pending, Reply};
@@ -22,12 +22,8 @@ const KEEP_SLACK: usize = 64;
 /// The most claims that wait for a job. Each turn looks at them all, and each holds memory.
 const MAX_PARKED: usize = 16_384;
 
-/// How many keys of rates are remembered before those that are free again are forgotten.
+/// How many keys have their rates remembered. At that number those that are free again are forgotten, and all if too many are left.
 const MOST_KEY_RATES: usize = 65_536;
-
-/// What holds for a queue without limits, as for one whose catalog says nothing.
-const POISON: u16 = 3;
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Why a job was taken back that did not begin in time.
 const EXPIRED: &str = "it did not begin before it expired";
@@ -232,6 +228,10 @@ impl<R: Rows> Writer<R> {
         if self.key_rates.len() >= MOST_KEY_RATES {
             let now = self.now;
             self.key_rates.retain(|_, state| !state.is_idle(now));
+            if self.key_rates.len() > MOST_KEY_RATES / 2 {
+                // Looking through them for every job would cost more than that these rates begin anew.
+                self.key_rates.clear();
+            }
         }
         let state = self.key_rates.entry((row.keys.queue, row.keys.tenant, key.into())).or_default();
         let at = rate.reserve(state, self.now);
@@ -273,7 +273,8 @@ impl<R: Rows> Writer<R> {
 
     /// When a remote run ends whatever its worker says.
     fn hard_end(&self, row: &JobRow) -> Timestamp {
-        let grace = self.dispatch.limits(row.keys.queue).map_or(GRACE, |limits| limits.grace);
+        let grace =
+            self.dispatch.limits(row.keys.queue).map_or_else(|| QueueLimits::default().grace, |limits| limits.grace);
         row.job.started_at.unwrap_or(self.now) + row.job.timeout + grace
     }
 
@@ -501,7 +502,7 @@ impl<R: Rows> Writer<R> {
     }
 
     fn poison(&self, queue: NameId) -> u16 {
-        self.dispatch.limits(queue).map_or(POISON, |limits| limits.poison)
+        self.dispatch.limits(queue).map_or_else(|| QueueLimits::default().poison, |limits| limits.poison)
     }
 
     /// Gives back jobs that nobody received.

@@ -60,19 +60,11 @@ impl<R: Rows> Writer<R> {
 
     /// Writes what this turn changed.
     pub(crate) fn write_counts(&mut self) -> Result<()> {
-        for ((queue, tenant), by) in &mut self.counts.changed {
-            if by.iter().any(|by| *by != 0) {
-                self.rows.add_counts(*queue, *tenant, by)?;
-                *by = [0; 8];
+        for ((queue, tenant), by) in self.counts.changed.drain() {
+            if by != [0; 8] {
+                self.rows.add_counts(queue, tenant, &by)?;
             }
-        }
-        // A line that was busy once need not stay for ever.
-        if self.counts.changed.len() > MOST_LINES {
-            self.counts.changed.clear();
         }
         Ok(())
     }
 }
-
-/// How many lines are remembered between turns.
-const MOST_LINES: usize = 4_096;

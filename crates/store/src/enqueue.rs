@@ -73,7 +73,7 @@ impl<R: Rows> Writer<R> {
         limits.tenants.get(tenant).and_then(|own| own.backlog).or(limits.backlog)
     }
 
-    /// Enqueues a job, or finds the one that has its id or its unique key. It waits while `waits`, for what is tied to it later.
+    /// Enqueues a job, or finds the one that has its id or its unique key. One that is to be tied to others is blocked until it is.
     pub(crate) fn enqueue(&mut self, tenant: NameId, name: &TenantId, job: Enqueue) -> Result<Enqueued> {
         if job.given_id
             && let Some(seq) = self.find_job(tenant, &job.id)?
