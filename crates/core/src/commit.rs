@@ -334,7 +334,11 @@ pub struct Request {
 impl Request {
     /// Whether it asks for nothing.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.jobs.is_empty() && self.schedules.is_empty() && self.dedup.is_none()
+        self.events.is_empty()
+            && self.jobs.is_empty()
+            && self.flow.is_none()
+            && self.schedules.is_empty()
+            && self.dedup.is_none()
     }
 }
 

@@ -404,3 +404,18 @@ async fn a_job_that_waited_for_others_reads_what_they_returned() {
     assert_eq!(*seen.lock().expect("a lock"), ["\"a\"", "\"b\""]);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_flow_of_nothing_is_refused_and_not_dropped() {
+    let shop = Shop::new();
+    let handler = |_: Pack, cx: JobContext| async move {
+        cx.flow(NewFlow::default());
+        done()
+    };
+    let app = shop.builder().job(handler).build().await.expect("an app");
+    let id = shop.enqueue(&app, &pack()).await;
+    let (state, _, error) = shop.ended(&app, &id).await;
+    assert_eq!(state, "dead");
+    assert!(error.is_some_and(|error| error.contains("flow: expected at least one job")));
+    app.stop().await;
+}
