@@ -95,10 +95,10 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
             recovery::catch_up(&socket).await?;
-            session.close_if_full(accept(joined_at));
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-            socket.emit("connected", &hello(&socket, &names, tenant.delivered(), Some(true)));
+            let hello = hello(&socket, &names, tenant.delivered(), Some(true));
+            socket.emit_after(|| accept(joined_at), "connected", &hello);
             shared.stats.recovered.up();
             // Still parked when there is more than fits at once.
             session.drained();

@@ -195,14 +195,21 @@ impl Socket {
     /// Sends an event of the gateway's own, such as `connected`. Every one carries an offset, because the client takes the last
     /// text of any event for it.
     pub(crate) fn emit(&self, name: &str, data: &str) {
-        // The state stays locked until the frame is queued: an event queued in between would have the later offset.
+        self.emit_after(|| Pushed::Queued, name, data);
+    }
+
+    /// The same right behind what `first` queues: no event comes in between.
+    pub(crate) fn emit_after(&self, first: impl FnOnce() -> Pushed, name: &str, data: &str) {
+        // The state stays locked until the frames are queued: an event queued in between would have the later offset.
         let state = self.state.lock();
+        let before = first();
         let position = match state.feed {
             Feed::Live => state.fed.max(self.tenant.delivered()),
             Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
         };
         let pushed = self.emit_at(name, data, position);
         drop(state);
+        self.session.close_if_full(before);
         self.session.close_if_full(pushed);
     }
 
