@@ -34,6 +34,10 @@ const LATE: &str = "no retry may begin any more: retryFor has passed";
 /// How many jobs one turn passes over because their keys hold them back; the next turn goes on.
 const PASS_AT_ONCE: usize = 1_024;
 
+/// How many tenants a claim of many jobs takes them from, if there are as many. Jobs of one tenant that were enqueued together lie
+/// together: with 10,000 tenants five in a row cost half of five tenants' one each.
+const TENANTS_PER_CLAIM: u32 = 20;
+
 /// How many due jobs one turn makes pending; the next turn goes on.
 const PROMOTE_AT_ONCE: usize = 1_024;
 
@@ -87,6 +91,7 @@ impl<R: Rows> Writer<R> {
             },
             queues: self.other_names(&claim.queues)?,
             kinds: self.other_names(&claim.kinds)?,
+            in_a_row: (claim.max / TENANTS_PER_CLAIM).max(1),
         };
         let deadline = self.now + claim.wait;
         self.parked.push_back(Parked { claim, wanted, deadline, reply });

@@ -38,6 +38,8 @@ struct QueueHeads {
     tenants: HashMap<NameId, Tenant>,
     /// The tenants with work that are not held.
     order: Order,
+    /// Who had the last turn, at which priority, and how many in a row.
+    last: Option<(NameId, u8, u32)>,
     limits: Option<QueueLimits>,
     tenant_limits: HashMap<NameId, TenantLimits>,
     rate: RateState,
@@ -77,6 +79,8 @@ pub(crate) struct Wanted {
     pub(crate) queues: Vec<NameId>,
     /// Empty means every type.
     pub(crate) kinds: Vec<NameId>,
+    /// How many jobs of one tenant it takes in a row, if there are as many. The tenant moves on by as many turns.
+    pub(crate) in_a_row: u32,
 }
 
 /// The lane whose job may be next, and its first place unless its window has drained.
@@ -193,7 +197,7 @@ impl QueueHeads {
             }
         }
         if wanted.tenant.is_none() {
-            self.pass_turn(tenant, priority);
+            self.pass_turn(tenant, priority, wanted.in_a_row);
         }
         let lane = self.tenants.get_mut(&tenant).and_then(|tenant| tenant.known(priority, kind));
         if lane.is_some_and(|lane| {
@@ -240,7 +244,7 @@ impl QueueHeads {
         loop {
             let tenant = match wanted.tenant {
                 Some(tenant) => tenant,
-                None => self.order.first(priority, &wanted.kinds)?,
+                None => self.staying(priority, wanted).or_else(|| self.order.first(priority, &wanted.kinds))?,
             };
             #[cfg(test)]
             {
@@ -254,6 +258,13 @@ impl QueueHeads {
                 Some(hold) => self.hold(tenant, hold),
             }
         }
+    }
+
+    /// The tenant whose turn it was, while the worker takes more of its jobs.
+    fn staying(&self, priority: u8, wanted: &Wanted) -> Option<NameId> {
+        let (tenant, _, _) = self.last.filter(|(_, at, count)| *at == priority && *count < wanted.in_a_row)?;
+        let known = self.tenants.get(&tenant).filter(|known| known.held.is_none())?;
+        known.oldest(priority, &wanted.kinds).map(|_| tenant)
     }
 
     fn bounds(&self, tenant: NameId) -> Bounds {
@@ -288,6 +299,7 @@ impl QueueHeads {
         let turn = &mut known.turns[usize::from(priority - 1)];
         if is_first {
             *turn = self.order.anew(priority, weight);
+            self.last = self.last.filter(|(last, at, _)| (*last, *at) != (tenant, priority));
         }
         if known.held.is_none() {
             self.order.insert(kind, priority, *turn, tenant);
@@ -303,11 +315,16 @@ impl QueueHeads {
     }
 
     /// A tenant has had its turn at a priority, in all its types.
-    fn pass_turn(&mut self, tenant: NameId, priority: u8) {
+    fn pass_turn(&mut self, tenant: NameId, priority: u8, in_a_row: u32) {
+        let row = self.last.filter(|(last, at, count)| (*last, *at) == (tenant, priority) && *count < in_a_row);
+        self.last = Some((tenant, priority, row.map_or(0, |(_, _, count)| count) + 1));
         let weight = self.bounds(tenant).weight;
         let Some(known) = self.tenants.get_mut(&tenant) else { return };
         let before = known.turns[usize::from(priority - 1)];
-        let after = self.order.given(before, priority, weight);
+        let after = match row {
+            Some(_) => self.order.given_again(before, priority, weight),
+            None => self.order.given(before, priority, weight),
+        };
         known.turns[usize::from(priority - 1)] = after;
         for lane in known.lanes_of(priority) {
             self.order.remove(lane.kind, priority, before);

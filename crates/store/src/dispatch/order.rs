@@ -48,6 +48,11 @@ impl Order {
         self.moved(turn, priority, weight)
     }
 
+    /// The turn that follows `turn`, which was given in a row with the one before it: others still stand where that one was.
+    pub(super) fn given_again(&mut self, turn: Turn, priority: u8, weight: u32) -> Turn {
+        self.moved(turn, priority, weight)
+    }
+
     fn moved(&mut self, turn: Turn, priority: u8, weight: u32) -> Turn {
         self.number += 1;
         // A tenant whose types nobody took for a while does not make up for it: it has not waited for its turn but for a worker.

@@ -12,7 +12,7 @@ fn lane(tenant: NameId, kind: NameId, priority: u8) -> LaneKey {
 }
 
 fn any() -> Wanted {
-    Wanted { tenant: None, queues: vec![1], kinds: Vec::new() }
+    Wanted { tenant: None, queues: vec![1], kinds: Vec::new(), in_a_row: 1 }
 }
 
 fn only(tenant: NameId) -> Wanted {
@@ -66,6 +66,23 @@ fn drain(dispatch: &mut Dispatch, wanted: &Wanted) -> Vec<Seq> {
 
 fn is_held(found: &Found, until: Option<Timestamp>) -> bool {
     matches!(found, Found::Held(at) if *at == until)
+}
+
+#[test]
+fn a_worker_of_many_jobs_takes_some_of_each_tenant_in_a_row_and_the_shares_stay() {
+    let mut dispatch = Dispatch::default();
+    limit(&mut dispatch, QueueLimits::default(), [(1, weight(3))]);
+    (1..=3).for_each(|tenant| fill(&mut dispatch, tenant, 200));
+    let row = Wanted { in_a_row: 4, ..any() };
+    let taken: Vec<_> = (0..240).map(|_| take(&mut dispatch, &row, NOW).expect("a job")).collect();
+    let runs: Vec<_> = taken.chunk_by(|a, b| a == b).map(|run| run.len()).collect();
+    assert!(runs.iter().all(|run| run % 4 == 0), "{runs:?}");
+    let share = |tenant| taken.iter().filter(|taken| **taken == tenant).count();
+    assert_eq!([share(1), share(2), share(3)], [144, 48, 48]);
+    // One whose only job comes now has its turn after those who wait, however many of theirs were taken in a row.
+    fill(&mut dispatch, 4, 1);
+    let taken: Vec<_> = (0..24).map(|_| take(&mut dispatch, &row, NOW).expect("a job")).collect();
+    assert!(taken.contains(&4), "{taken:?}");
 }
 
 #[test]

@@ -15,19 +15,19 @@ const TENANTS: NameId = 4;
 #[derive(Clone, Debug)]
 enum Step {
     Push { tenant: NameId, kind: NameId, priority: u8, due: i64, count: u8 },
-    Take { tenant: Option<NameId>, count: u8 },
+    Take { tenant: Option<NameId>, count: u8, in_a_row: u32 },
     End(usize),
     Limit { global: Option<u32>, per_tenant: Option<u32>, paused: bool, tenants: [(u32, bool); TENANTS as usize] },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let push = (1..=TENANTS, 1..=2_u32, 2..=3_u8, 0..50_i64, 1..=2_u8);
-    let take = (prop::option::weighted(0.2, 1..=TENANTS), 1..=60_u8);
+    let take = (prop::option::weighted(0.2, 1..=TENANTS), 1..=60_u8, 1..=3_u32);
     let tenants = prop::array::uniform4((1..=3_u32, prop::bool::weighted(0.2)));
     let limits = (prop::option::of(0..9_u32), prop::option::of(1..4_u32), prop::bool::weighted(0.1), tenants);
     prop_oneof![
         6 => push.prop_map(|(tenant, kind, priority, due, count)| Step::Push { tenant, kind, priority, due, count }),
-        5 => take.prop_map(|(tenant, count)| Step::Take { tenant, count }),
+        5 => take.prop_map(|(tenant, count, in_a_row)| Step::Take { tenant, count, in_a_row }),
         8 => prop::num::usize::ANY.prop_map(Step::End),
         1 => limits.prop_map(|(global, per_tenant, paused, tenants)| Step::Limit { global, per_tenant, paused, tenants }),
     ]
@@ -43,6 +43,8 @@ struct Model {
     turns: HashMap<(u8, NameId), (u64, u64)>,
     reached: [u64; 6],
     number: u64,
+    /// Whose turn was last, at which priority, and how many in a row.
+    last: Option<(u8, NameId, u32)>,
     seq: Seq,
 }
 
@@ -68,6 +70,7 @@ impl Model {
             self.number += 1;
             let pass = self.reached[usize::from(priority)] + self.stride(tenant);
             self.turns.insert((priority, tenant), (pass, self.number));
+            self.last = self.last.filter(|(at, last, _)| (*at, *last) != (priority, tenant));
         }
         self.seq += 1;
         self.waiting.push((lane, (due, self.seq)));
@@ -80,7 +83,7 @@ impl Model {
         !is_paused && self.limits.per_tenant.is_none_or(|most| running < most as usize)
     }
 
-    fn next(&mut self, wanted: Option<NameId>) -> Expected {
+    fn next(&mut self, wanted: Option<NameId>, in_a_row: u32) -> Expected {
         let is_full = self.limits.global.is_some_and(|most| self.running.len() >= most as usize);
         if !self.waiting.is_empty() && (self.limits.paused || is_full) {
             return Expected::Held;
@@ -94,7 +97,12 @@ impl Model {
                 let (pass, number) = self.turns[&(priority, *tenant)];
                 (pass.max(reached), number)
             };
-            let Some(tenant) = able.min_by_key(turn) else { continue };
+            let stays = |tenant: &NameId| {
+                let last = self.last.filter(|_| wanted.is_none());
+                last.is_some_and(|(at, last, count)| (at, last) == (priority, *tenant) && count < in_a_row)
+            };
+            let Some(tenant) = able.min_by_key(|tenant| (!stays(tenant), turn(tenant))) else { continue };
+            let row = self.last.filter(|_| stays(&tenant)).map_or(0, |(_, _, count)| count);
             let pass = turn(&tenant).0;
             let own =
                 |(_, (lane, _)): &(usize, &(LaneKey, Place))| (lane.priority, lane.keys.tenant) == (priority, tenant);
@@ -102,7 +110,10 @@ impl Model {
             let (_, place) = self.waiting.remove(first.expect("it has work").0);
             if wanted.is_none() {
                 self.number += 1;
-                self.reached[usize::from(priority)] = pass;
+                if row == 0 {
+                    self.reached[usize::from(priority)] = pass;
+                }
+                self.last = Some((priority, tenant, row + 1));
                 self.turns.insert((priority, tenant), (pass + self.stride(tenant), self.number));
             }
             self.running.push(tenant);
@@ -139,8 +150,8 @@ impl Both {
     }
 
     /// Takes one job, and tells whether there was one.
-    fn take(&mut self, tenant: Option<NameId>) -> Result<bool, TestCaseError> {
-        let wanted = Wanted { tenant, ..any() };
+    fn take(&mut self, tenant: Option<NameId>, in_a_row: u32) -> Result<bool, TestCaseError> {
+        let wanted = Wanted { tenant, in_a_row, ..any() };
         let found = loop {
             match self.dispatch.next(1, &wanted, NOW) {
                 Found::Refill(lane) => {
@@ -155,7 +166,7 @@ impl Both {
                 Found::Nothing => break Expected::Nothing,
             }
         };
-        prop_assert_eq!(&found, &self.model.next(tenant));
+        prop_assert_eq!(&found, &self.model.next(tenant, in_a_row));
         let is_job = matches!(found, Expected::Job(_));
         if is_job {
             self.dispatch.started(1, *self.model.running.last().expect("it runs"), NOW);
@@ -180,9 +191,9 @@ impl Both {
             Step::Push { tenant, kind, priority, due, count } => {
                 self.push(lane(tenant, kind, priority), due, usize::from(count));
             }
-            Step::Take { tenant, count } => {
+            Step::Take { tenant, count, in_a_row } => {
                 for _ in 0..count {
-                    if !self.take(tenant)? {
+                    if !self.take(tenant, in_a_row)? {
                         break;
                     }
                 }
@@ -214,7 +225,7 @@ proptest! {
             both.step(step)?;
         }
         both.limit(QueueLimits::default(), HashMap::new());
-        while both.take(None)? {
+        while both.take(None, 1)? {
             both.end(0);
         }
         prop_assert!(both.model.waiting.is_empty() && !both.dispatch.is_ready(1));
