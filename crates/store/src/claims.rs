@@ -34,8 +34,8 @@ const LATE: &str = "no retry may begin any more: retryFor has passed";
 /// How many jobs one turn passes over because their keys hold them back; the next turn goes on.
 const PASS_AT_ONCE: usize = 1_024;
 
-/// How many tenants a claim of many jobs takes them from, if there are as many. Jobs of one tenant that were enqueued together lie
-/// together: with 10,000 tenants five in a row cost half of five tenants' one each.
+/// How many tenants a claim takes jobs from when there are more tenants than it takes jobs. Jobs of one tenant that were enqueued
+/// together lie together: with 10,000 tenants five in a row cost half of one each of five.
 const TENANTS_PER_CLAIM: u32 = 20;
 
 /// How many due jobs one turn makes pending; the next turn goes on.
@@ -91,7 +91,6 @@ impl<R: Rows> Writer<R> {
             },
             queues: self.other_names(&claim.queues)?,
             kinds: self.other_names(&claim.kinds)?,
-            in_a_row: (claim.max / TENANTS_PER_CLAIM).max(1),
         };
         let deadline = self.now + claim.wait;
         self.parked.push_back(Parked { claim, wanted, deadline, reply });
@@ -145,8 +144,10 @@ impl<R: Rows> Writer<R> {
         }
         let mut leased = Vec::new();
         for queue in queues {
+            let is_crowded = self.dispatch.lanes(queue) > parked.claim.max as usize;
+            let in_a_row = if is_crowded { (parked.claim.max / TENANTS_PER_CLAIM).max(1) } else { 1 };
             while leased.len() < parked.claim.max as usize && *passes > 0 && self.dispatch.is_ready(queue) {
-                match self.dispatch.next(queue, &parked.wanted, self.now) {
+                match self.dispatch.next(queue, &parked.wanted, in_a_row, self.now) {
                     Found::Job(place, priority) => match self.lease(place, priority, &parked.claim)? {
                         Some(job) => leased.push(job),
                         None => *passes -= 1,

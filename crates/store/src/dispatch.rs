@@ -79,8 +79,6 @@ pub(crate) struct Wanted {
     pub(crate) queues: Vec<NameId>,
     /// Empty means every type.
     pub(crate) kinds: Vec<NameId>,
-    /// How many jobs of one tenant it takes in a row, if there are as many. The tenant moves on by as many turns.
-    pub(crate) in_a_row: u32,
 }
 
 /// The lane whose job may be next, and its first place unless its window has drained.
@@ -110,9 +108,14 @@ impl Dispatch {
         self.queues.iter().filter(|(_, heads)| heads.ready_lanes > 0).map(|(queue, _)| *queue)
     }
 
+    /// How many lanes of a queue may have pending jobs.
+    pub(crate) fn lanes(&self, queue: NameId) -> usize {
+        self.queues.get(&queue).map_or(0, |heads| heads.ready_lanes)
+    }
+
     /// Whether a queue may have pending jobs.
     pub(crate) fn is_ready(&self, queue: NameId) -> bool {
-        self.queues.get(&queue).is_some_and(|heads| heads.ready_lanes > 0)
+        self.lanes(queue) > 0
     }
 
     /// When the oldest job, of a tenant or of all, became due whose place is known. Jobs that nobody has read since the start are not known.
@@ -149,9 +152,10 @@ impl Dispatch {
     /// The next job of `queue` for a worker, by priority, then by the tenants' turns, then first in first out. With `aging`, a
     /// priority's next job counts as of a better one the longer it has waited.
     ///
-    /// A worker of one tenant gets that tenant's next job, within the same limits, and uses none of its turns.
-    pub(crate) fn next(&mut self, queue: NameId, wanted: &Wanted, now: Timestamp) -> Found {
-        self.queues.get_mut(&queue).map_or(Found::Nothing, |heads| heads.next(queue, wanted, now))
+    /// A worker of one tenant gets that tenant's next job, within the same limits, and uses none of its turns. Others get up to
+    /// `in_a_row` jobs of a tenant one after the other, which moves it on by as many turns.
+    pub(crate) fn next(&mut self, queue: NameId, wanted: &Wanted, in_a_row: u32, now: Timestamp) -> Found {
+        self.queues.get_mut(&queue).map_or(Found::Nothing, |heads| heads.next(queue, wanted, in_a_row, now))
     }
 
     /// A job of the queue was leased: it counts for the limits of what runs at once, and only now for the rates.
@@ -172,7 +176,7 @@ impl Dispatch {
 }
 
 impl QueueHeads {
-    fn next(&mut self, queue: NameId, wanted: &Wanted, now: Timestamp) -> Found {
+    fn next(&mut self, queue: NameId, wanted: &Wanted, in_a_row: u32, now: Timestamp) -> Found {
         if self.ready_lanes == 0 {
             return Found::Nothing;
         }
@@ -182,7 +186,7 @@ impl QueueHeads {
             return Found::Held(None);
         }
         self.release(now);
-        let Some(Candidate { tenant, priority, kind, head }) = self.choose(wanted, now) else {
+        let Some(Candidate { tenant, priority, kind, head }) = self.choose(wanted, in_a_row, now) else {
             return self.nothing(wanted);
         };
         let Some(place) = head else {
@@ -197,7 +201,7 @@ impl QueueHeads {
             }
         }
         if wanted.tenant.is_none() {
-            self.pass_turn(tenant, priority, wanted.in_a_row);
+            self.pass_turn(tenant, priority, in_a_row);
         }
         let lane = self.tenants.get_mut(&tenant).and_then(|tenant| tenant.known(priority, kind));
         if lane.is_some_and(|lane| {
@@ -224,11 +228,11 @@ impl QueueHeads {
 
     /// The job that is next: the first priority's, or with aging the one of the five that has come to the best priority, and of two
     /// the older. A lane that has to be read before its age is known comes before all.
-    fn choose(&mut self, wanted: &Wanted, now: Timestamp) -> Option<Candidate> {
+    fn choose(&mut self, wanted: &Wanted, in_a_row: u32, now: Timestamp) -> Option<Candidate> {
         let aging = self.limits.as_ref().and_then(|limits| limits.aging).map_or(0, |aging| aging.as_micros());
         let mut best: Option<((u128, i64), Candidate)> = None;
         for priority in 1..=5 {
-            let Some(candidate) = self.candidate(priority, wanted, now) else { continue };
+            let Some(candidate) = self.candidate(priority, wanted, in_a_row, now) else { continue };
             let Some((due, _)) = candidate.head.filter(|_| aging > 0) else { return Some(candidate) };
             let gained = now.since(Timestamp::from_micros(due)).as_micros() / aging;
             let rank = (u128::from(priority).saturating_sub(gained).max(1), due);
@@ -240,11 +244,13 @@ impl QueueHeads {
     }
 
     /// The lane whose turn it is at a priority: of the first tenant in the order that is not held back, the one whose head is oldest.
-    fn candidate(&mut self, priority: u8, wanted: &Wanted, now: Timestamp) -> Option<Candidate> {
+    fn candidate(&mut self, priority: u8, wanted: &Wanted, in_a_row: u32, now: Timestamp) -> Option<Candidate> {
         loop {
             let tenant = match wanted.tenant {
                 Some(tenant) => tenant,
-                None => self.staying(priority, wanted).or_else(|| self.order.first(priority, &wanted.kinds))?,
+                None => {
+                    self.staying(priority, wanted, in_a_row).or_else(|| self.order.first(priority, &wanted.kinds))?
+                }
             };
             #[cfg(test)]
             {
@@ -261,8 +267,8 @@ impl QueueHeads {
     }
 
     /// The tenant whose turn it was, while the worker takes more of its jobs.
-    fn staying(&self, priority: u8, wanted: &Wanted) -> Option<NameId> {
-        let (tenant, _, _) = self.last.filter(|(_, at, count)| *at == priority && *count < wanted.in_a_row)?;
+    fn staying(&self, priority: u8, wanted: &Wanted, in_a_row: u32) -> Option<NameId> {
+        let (tenant, _, _) = self.last.filter(|(_, at, count)| *at == priority && *count < in_a_row)?;
         let known = self.tenants.get(&tenant).filter(|known| known.held.is_none())?;
         known.oldest(priority, &wanted.kinds).map(|_| tenant)
     }

@@ -12,7 +12,7 @@ fn lane(tenant: NameId, kind: NameId, priority: u8) -> LaneKey {
 }
 
 fn any() -> Wanted {
-    Wanted { tenant: None, queues: vec![1], kinds: Vec::new(), in_a_row: 1 }
+    Wanted { tenant: None, queues: vec![1], kinds: Vec::new() }
 }
 
 fn only(tenant: NameId) -> Wanted {
@@ -45,7 +45,7 @@ fn of(seq: Seq) -> NameId {
 
 /// Starts the next job. Tells whose it is, by the numbers of [`fill`].
 fn take(dispatch: &mut Dispatch, wanted: &Wanted, now: Timestamp) -> Option<NameId> {
-    let Found::Job((_, seq), _) = dispatch.next(1, wanted, now) else { return None };
+    let Found::Job((_, seq), _) = dispatch.next(1, wanted, 1, now) else { return None };
     dispatch.started(1, of(seq), now);
     Some(of(seq))
 }
@@ -57,7 +57,7 @@ fn take_all(dispatch: &mut Dispatch, now: Timestamp) -> Vec<NameId> {
 /// The numbers of the jobs of one tenant and of the rest, whose tenants do not matter.
 fn drain(dispatch: &mut Dispatch, wanted: &Wanted) -> Vec<Seq> {
     let mut seqs = Vec::new();
-    while let Found::Job((_, seq), _) = dispatch.next(1, wanted, NOW) {
+    while let Found::Job((_, seq), _) = dispatch.next(1, wanted, 1, NOW) {
         dispatch.started(1, 1, NOW);
         seqs.push(seq);
     }
@@ -73,15 +73,18 @@ fn a_worker_of_many_jobs_takes_some_of_each_tenant_in_a_row_and_the_shares_stay(
     let mut dispatch = Dispatch::default();
     limit(&mut dispatch, QueueLimits::default(), [(1, weight(3))]);
     (1..=3).for_each(|tenant| fill(&mut dispatch, tenant, 200));
-    let row = Wanted { in_a_row: 4, ..any() };
-    let taken: Vec<_> = (0..240).map(|_| take(&mut dispatch, &row, NOW).expect("a job")).collect();
+    let row = |dispatch: &mut Dispatch| {
+        let Found::Job((_, seq), _) = dispatch.next(1, &any(), 4, NOW) else { panic!("a job") };
+        of(seq)
+    };
+    let taken: Vec<_> = (0..240).map(|_| row(&mut dispatch)).collect();
     let runs: Vec<_> = taken.chunk_by(|a, b| a == b).map(|run| run.len()).collect();
     assert!(runs.iter().all(|run| run % 4 == 0), "{runs:?}");
     let share = |tenant| taken.iter().filter(|taken| **taken == tenant).count();
     assert_eq!([share(1), share(2), share(3)], [144, 48, 48]);
     // One whose only job comes now has its turn after those who wait, however many of theirs were taken in a row.
     fill(&mut dispatch, 4, 1);
-    let taken: Vec<_> = (0..24).map(|_| take(&mut dispatch, &row, NOW).expect("a job")).collect();
+    let taken: Vec<_> = (0..24).map(|_| row(&mut dispatch)).collect();
     assert!(taken.contains(&4), "{taken:?}");
 }
 
@@ -115,12 +118,12 @@ fn a_long_lane_is_read_again_when_its_window_has_drained() {
         dispatch.push(lane(1, 1, 3), (seq, seq));
     }
     assert_eq!(drain(&mut dispatch, &any()).len(), WINDOW);
-    let Found::Refill(drained) = dispatch.next(1, &any(), NOW) else { panic!("more is on disk") };
+    let Found::Refill(drained) = dispatch.next(1, &any(), 1, NOW) else { panic!("more is on disk") };
     dispatch.refill(drained, (WINDOW as i64..total).map(|seq| (seq, seq)).collect());
     assert_eq!(drain(&mut dispatch, &any()).len(), WINDOW);
-    let Found::Refill(drained) = dispatch.next(1, &any(), NOW) else { panic!("a full window may hide more") };
+    let Found::Refill(drained) = dispatch.next(1, &any(), 1, NOW) else { panic!("a full window may hide more") };
     dispatch.refill(drained, Vec::new());
-    assert!(matches!(dispatch.next(1, &any(), NOW), Found::Nothing));
+    assert!(matches!(dispatch.next(1, &any(), 1, NOW), Found::Nothing));
     assert!(!dispatch.is_ready(1));
 }
 
@@ -130,11 +133,11 @@ fn the_global_limit_and_the_rate_hold_jobs_back() {
     fill(&mut dispatch, 1, 4);
     limit(&mut dispatch, QueueLimits { global: Some(1), ..QueueLimits::default() }, []);
     assert_eq!(take_all(&mut dispatch, NOW), [1]);
-    assert!(is_held(&dispatch.next(1, &any(), NOW), None));
+    assert!(is_held(&dispatch.next(1, &any(), 1, NOW), None));
     dispatch.ended(1, 1);
     limit(&mut dispatch, QueueLimits { rate: rate("2/s"), ..QueueLimits::default() }, []);
     assert_eq!(take_all(&mut dispatch, NOW), [1, 1]);
-    assert!(is_held(&dispatch.next(1, &any(), NOW), Some(NOW + Duration::from_millis(500))));
+    assert!(is_held(&dispatch.next(1, &any(), 1, NOW), Some(NOW + Duration::from_millis(500))));
 }
 
 #[test]
@@ -196,9 +199,9 @@ fn a_tenant_at_its_limit_holds_back_only_itself() {
         fill(&mut dispatch, tenant, 10);
     }
     assert_eq!(take_all(&mut dispatch, NOW), [1, 2, 3, 2, 2]);
-    assert!(is_held(&dispatch.next(1, &any(), NOW), None), "only held tenants have work");
-    assert!(is_held(&dispatch.next(1, &only(1), NOW), None), "a worker of one tenant is bound by the same");
-    assert!(matches!(dispatch.next(1, &only(9), NOW), Found::Nothing));
+    assert!(is_held(&dispatch.next(1, &any(), 1, NOW), None), "only held tenants have work");
+    assert!(is_held(&dispatch.next(1, &only(1), 1, NOW), None), "a worker of one tenant is bound by the same");
+    assert!(matches!(dispatch.next(1, &only(9), 1, NOW), Found::Nothing));
     dispatch.ended(1, 3);
     assert_eq!(take_all(&mut dispatch, NOW), [3]);
     dispatch.ended(1, 2);
@@ -232,8 +235,8 @@ fn a_tenant_goes_on_when_its_rate_allows() {
     fill(&mut dispatch, 2, 10);
     assert_eq!(take_all(&mut dispatch, NOW), [1, 2, 1]);
     let (half, minute) = (NOW + Duration::from_millis(500), NOW + Duration::from_secs(60));
-    assert!(is_held(&dispatch.next(1, &any(), NOW), Some(half)), "the earliest of the two");
-    assert!(is_held(&dispatch.next(1, &only(2), NOW), Some(minute)));
+    assert!(is_held(&dispatch.next(1, &any(), 1, NOW), Some(half)), "the earliest of the two");
+    assert!(is_held(&dispatch.next(1, &only(2), 1, NOW), Some(minute)));
     assert_eq!(take_all(&mut dispatch, half), [1]);
     // A job that ends frees nothing of a rate.
     dispatch.ended(1, 1);
@@ -274,7 +277,7 @@ fn a_clock_that_was_set_back_does_not_hold_a_tenant_until_it_has_caught_up() {
     fill(&mut dispatch, 1, 10);
     assert_eq!(take_all(&mut dispatch, NOW).len(), 2);
     let back = NOW - Duration::from_secs(600);
-    assert!(is_held(&dispatch.next(1, &any(), back), Some(back + Duration::from_millis(500))));
+    assert!(is_held(&dispatch.next(1, &any(), 1, back), Some(back + Duration::from_millis(500))));
     assert_eq!(take_all(&mut dispatch, back + Duration::from_secs(1)).len(), 2);
 }
 
@@ -284,18 +287,18 @@ fn a_paused_queue_and_a_paused_tenant_start_nothing_until_they_are_resumed() {
     fill(&mut dispatch, 1, 3);
     fill(&mut dispatch, 2, 3);
     limit(&mut dispatch, QueueLimits { paused: true, ..QueueLimits::default() }, []);
-    assert!(is_held(&dispatch.next(1, &any(), NOW), None));
-    assert!(is_held(&dispatch.next(1, &only(1), NOW), None));
+    assert!(is_held(&dispatch.next(1, &any(), 1, NOW), None));
+    assert!(is_held(&dispatch.next(1, &only(1), 1, NOW), None));
     let paused = TenantLimits { paused: true, ..TenantLimits::default() };
     limit(&mut dispatch, QueueLimits::default(), [(1, paused)]);
     assert_eq!(take_all(&mut dispatch, NOW), [2, 2, 2]);
     fill(&mut dispatch, 1, 1);
-    assert!(is_held(&dispatch.next(1, &any(), NOW), None), "also what comes while it is paused");
+    assert!(is_held(&dispatch.next(1, &any(), 1, NOW), None), "also what comes while it is paused");
     dispatch.ended(1, 2);
-    assert!(is_held(&dispatch.next(1, &only(1), NOW), None));
+    assert!(is_held(&dispatch.next(1, &only(1), 1, NOW), None));
     limit(&mut dispatch, QueueLimits::default(), []);
     assert_eq!(take_all(&mut dispatch, NOW), [1; 4]);
-    assert!(matches!(dispatch.next(1, &any(), NOW), Found::Nothing));
+    assert!(matches!(dispatch.next(1, &any(), 1, NOW), Found::Nothing));
 }
 
 #[test]
@@ -311,7 +314,7 @@ fn a_waiting_job_gains_a_priority_for_each_aging() {
         dispatch
     };
     let drain_at = |dispatch: &mut Dispatch, now| {
-        std::iter::from_fn(|| match dispatch.next(1, &any(), now) {
+        std::iter::from_fn(|| match dispatch.next(1, &any(), 1, now) {
             Found::Job((_, seq), _) => Some(seq),
             _ => None,
         })
@@ -333,7 +336,7 @@ fn with_aging_a_drained_window_is_read_before_its_age_is_compared() {
     limit(&mut dispatch, QueueLimits { aging: Some(Duration::from_millis(1)), ..QueueLimits::default() }, []);
     dispatch.push(lane(1, 1, 1), (NOW.as_micros(), 10));
     dispatch.push_unread(lane(2, 1, 5));
-    let Found::Refill(unread) = dispatch.next(1, &any(), NOW) else { panic!("its age is not known") };
+    let Found::Refill(unread) = dispatch.next(1, &any(), 1, NOW) else { panic!("its age is not known") };
     assert_eq!(unread, lane(2, 1, 5));
     dispatch.refill(unread, vec![(0, 9)]);
     assert_eq!(drain(&mut dispatch, &any()), [9, 10]);
@@ -388,7 +391,7 @@ fn ten_thousand_held_tenants_are_looked_at_once() {
     assert_eq!(filling, 2 * MANY as usize);
     let waiting = looks(&mut dispatch, |dispatch| {
         for _ in 0..1_000 {
-            assert!(is_held(&dispatch.next(1, &any(), NOW), None));
+            assert!(is_held(&dispatch.next(1, &any(), 1, NOW), None));
         }
     });
     assert_eq!(waiting, 0);

@@ -22,6 +22,7 @@ every_engine![
     a_paused_tenant_does_not_hold_back_others,
     a_change_of_limits_wakes_a_waiting_claim,
     tenants_get_turns_by_their_weights,
+    a_claim_that_cannot_serve_every_tenant_takes_some_jobs_of_each_in_a_row,
     who_had_no_work_for_a_while_makes_up_for_nothing,
     an_old_job_of_a_low_priority_comes_before_new_ones_of_a_high_one,
     many_tenants_at_their_limits_are_all_served_in_the_end,
@@ -193,6 +194,18 @@ async fn tenants_get_turns_by_their_weights(world: World) {
         let leased = world.claim(Claim { max: 40, ..any() }).await;
         assert_eq!(tenants(&leased).matches('a').count(), if leased.len() == 40 { 30 } else { 0 });
     }
+}
+
+async fn a_claim_that_cannot_serve_every_tenant_takes_some_jobs_of_each_in_a_row(world: World) {
+    let names: Vec<String> = (10..60).map(|n| format!("t{n}")).collect();
+    for name in &names {
+        fill(&world, name, 3).await;
+    }
+    let claim = async |max| tenants(&world.claim(Claim { max, ..any() }).await);
+    let pairs: String = names[..20].iter().map(|name| name.repeat(2)).collect();
+    assert_eq!(claim(40).await, pairs);
+    assert_eq!(claim(30).await, names[20..].concat(), "in one turn of 30 there is no place for two of each");
+    assert_eq!(claim(50).await, format!("{}{}", names[20..].concat(), names[..20].concat()), "all can be served");
 }
 
 async fn who_had_no_work_for_a_while_makes_up_for_nothing(world: World) {

@@ -151,9 +151,9 @@ impl Both {
 
     /// Takes one job, and tells whether there was one.
     fn take(&mut self, tenant: Option<NameId>, in_a_row: u32) -> Result<bool, TestCaseError> {
-        let wanted = Wanted { tenant, in_a_row, ..any() };
+        let wanted = Wanted { tenant, ..any() };
         let found = loop {
-            match self.dispatch.next(1, &wanted, NOW) {
+            match self.dispatch.next(1, &wanted, in_a_row, NOW) {
                 Found::Refill(lane) => {
                     let places = self.model.read(lane);
                     self.dispatch.refill(lane, places);
