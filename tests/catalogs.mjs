@@ -15,9 +15,10 @@ export function writeApp(name, toml) {
 
 /**
  * A small app with one of everything: rooms of each kind, an event for two rooms, a redacted copy, a visibility rule, a stream, an
- * ephemeral event, and a rule that turns `item:sold` into a job. `more` is added at the end.
+ * ephemeral event, and a rule that turns `item:sold` into a job. `rooms` is added to the rooms,
+ * `more` at the end.
  */
-export function shop({ history = "{ count = 20000, age = \"24h\" }", auth = JWT, more = "" } = {}) {
+export function shop({ history = "{ count = 20000, age = \"24h\" }", auth = JWT, rooms = "", more = "" } = {}) {
   return writeApp("shop", `
 [app]
 name = "shop"
@@ -41,6 +42,7 @@ rate = { messages = "500/s", connects = "1000/s" }
 "user:{userId}" = { join = "auto" }
 "item:{itemId}" = { join = "request", when = "params.itemId != 'sealed'" }
 "board:{orgId}" = { join = "public" }
+${rooms}
 
 [events."item:added"]
 rooms = ["org:{orgId}"]

@@ -5,7 +5,7 @@ import { before, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
 import { connect } from "./clients.mjs";
-import { expectProblem, expectStatus, start } from "./harness.mjs";
+import { eventually, expectProblem, expectStatus, start } from "./harness.mjs";
 
 let server;
 let pair;
@@ -149,4 +149,22 @@ describe("two tenants with equal ids", () => {
     const { jobs } = expectStatus(await server.api("/v1/leases", { body }), 200);
     assert.ok(jobs.some((job) => job.tenant === quiet.name && job.id === id), JSON.stringify(jobs.map(({ tenant }) => tenant)));
   });
+});
+
+test("the log says who sees more than one tenant, and only that", async () => {
+  const rooms = `
+"everywhere" = { join = "auto", scope = "app", when = "user.superAdmin" }
+"lobby" = { join = "auto", scope = "app" }`;
+  const server = await start({ app: shop({ rooms }) });
+  const tenant = server.newTenant();
+  const plain = await connect(server, { token: tenant.token("u-plain") });
+  const admin = await connect(server, { token: tenant.token("u-super", { superAdmin: true }) });
+  assert.deepEqual([plain, admin].map(({ hello }) => hello.rooms.includes("everywhere")), [false, true]);
+  await admin.drop();
+  const lines = () => server.child.err.split("\n").filter((line) => line.includes("audit"));
+  await eventually("two lines", () => lines().length >= 2);
+  for (const [n, what] of ["joined", "left"].entries()) {
+    for (const part of [`${what} a room that spans tenants`, tenant.name, "u-super", "everywhere"]) assert.ok(lines()[n].includes(part), lines()[n]);
+  }
+  assert.equal(lines().length, 2);
 });

@@ -204,6 +204,9 @@ impl Socket {
         state.changed = true;
         drop(state);
         drop(table);
+        if room.app {
+            self.audit(&room.name, "joined a room that spans tenants");
+        }
         presence::tell(self.shared(), &self.tenant);
         Ok(true)
     }
@@ -226,8 +229,22 @@ impl Socket {
         self.exit(&left, None);
         drop(state);
         drop(table);
+        if app {
+            self.audit(room, "left a room that spans tenants");
+        }
         presence::tell(self.shared(), &self.tenant);
         true
+    }
+
+    /// Tells the operator who sees more than one tenant, and since when. Rooms that are open to everybody are of no interest.
+    fn audit(&self, room: &str, what: &str) {
+        let rooms = &self.shared().catalog.rooms;
+        let declared = rooms.iter().find(|declared| declared.crosses_tenants && declared.template.matches(room));
+        let Some(user) = self.user.as_deref().filter(|_| declared.is_some_and(|declared| declared.when.is_some()))
+        else {
+            return;
+        };
+        tracing::info!(target: "audit", tenant = %self.tenant.id, user, socket = %self.sid, room, "{what}");
     }
 
     /// Counts this socket in where it matters who is there. Called with the socket's state locked, so that a room is entered before it
@@ -414,6 +431,10 @@ impl Socket {
         for room in &rooms {
             let mut table = if room.app { shared.hub.app.write() } else { self.tenant.rooms.write() };
             table.leave(&room.name, self);
+            drop(table);
+            if room.app {
+                self.audit(&room.name, "left a room that spans tenants");
+            }
         }
         let mut directory = self.tenant.directory.lock();
         if directory.sockets.get(&self.sid).is_some_and(|socket| socket.key == self.key) {
