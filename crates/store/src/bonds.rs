@@ -103,9 +103,7 @@ impl<R: Rows> Writer<R> {
             let Some(row) = self.job_row(parent)? else { continue };
             self.rows.add_edge(Edge { child, parent, ignores_failure })?;
             if !row.job.state.is_final() {
-                if !row.job.rare.as_ref().is_some_and(|rare| rare.has_dependents) {
-                    self.alter(parent, |row| row.job.rare_mut().has_dependents = true)?;
-                }
+                self.knows_dependents(&row)?;
                 continue;
             }
             self.rows.end_edges(parent, &row.job)?;
@@ -124,6 +122,14 @@ impl<R: Rows> Writer<R> {
             None if waits_for == 0 => self.unblock(child.seq).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// From now on others wait for a job.
+    pub(crate) fn knows_dependents(&mut self, row: &JobRow) -> Result<()> {
+        if !row.job.rare.as_ref().is_some_and(|rare| rare.has_dependents) {
+            self.alter(row.seq, |row| row.job.rare_mut().has_dependents = true)?;
+        }
+        Ok(())
     }
 
     /// A blocked job goes on: it is pending, or scheduled if it was told to run later. Answers which.

@@ -161,6 +161,8 @@ impl<R: Rows> Writer<R> {
                 self.rows.end_edges(parent.seq, &parent.job)?;
             } else {
                 waits_for = waits_for.saturating_add(1);
+                // It had ended when this one was tied to it, and knew of nobody.
+                self.knows_dependents(&parent)?;
             }
         }
         Ok(waits_for)

@@ -8,6 +8,7 @@ use tidewire_core::store::{Change, Control, Flow, QueueLimits};
 use crate::world::{HOUR, SECOND, World, any, commit, done, id, job_ids, tenant, within};
 
 every_engine![
+    who_was_tied_to_what_had_ended_and_waits_for_it_again_goes_on,
     the_next_of_a_key_goes_on_when_the_one_before_it_is_cancelled,
     the_next_of_a_key_goes_on_when_the_one_before_it_is_deleted,
     the_next_of_a_key_goes_on_when_the_one_before_it_expires,
@@ -159,4 +160,21 @@ async fn a_compensating_job_that_somebody_ran_again_is_neither_dropped_nor_count
     world.settle(&leased[2], done()).await;
     assert_eq!(flow(&world).await.state, "failed");
     assert_eq!(flow(&world).await.counts, [(State::Completed, 2), (State::Failed, 1)].into());
+}
+
+async fn who_was_tied_to_what_had_ended_and_waits_for_it_again_goes_on(world: World) {
+    let a = tenant("a");
+    let parent = world.enqueue_one(&a).await;
+    world.settle(&world.claim_one().await, Verdict::Fail { error: "no".to_owned() }).await;
+    let after = vec![After { id: parent.clone(), ignores_failure: false }];
+    let child = world.enqueue(&a, vec![Enqueue { after, ..world.job("work") }]).await.remove(0);
+    assert_eq!(child.state, State::Cancelled);
+    for id in [&parent, &child.id] {
+        world.control(&a, id, Control::Redrive).await.expect("redrive");
+    }
+    assert_eq!(world.state(&a, &child.id).await, State::Blocked);
+    let leased = world.claim_one().await;
+    assert_eq!(leased.job.id, parent);
+    world.settle(&leased, done()).await;
+    assert_eq!(world.claim_one().await.job.id, child.id);
 }
