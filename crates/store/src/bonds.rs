@@ -1,5 +1,6 @@
 //! What ties jobs together: who waits for whom, what follows when a job has ended, and flows.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use tidewire_core::commit::{After, FlowHead};
@@ -102,9 +103,7 @@ impl<R: Rows> Writer<R> {
             let Some(row) = self.job_row(parent)? else { continue };
             self.rows.add_edge(Edge { child, parent, ignores_failure })?;
             if !row.job.state.is_final() {
-                if !row.job.rare.as_ref().is_some_and(|rare| rare.has_dependents) {
-                    self.alter(parent, |row| row.job.rare_mut().has_dependents = true)?;
-                }
+                self.knows_dependents(&row)?;
                 continue;
             }
             self.rows.end_edges(parent, &row.job)?;
@@ -120,22 +119,33 @@ impl<R: Rows> Writer<R> {
         let Some(child) = child else { return Ok(()) };
         match failed {
             Some(parent) => self.take_back(child, &not_completed(&parent)),
-            None if waits_for == 0 => self.unblock(child.seq),
+            None if waits_for == 0 => self.unblock(child.seq).map(drop),
             None => Ok(()),
         }
     }
 
-    /// A blocked job goes on: it is pending, or scheduled if it was told to run later.
-    pub(crate) fn unblock(&mut self, seq: Seq) -> Result<()> {
-        let now = self.now;
-        let row = self.alter(seq, |row| {
-            row.job.state = if row.job.run_at > now { State::Scheduled } else { State::Pending };
-        })?;
-        if let Some(row) = row {
-            self.counts.moved(row.keys, Some(State::Blocked), Some(row.job.state));
-            self.place(&row)?;
+    /// From now on others wait for a job.
+    pub(crate) fn knows_dependents(&mut self, row: &JobRow) -> Result<()> {
+        if !row.job.rare.as_ref().is_some_and(|rare| rare.has_dependents) {
+            self.alter(row.seq, |row| row.job.rare_mut().has_dependents = true)?;
         }
         Ok(())
+    }
+
+    /// A blocked job goes on: it is pending, or scheduled if it was told to run later. Answers which.
+    pub(crate) fn unblock(&mut self, seq: Seq) -> Result<Option<State>> {
+        let now = self.now;
+        let was_blocked = Cell::new(false);
+        let row = self.alter(seq, |row| {
+            was_blocked.set(row.job.state == State::Blocked);
+            if was_blocked.get() {
+                row.job.state = if row.job.run_at > now { State::Scheduled } else { State::Pending };
+            }
+        })?;
+        let Some(row) = row.filter(|_| was_blocked.get()) else { return Ok(None) };
+        self.counts.moved(row.keys, Some(State::Blocked), Some(row.job.state));
+        self.place(&row)?;
+        Ok(Some(row.job.state))
     }
 
     /// Cancels a job that is not running, and what follows from that.
@@ -159,6 +169,7 @@ impl<R: Rows> Writer<R> {
             row.job.error = Some(why.into());
         })?;
         self.counts.moved(row.keys, Some(row.job.state), Some(state));
+        self.leave_line(row)?;
         Ok(ended)
     }
 
@@ -297,7 +308,7 @@ impl<R: Rows> Writer<R> {
         if row.job.state.is_final() {
             // Another job of the same commit has taken its unique key.
             self.rows.end_member(flow.number, seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
-            flow.failed += 1;
+            flow.failed += u32::from(counts_as_failed(&row.job));
         } else if compensates.is_none() {
             flow.unfinished += 1;
         }
@@ -315,7 +326,7 @@ impl<R: Rows> Writer<R> {
                     self.undo(&flow, |member| member.compensates.as_ref() == Some(&row.job.id))?;
                 }
             } else {
-                flow.failed += 1;
+                flow.failed += u32::from(counts_as_failed(&row.job));
                 if rare.on_failure == OnFailure::Compensate && !flow.undoing {
                     flow.undoing = true;
                     self.undo(&flow, |_| true)?;
@@ -356,7 +367,7 @@ impl<R: Rows> Writer<R> {
     /// A compensating job no longer waits for its flow to fail.
     fn let_go(&mut self, seq: Seq) -> Result<()> {
         self.alter(seq, |row| row.job.rare_mut().waits_for = 0)?;
-        self.unblock(seq)
+        self.unblock(seq).map(drop)
     }
 
     /// All jobs of a flow have ended, but perhaps for those that undo others. Those that have nothing to undo are forgotten.
@@ -367,13 +378,18 @@ impl<R: Rows> Writer<R> {
         let mut is_undoing = false;
         for member in members.iter().filter(|member| member.ended.is_none()) {
             let Some(undone) = &member.compensates else { continue };
-            if flow.undoing && completed.contains(undone) {
+            self.write_fresh()?;
+            let row = self.job_row(member.seq)?;
+            // One that somebody ran again is wanted, whatever became of the flow.
+            let has_gone_on = row.as_ref().is_some_and(|row| {
+                row.job.state != State::Blocked || row.job.rare.as_ref().is_none_or(|rare| rare.waits_for == 0)
+            });
+            if flow.undoing && completed.contains(undone) || has_gone_on {
                 is_undoing = true;
                 continue;
             }
             self.rows.delete_member(flow.number, member.seq)?;
-            self.write_fresh()?;
-            if let Some(row) = self.job_row(member.seq)? {
+            if let Some(row) = row {
                 self.recent.take(member.seq);
                 self.forget(Kept::unknown(EndedJob { seq: row.seq, keys: row.keys, state: row.job.state }))?;
             }
@@ -390,11 +406,29 @@ impl<R: Rows> Writer<R> {
         let most =
             self.dispatch.limits(queue).and_then(|limits| limits.per_key).map_or(usize::MAX, |most| most as usize);
         let free = most.saturating_sub(self.leases.running_of_key(queue, tenant, key)).min(KEYS_AT_ONCE);
-        let blocked = self.rows.blocked_of_key(queue, tenant, key, free)?;
-        for seq in &blocked {
-            self.unblock(*seq)?;
+        let (mut let_go, mut due) = (0, 0);
+        while due < free && let_go < KEYS_AT_ONCE {
+            let blocked = self.rows.blocked_of_key(queue, tenant, key, free - due)?;
+            if blocked.is_empty() {
+                break;
+            }
+            for seq in blocked {
+                // One that is to run later takes no place until then.
+                due += usize::from(self.unblock(seq)? == Some(State::Pending));
+                let_go += 1;
+            }
         }
-        Ok(blocked.len())
+        Ok(let_go)
+    }
+
+    /// A job has left the line without a run; `row` is as it stood there. It may have been all that the next of its key waited for.
+    pub(crate) fn leave_line(&mut self, row: &JobRow) -> Result<()> {
+        if row.job.state == State::Pending
+            && let Some(key) = row.job.key()
+        {
+            self.free_key(row.keys.queue, row.keys.tenant, key)?;
+        }
+        Ok(())
     }
 
     /// Lets jobs go on that their key's limit held back before it was changed, or before a restart. Some in each turn.
@@ -417,6 +451,11 @@ impl<R: Rows> Writer<R> {
         }
         Ok(())
     }
+}
+
+/// Whether the end of a job that did not complete is one of its flow: not if the flow was told to ignore it.
+pub(crate) fn counts_as_failed(job: &Job) -> bool {
+    job.rare.as_ref().is_none_or(|rare| rare.on_failure != OnFailure::Ignore)
 }
 
 fn ended_moment(state: State) -> Moment {

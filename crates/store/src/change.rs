@@ -7,6 +7,7 @@ use tidewire_core::job::{Job, State};
 use tidewire_core::store::Change;
 use tidewire_core::{Error, Kind, Result};
 
+use crate::bonds::counts_as_failed;
 use crate::claims::Kept;
 use crate::rows::{EndedJob, JobRow, NameId, Rows, Seq, Taken};
 use crate::writer::{Outcome, Writer};
@@ -54,6 +55,9 @@ impl<R: Rows> Writer<R> {
         if !stays {
             self.place(&row)?;
         }
+        if state != State::Pending {
+            self.leave_line(&old)?;
+        }
         Ok(Ok(row.job))
     }
 
@@ -61,23 +65,29 @@ impl<R: Rows> Writer<R> {
     pub(crate) fn delete(&mut self, row: JobRow) -> Result<Job> {
         let JobRow { seq, keys, .. } = row;
         let mut job = row.job.clone();
+        let mut leaves = None;
         if !job.state.is_final()
             && let Some(rare) = &job.rare
         {
             if rare.flow.is_some() || rare.has_dependents {
                 self.take_back(row, "it was deleted")?;
                 job.state = State::Cancelled;
-            } else if let Some(unique) = &rare.unique {
-                job.state = State::Cancelled;
-                let gone = JobRow { job: job.clone(), ..row.clone() };
-                self.free_unique(&gone, unique)?;
-                job.state = row.job.state;
+            } else {
+                if let Some(unique) = &rare.unique {
+                    let mut gone = row.clone();
+                    gone.job.state = State::Cancelled;
+                    self.free_unique(&gone, unique)?;
+                }
+                leaves = Some(row);
             }
         }
         // Following from its end, others may have been enqueued that are not written.
         self.write_fresh()?;
         self.recent.take(seq);
         self.forget(Kept::unknown(EndedJob { seq, keys, state: job.state }))?;
+        if let Some(row) = leaves {
+            self.leave_line(&row)?;
+        }
         Ok(job)
     }
 
@@ -151,6 +161,8 @@ impl<R: Rows> Writer<R> {
                 self.rows.end_edges(parent.seq, &parent.job)?;
             } else {
                 waits_for = waits_for.saturating_add(1);
+                // It had ended when this one was tied to it, and knew of nobody.
+                self.knows_dependents(&parent)?;
             }
         }
         Ok(waits_for)
@@ -164,7 +176,7 @@ impl<R: Rows> Writer<R> {
         self.rows.reopen_member(flow.number, row.seq)?;
         if rare.compensates.is_none() {
             flow.unfinished += 1;
-            flow.failed = flow.failed.saturating_sub(1);
+            flow.failed = flow.failed.saturating_sub(u32::from(counts_as_failed(&row.job)));
         }
         flow.finished_at = None;
         self.rows.update_flow(&flow)

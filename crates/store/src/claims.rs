@@ -223,6 +223,7 @@ impl<R: Rows> Writer<R> {
             self.counts.moved(keys, Some(State::Pending), Some(state));
             self.place(&changed)?;
         }
+        self.leave_line(row)?;
         Ok(true)
     }
 
@@ -546,7 +547,8 @@ impl<R: Rows> Writer<R> {
         }
         self.write_fresh()?;
         for seq in self.rows.expired(self.now, PROMOTE_AT_ONCE)? {
-            if let Some(row) = self.job_row(seq)? {
+            // One that waited for another of them may have ended with it.
+            if let Some(row) = self.job_row(seq)?.filter(|row| !row.job.state.is_final()) {
                 self.take_back(row, EXPIRED)?;
             }
         }

@@ -44,8 +44,14 @@ impl<R: Rows> Writer<R> {
             (Control::Delete, State::Processing) => {}
             (Control::Delete, _) => return self.delete(row).map(Ok),
             (Control::Cancel, State::Scheduled | State::Pending | State::Blocked) => {
+                let before = row.clone();
                 row.job.state = State::Cancelled;
                 row.job.finished_at = Some(self.now);
+                self.rows.update_job(&row)?;
+                self.counts.moved(row.keys, Some(state), Some(State::Cancelled));
+                self.leave_line(&before)?;
+                self.job_ended(&row)?;
+                return Ok(Ok(row.job));
             }
             (Control::Cancel, State::Processing) => {
                 self.ask_to_stop(seq)?;
@@ -64,9 +70,6 @@ impl<R: Rows> Writer<R> {
         self.rows.update_job(&row)?;
         self.counts.moved(row.keys, Some(state), Some(row.job.state));
         self.place(&row)?;
-        if row.job.state.is_final() {
-            self.job_ended(&row)?;
-        }
         Ok(Ok(row.job))
     }
 

@@ -256,6 +256,9 @@ impl<R: Rows> Writer<R> {
         if !stays {
             self.place(&row)?;
         }
+        if row.job.state != State::Pending || row.job.key() != old.job.key() {
+            self.leave_line(&old)?;
+        }
         Ok(row)
     }
 }

@@ -29,6 +29,7 @@ mod expiry;
 mod files;
 mod flow_control;
 mod flows;
+mod found;
 mod keep;
 mod keys;
 mod leases;
@@ -36,6 +37,7 @@ mod limits;
 mod log;
 #[cfg(feature = "sqlite")]
 mod model;
+mod oracle;
 mod progress;
 mod queues;
 #[cfg(feature = "sqlite")]

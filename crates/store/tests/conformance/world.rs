@@ -50,11 +50,22 @@ impl World {
 
     #[cfg(feature = "sqlite")]
     pub(crate) fn sqlite() -> Self {
+        Self::sqlite_with(true)
+    }
+
+    /// A SQLite world whose commits are handed to the operating system and not synced.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn unsynced() -> Self {
+        Self::sqlite_with(false)
+    }
+
+    #[cfg(feature = "sqlite")]
+    fn sqlite_with(synced: bool) -> Self {
         let (clock, ids) = clock_and_ids(START);
         let directory = tempfile::tempdir().expect("directory");
         let options = tidewire_store::SqliteOptions {
             path: directory.path().join("tidewire.db"),
-            synced: true,
+            synced,
             on_fatal: Box::new(|error| panic!("the store failed: {error}")),
         };
         let store = tidewire_store::Sqlite::open(options, clock.clone(), ids.clone()).expect("sqlite opens").store();
