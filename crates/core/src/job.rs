@@ -181,6 +181,16 @@ impl Job {
         self.rare.as_ref()?.key.as_deref()
     }
 
+    /// Puts its due time elsewhere. What it has until its first run begins moves with it.
+    pub fn move_to(&mut self, run_at: Timestamp) {
+        let paced = |rare: &&mut Box<Rare>| rare.paced_until == Some(self.run_at);
+        let rare = self.rare.as_mut().filter(|rare| !paced(rare));
+        if let Some(expires_at) = rare.and_then(|rare| rare.expires_at.as_mut()) {
+            *expires_at = run_at + expires_at.since(self.run_at);
+        }
+        self.run_at = run_at;
+    }
+
     /// When it is taken back if it has not begun by then.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.rare.as_ref()?.expires_at
@@ -272,6 +282,8 @@ pub struct Outcome {
     pub error: Option<Box<str>>,
     /// Whether a worker was lost with it.
     pub is_loss: bool,
+    /// Whether it is as if the job had never begun.
+    pub is_undone: bool,
 }
 
 /// What decides the fate of a running job.
@@ -304,8 +316,15 @@ impl<'a> Run<'a> {
 
     /// What follows from `verdict` at `now`. `random` is 64 random bits for the jitter.
     pub fn settle(&self, verdict: Verdict, now: Timestamp, random: u64) -> Outcome {
-        let outcome =
-            |state, attempt| Outcome { state, attempt, run_at: None, result: None, error: None, is_loss: false };
+        let outcome = |state, attempt| Outcome {
+            state,
+            attempt,
+            run_at: None,
+            result: None,
+            error: None,
+            is_loss: false,
+            is_undone: false,
+        };
         match verdict {
             Verdict::Done { result } => Outcome { result, ..outcome(State::Completed, self.attempt) },
             Verdict::Fail { error } => Outcome { error: Some(cut(error)), ..outcome(State::Failed, self.attempt) },
@@ -322,7 +341,10 @@ impl<'a> Run<'a> {
                 Outcome { error: Some(cut(error)), ..Self::wait(delay, self.attempt, now) }
             }
             Verdict::Snooze { delay } => Self::wait(delay, self.attempt.saturating_sub(1), now),
-            Verdict::Release => Self::wait(Duration::ZERO, self.attempt.saturating_sub(1), now),
+            Verdict::Release => {
+                let is_undone = self.attempt <= 1;
+                Outcome { is_undone, ..Self::wait(Duration::ZERO, self.attempt.saturating_sub(1), now) }
+            }
         }
     }
 
@@ -340,7 +362,8 @@ impl<'a> Run<'a> {
 
     fn wait(delay: Duration, attempt: u16, now: Timestamp) -> Outcome {
         let state = if delay.is_zero() { State::Pending } else { State::Scheduled };
-        Outcome { state, attempt, run_at: Some(now + delay), result: None, error: None, is_loss: false }
+        let run_at = Some(now + delay);
+        Outcome { state, attempt, run_at, result: None, error: None, is_loss: false, is_undone: false }
     }
 }
 

@@ -26,8 +26,8 @@ pub use stored::slot_job;
 
 use crate::publisher::Publisher;
 
-/// The longest sleep, so that a changed system clock is noticed.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// The longest sleep, so that a changed system clock is noticed before the slots that it skipped count as missed.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
 /// How long to wait before asking again for a slot whose predecessor is unfinished, or after the store refused.
 const ASK_AGAIN: Duration = Duration::from_secs(1);

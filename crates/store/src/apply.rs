@@ -154,7 +154,8 @@ impl<R: Rows> Writer<R> {
             let tie = has_ties.then(|| (job.id.clone(), job.after.clone()));
             let enqueued = self.enqueue(tenant, &commit.tenant, job)?;
             if let Some((asked, after)) = tie {
-                ties.push(Tie { asked, id: enqueued.id.clone(), is_new: !enqueued.deduplicated, after });
+                let (id, state) = (enqueued.id.clone(), enqueued.state);
+                ties.push(Tie { asked, id, is_new: !enqueued.deduplicated, state, after });
             }
             let list = if index < commit.asked_jobs { &mut committed.jobs } else { &mut committed.caused.jobs };
             list.push(enqueued);

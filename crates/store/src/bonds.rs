@@ -19,6 +19,8 @@ pub(crate) struct Tie {
     /// The id of the job that stands for it: its own, or that of one with its unique key.
     pub(crate) id: Id,
     pub(crate) is_new: bool,
+    /// The state of the job that stands for it, which may be forgotten.
+    pub(crate) state: State,
     pub(crate) after: Vec<After>,
 }
 
@@ -118,7 +120,7 @@ impl<R: Rows> Writer<R> {
         })?;
         let Some(child) = child else { return Ok(()) };
         match failed {
-            Some(parent) => self.take_back(child, &not_completed(&parent)),
+            Some(parent) => self.take_back(child, &not_completed(&parent.id, parent.state)),
             None if waits_for == 0 => self.unblock(child.seq).map(drop),
             None => Ok(()),
         }
@@ -205,7 +207,7 @@ impl<R: Rows> Writer<R> {
             // It never ran. The key is again that of the one behind which it waited.
             let window = ahead.job.rare.as_ref().and_then(|rare| rare.unique.as_ref()?.window);
             let until = window.map(|window| ahead.job.created_at + window);
-            let taken = Taken { seq: ahead.seq, id: ahead.job.id, until };
+            let taken = Taken { seq: ahead.seq, id: ahead.job.id, until, ended: None };
             return self.rows.put_unique(keys.tenant, keys.kind, key, &taken);
         }
         if unique.states.contains(row.job.state) {
@@ -241,7 +243,11 @@ impl<R: Rows> Writer<R> {
                 continue;
             };
             if parent.job.state != State::Completed && !edge.ignores_failure {
-                ended.extend(self.stop_waiting(&child, State::Cancelled, &not_completed(&parent.job))?);
+                ended.extend(self.stop_waiting(
+                    &child,
+                    State::Cancelled,
+                    &not_completed(&parent.job.id, parent.job.state),
+                )?);
                 continue;
             }
             let child = self.alter(edge.child, |row| {
@@ -258,9 +264,11 @@ impl<R: Rows> Writer<R> {
     /// Ties the jobs of a commit, all of which are enqueued, to those they wait for, and makes their flow of them.
     pub(crate) fn tie_all(&mut self, tenant: NameId, flow: Option<&FlowHead>, ties: &[Tie]) -> Result<()> {
         let mut seqs: HashMap<&Id, Seq> = HashMap::new();
+        let mut forgotten: HashMap<&Id, &Tie> = HashMap::new();
         for tie in ties {
-            if let Some(seq) = self.find_job(tenant, &tie.id)? {
-                seqs.insert(&tie.asked, seq);
+            match self.find_job(tenant, &tie.id)? {
+                Some(seq) => drop(seqs.insert(&tie.asked, seq)),
+                None => drop(forgotten.insert(&tie.asked, tie)),
             }
         }
         // A job with a known id or unique key keeps its own ties and its own flow.
@@ -280,6 +288,17 @@ impl<R: Rows> Writer<R> {
         for tie in new().filter(|tie| !tie.after.is_empty()) {
             let Some(child) = seqs.get(&tie.asked).copied() else { continue };
             let mut after = Vec::with_capacity(tie.after.len());
+            let has_failed = |parent: &After| {
+                let gone = forgotten.get(&parent.id).filter(|gone| gone.state != State::Completed);
+                gone.filter(|_| !parent.ignores_failure).copied()
+            };
+            if let Some(gone) = tie.after.iter().find_map(has_failed) {
+                self.write_fresh()?;
+                if let Some(row) = self.job_row(child)? {
+                    self.take_back(row, &not_completed(&gone.id, gone.state))?;
+                }
+                continue;
+            }
             for parent in &tie.after {
                 let seq = match seqs.get(&parent.id) {
                     Some(seq) => Some(*seq),
@@ -466,6 +485,6 @@ fn ended_moment(state: State) -> Moment {
     }
 }
 
-fn not_completed(parent: &Job) -> String {
-    format!("job {}, which it waits for, is {}", parent.id, parent.state)
+fn not_completed(id: &Id, state: State) -> String {
+    format!("job {id}, which it waits for, is {state}")
 }

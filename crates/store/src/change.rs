@@ -44,7 +44,8 @@ impl<R: Rows> Writer<R> {
         }
         let stays = (state, run_at) == (job.state, job.run_at);
         let changed = self.alter_all(old.seq, |row| {
-            (row.job.state, row.job.run_at, row.job.priority) = (state, run_at, priority);
+            row.job.move_to(run_at);
+            (row.job.state, row.job.priority) = (state, priority);
             if let Some(data) = &change.data {
                 row.job.data = data.clone();
             }
@@ -84,6 +85,13 @@ impl<R: Rows> Writer<R> {
         // Following from its end, others may have been enqueued that are not written.
         self.write_fresh()?;
         self.recent.take(seq);
+        // Somebody wants it gone, and with it goes what is left of its window.
+        let unique = job.rare.as_ref().and_then(|rare| rare.unique.as_ref());
+        if let Some(unique) = unique
+            && self.rows.unique(keys.tenant, keys.kind, &unique.key)?.is_some_and(|taken| taken.seq == seq)
+        {
+            self.rows.delete_unique(keys.tenant, keys.kind, &unique.key)?;
+        }
         self.forget(Kept::unknown(EndedJob { seq, keys, state: job.state }))?;
         if let Some(row) = leaves {
             self.leave_line(&row)?;
@@ -142,7 +150,7 @@ impl<R: Rows> Writer<R> {
                 }
             }
         }
-        let taken = Taken { seq: row.seq, id: row.job.id.clone(), until };
+        let taken = Taken { seq: row.seq, id: row.job.id.clone(), until, ended: None };
         self.rows.put_unique(keys.tenant, keys.kind, &unique.key, &taken)?;
         Ok(Ok(()))
     }

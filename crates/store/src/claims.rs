@@ -13,7 +13,7 @@ use crate::answer::{Pending, Reply};
 use crate::dispatch::{Found, WINDOW, Wanted};
 use crate::failpoint::{self, Point};
 use crate::lease::{Lease, Token};
-use crate::rows::{EndedJob, Holder, JobRow, LaneKey, NameId, Place, Rows, Seq};
+use crate::rows::{EndedJob, Holder, JobRow, LaneKey, NameId, Place, Rows, Seq, Taken};
 use crate::writer::{Outcome, Writer};
 
 /// How many completed jobs over the number to keep may gather before the oldest are deleted together.
@@ -393,6 +393,9 @@ impl<R: Rows> Writer<R> {
         row.job.state = if cancelled && !fate.state.is_final() { State::Cancelled } else { fate.state };
         row.job.attempt = fate.attempt;
         row.job.run_at = fate.run_at.unwrap_or(row.job.run_at);
+        if fate.is_undone {
+            row.job.started_at = None;
+        }
         row.job.result = fate.result;
         let has_failed = fate.error.is_some();
         row.job.error = fate.error.or(row.job.error.take());
@@ -402,6 +405,7 @@ impl<R: Rows> Writer<R> {
         self.counts.moved(row.keys, Some(State::Processing), Some(row.job.state));
         if !row.job.state.is_final() {
             self.rows.update_job(row)?;
+            self.expect_expiry(&row.job);
             self.place(row)?;
             if has_failed {
                 self.tell(Moment::Retrying, &row.job)?;
@@ -471,11 +475,11 @@ impl<R: Rows> Writer<R> {
         let Some(unique) = row.and_then(|row| row.job.rare?.unique) else { return Ok(()) };
         let (tenant, kind) = (job.keys.tenant, job.keys.kind);
         match self.rows.unique(tenant, kind, &unique.key)? {
-            Some(taken)
-                if taken.seq == job.seq
-                    && (job.state == State::Cancelled || taken.until.is_none_or(|until| until <= self.now)) =>
-            {
-                self.rows.delete_unique(tenant, kind, &unique.key)
+            Some(taken) if taken.seq == job.seq => {
+                if job.state == State::Cancelled || taken.until.is_none_or(|until| until <= self.now) {
+                    return self.rows.delete_unique(tenant, kind, &unique.key);
+                }
+                self.rows.put_unique(tenant, kind, &unique.key, &Taken { ended: Some(job.state), ..taken })
             }
             Some(_) | None => Ok(()),
         }

@@ -59,7 +59,7 @@ impl<R: Rows> Writer<R> {
             }
             (Control::Promote, State::Scheduled) => {
                 row.job.state = State::Pending;
-                row.job.run_at = self.now;
+                row.job.move_to(self.now);
             }
             (Control::Promote, State::Pending) => return Ok(Ok(row.job)),
             (Control::Redrive | Control::Promote | Control::Cancel | Control::Change(_), _) => {}
@@ -69,6 +69,7 @@ impl<R: Rows> Writer<R> {
         }
         self.rows.update_job(&row)?;
         self.counts.moved(row.keys, Some(state), Some(row.job.state));
+        self.expect_expiry(&row.job);
         self.place(&row)?;
         Ok(Ok(row.job))
     }

@@ -48,7 +48,7 @@ impl<R: Rows> Writer<R> {
         for job in &commit.jobs {
             let queue = self.names.other(&mut self.rows, &job.queue)?;
             let Some(most) = self.backlog_of(queue, &commit.tenant) else { continue };
-            if job.given_id && self.find_job(tenant, &job.id)?.is_some() {
+            if job.given_id && self.find_job(tenant, &job.id)?.is_some() || !self.adds_one(tenant, job)? {
                 continue;
             }
             let of_queue = match more.iter().position(|(known, ..)| *known == queue) {
@@ -111,7 +111,8 @@ impl<R: Rows> Writer<R> {
         }
         if let Some(unique) = unique {
             let until = unique.window.map(|window| self.now + window);
-            self.rows.put_unique(tenant, keys.kind, &unique.key, &Taken { seq, id: job.id.clone(), until })?;
+            let taken = Taken { seq, id: job.id.clone(), until, ended: None };
+            self.rows.put_unique(tenant, keys.kind, &unique.key, &taken)?;
         }
         let enqueued = Enqueued { id: job.id.clone(), kind: job.kind.clone(), state, deduplicated: false, conflict };
         let job = Job {
@@ -178,14 +179,11 @@ impl<R: Rows> Writer<R> {
                 }
                 // It has ended and is forgotten, but its window is not over.
                 let (id, kind, conflict) = (taken.id, job.kind.clone(), Some(Conflict::Kept));
-                return Ok(Contest::Lost(Enqueued { id, kind, state: State::Completed, deduplicated: true, conflict }));
+                let state = taken.ended.unwrap_or(State::Completed);
+                return Ok(Contest::Lost(Enqueued { id, kind, state, deduplicated: true, conflict }));
             };
             let state = row.job.state;
-            // One that waits behind a running one keeps others out as that one does.
-            let keeps_out = unique.states.contains(state)
-                || in_window && state != State::Cancelled
-                || self.ahead(&row, unique)?.is_some();
-            if !keeps_out {
+            if !self.keeps_out(&row, unique, in_window)? {
                 return Ok(Contest::Free(superseded));
             }
             let waits = States::WAITING.contains(state);
@@ -224,6 +222,34 @@ impl<R: Rows> Writer<R> {
         Ok(Contest::Lost(Enqueued { id, kind, state, deduplicated: true, conflict: Some(conflict) }))
     }
 
+    /// Whether the job that has a unique key keeps a new one out.
+    fn keeps_out(&mut self, row: &JobRow, unique: &Unique, in_window: bool) -> Result<bool> {
+        let state = row.job.state;
+        // One that waits behind a running one keeps others out as that one does.
+        Ok(unique.states.contains(state)
+            || in_window && state != State::Cancelled
+            || self.ahead(row, unique)?.is_some())
+    }
+
+    /// Whether there is one more waiting job when a new one comes to its unique key: not if it is dropped, or takes the place of one.
+    fn adds_one(&mut self, tenant: NameId, job: &Enqueue) -> Result<bool> {
+        let Some(unique) = job.rare.as_ref().and_then(|rare| rare.unique.as_ref()) else { return Ok(true) };
+        let kind = self.names.other(&mut self.rows, &job.kind)?;
+        let Some(taken) = self.rows.unique(tenant, kind, &unique.key)? else { return Ok(true) };
+        let in_window = taken.until.is_some_and(|until| until > self.now);
+        let Some(row) = self.job_row(taken.seq)? else {
+            return Ok(!in_window || unique.on_conflict == OnConflict::Supersede);
+        };
+        if !self.keeps_out(&row, unique, in_window)? {
+            return Ok(true);
+        }
+        Ok(match unique.on_conflict {
+            OnConflict::Keep | OnConflict::Replace | OnConflict::Extend => false,
+            OnConflict::Latest => row.job.state == State::Processing,
+            OnConflict::Supersede => !States::WAITING.contains(row.job.state),
+        })
+    }
+
     /// Gives a waiting job the time of a later one, and its content, too, if `whole`.
     fn replace(&mut self, old: JobRow, new: &Enqueue, whole: bool) -> Result<JobRow> {
         let run_at = new.run_at.filter(|run_at| *run_at > self.now);
@@ -237,7 +263,8 @@ impl<R: Rows> Writer<R> {
         };
         let changed = self.alter_all(old.seq, |row| {
             let job = &mut row.job;
-            (job.state, job.run_at) = (state, run_at);
+            job.move_to(run_at);
+            job.state = state;
             if whole {
                 job.data = new.data.clone();
                 (job.priority, job.attempts, job.timeout) = (new.priority, new.attempts, new.timeout);

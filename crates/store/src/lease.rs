@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
+use std::time::Duration;
 
 use tidewire_core::Timestamp;
 
@@ -118,6 +119,18 @@ impl Leases {
                 self.push_end(until, seq);
             }
         }
+    }
+
+    /// The clock was set back: the leases end as much earlier, so that they last as long as they were given for.
+    pub(crate) fn pull(&mut self, by: Duration) {
+        for lease in self.held.values_mut() {
+            lease.until = lease.until - by;
+            if let Some(holder) = &mut lease.row.holder {
+                holder.until = lease.until;
+            }
+        }
+        let remote = self.held.iter().filter(|(_, lease)| !lease.is_local());
+        self.ends = remote.map(|(seq, lease)| Reverse((lease.until, *seq))).collect();
     }
 
     /// A job whose lease has ended at `now`.

@@ -182,7 +182,11 @@ impl<R: Rows> Writer<R> {
     }
 
     fn turn(&mut self, batch: &mut Vec<Call<R>>) -> Result<()> {
-        self.now = self.clock.now();
+        let now = self.clock.now();
+        if now < self.now {
+            self.set_back(self.now.since(now));
+        }
+        self.now = now;
         self.rows.begin()?;
         for call in batch.drain(..) {
             self.apply(call)?;
@@ -297,6 +301,15 @@ impl<R: Rows> Writer<R> {
             self.recover_claims()?;
         }
         Ok(())
+    }
+
+    /// The clock was set back. What lasts for a while lasts as long as before; what is due at a time waits for that time.
+    fn set_back(&mut self, by: Duration) {
+        self.leases.pull(by);
+        for parked in &mut self.parked {
+            parked.deadline = parked.deadline - by;
+        }
+        self.next_purge = self.next_purge - by;
     }
 
     /// How long the writer may sleep when nobody calls.

@@ -14,6 +14,8 @@ pub(crate) struct Taken {
     pub(crate) seq: Seq,
     pub(crate) id: Id,
     pub(crate) until: Option<Timestamp>,
+    /// How the job ended, as soon as it is forgotten.
+    pub(crate) ended: Option<State>,
 }
 
 /// A job that waits for another one.

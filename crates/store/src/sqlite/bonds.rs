@@ -11,20 +11,22 @@ use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken};
 
 impl Bonds for SqliteRows {
     fn unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<Option<Taken>> {
-        let sql = "SELECT job, id, until FROM uniques WHERE tenant = ?1 AND type = ?2 AND key = ?3";
+        let sql = "SELECT job, id, until, state FROM uniques WHERE tenant = ?1 AND type = ?2 AND key = ?3";
         self.one(sql, params![tenant, kind, key], |row| {
             Ok(Taken {
                 seq: row.get(0)?,
                 id: optional_id(row, 1)?.ok_or_else(|| conversion("a unique key without the id of its job"))?,
                 until: row.get::<_, Option<Micros>>(2)?.map(|until| until.0),
+                ended: row.get::<_, Option<u8>>(3)?.and_then(State::from_number),
             })
         })
     }
 
     fn put_unique(&mut self, tenant: NameId, kind: NameId, key: &str, taken: &Taken) -> Result<()> {
-        let sql = "INSERT OR REPLACE INTO uniques (tenant, type, key, job, id, until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-        let Taken { seq, id, until } = taken;
-        self.run(sql, params![tenant, kind, key, seq, IdColumn(id), until.map(Micros)]).map(drop)
+        let sql = "INSERT OR REPLACE INTO uniques (tenant, type, key, job, id, until, state) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let Taken { seq, id, until, ended } = taken;
+        let ended = ended.map(|state| state as u8);
+        self.run(sql, params![tenant, kind, key, seq, IdColumn(id), until.map(Micros), ended]).map(drop)
     }
 
     fn delete_unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<()> {

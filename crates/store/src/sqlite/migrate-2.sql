@@ -13,6 +13,8 @@ CREATE TABLE counts (
 
 CREATE TABLE uniques (
   tenant INTEGER NOT NULL, type INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL, id NOT NULL, until INTEGER,
+  -- How the job ended, as soon as it is forgotten.
+  state INTEGER,
   PRIMARY KEY (tenant, type, key)
 ) WITHOUT ROWID;
 CREATE INDEX uniques_until ON uniques (until) WHERE until IS NOT NULL;

@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use tidewire_core::commit::{After, Enqueue};
-use tidewire_core::job::{Rare, State, Verdict};
-use tidewire_core::store::{Claim, Control, QueueLimits};
+use tidewire_core::job::{OnConflict, Rare, State, States, Unique, Verdict};
+use tidewire_core::store::{Change, Claim, Control, QueueLimits};
 use tidewire_core::{Id, Timestamp};
 
-use crate::world::{BACKOFF, HOUR, LEASE, MINUTE, SECOND, World, any, code, done, retry, tenant};
+use crate::world::{BACKOFF, HOUR, LEASE, MINUTE, SECOND, World, any, code, retry, tenant};
 
 every_engine![
     a_job_that_did_not_begin_in_time_is_taken_back,
     what_waits_for_an_expired_job_is_told,
     a_job_that_has_begun_does_not_expire,
-    a_run_that_was_given_back_has_begun,
+    a_run_that_was_put_off_has_begun,
+    a_run_that_was_given_back_untouched_has_not_begun,
+    what_a_job_has_until_its_first_run_moves_with_its_due_time,
     an_expired_job_that_is_driven_again_runs,
     no_retry_is_planned_after_the_time_for_retries,
     no_retry_begins_after_the_time_for_retries_however_long_the_line,
@@ -83,16 +85,56 @@ async fn a_job_that_has_begun_does_not_expire(world: World) {
     assert_eq!(world.claim_one().await.job.attempt, 2);
 }
 
-async fn a_run_that_was_given_back_has_begun(world: World) {
-    for verdict in [Verdict::Release, Verdict::Snooze { delay: MINUTE }] {
-        enqueue(&world, expiring(&world, world.now() + SECOND)).await;
-        let leased = world.claim_one().await;
-        world.settle(&leased, verdict).await;
-        world.advance(MINUTE).await;
-        let again = world.claim_one().await;
-        assert_eq!((&again.job.id, again.job.attempt), (&leased.job.id, 1));
-        world.settle(&again, done()).await;
-    }
+async fn a_run_that_was_put_off_has_begun(world: World) {
+    enqueue(&world, expiring(&world, world.now() + SECOND)).await;
+    let leased = world.claim_one().await;
+    world.settle(&leased, Verdict::Snooze { delay: MINUTE }).await;
+    world.advance(MINUTE).await;
+    let again = world.claim_one().await;
+    assert_eq!((&again.job.id, again.job.attempt), (&leased.job.id, 1));
+}
+
+async fn a_run_that_was_given_back_untouched_has_not_begun(world: World) {
+    let a = tenant("a");
+    let id = enqueue(&world, expiring(&world, world.now() + SECOND)).await;
+    let leased = world.claim_one().await;
+    world.settle(&leased, Verdict::Release).await;
+    assert_eq!(world.stored(&a, &id).await.0.started_at, None);
+    world.advance(SECOND).await;
+    assert_eq!(world.state(&a, &id).await, State::Cancelled);
+    // After a run that failed it is one of its retries, and they do not expire.
+    let id = enqueue(&world, expiring(&world, world.now() + SECOND)).await;
+    world.settle(&world.claim_one().await, retry("boom")).await;
+    world.advance(MINUTE).await;
+    world.settle(&world.claim_one().await, Verdict::Release).await;
+    world.advance(MINUTE).await;
+    assert_eq!(world.state(&a, &id).await, State::Pending);
+}
+
+async fn what_a_job_has_until_its_first_run_moves_with_its_due_time(world: World) {
+    let a = tenant("a");
+    let expires_at = async |id: &Id| world.stored(&a, id).await.0.expires_at();
+    let id = enqueue(&world, expiring(&world, world.now() + SECOND)).await;
+    let later = Change { run_at: Some(world.now() + MINUTE), ..Change::default() };
+    world.control(&a, &id, Control::Change(later)).await.expect("change");
+    assert_eq!(expires_at(&id).await, Some(world.now() + MINUTE + SECOND));
+    world.advance(SECOND * 2).await;
+    assert_eq!(world.state(&a, &id).await, State::Scheduled);
+    world.control(&a, &id, Control::Promote).await.expect("promote");
+    assert_eq!(expires_at(&id).await, Some(world.now() + SECOND));
+    world.advance(SECOND).await;
+    assert_eq!(world.state(&a, &id).await, State::Cancelled);
+
+    let unique =
+        || Unique { key: "k".into(), states: States::UNFINISHED, window: None, on_conflict: OnConflict::Extend };
+    let asked = |seconds: u32| {
+        let run_at = world.now() + SECOND * seconds;
+        let rare = rare(Rare { unique: Some(unique()), expires_at: Some(run_at + SECOND), ..Rare::default() });
+        Enqueue { run_at: Some(run_at), rare, ..world.job("work") }
+    };
+    let id = enqueue(&world, asked(5)).await;
+    enqueue(&world, asked(9)).await;
+    assert_eq!(expires_at(&id).await, Some(world.now() + SECOND * 10));
 }
 
 async fn an_expired_job_that_is_driven_again_runs(world: World) {

@@ -15,6 +15,7 @@ every_engine![
     a_renewed_lease_holds_longer,
     a_lease_can_be_renewed_again_and_again,
     a_renewal_can_shorten_a_lease,
+    a_clock_that_steps_back_makes_no_lease_and_no_wait_longer,
     a_renewal_tells_that_it_is_no_longer_wanted,
     a_cancelled_run_does_not_come_back,
     a_cancelled_run_that_finished_is_completed,
@@ -25,6 +26,23 @@ every_engine![
 async fn running(world: &World) -> Leased {
     world.enqueue_one(&tenant("a")).await;
     world.claim_one().await
+}
+
+async fn a_clock_that_steps_back_makes_no_lease_and_no_wait_longer(world: World) {
+    let leased = running(&world).await;
+    let waiting = world.waiting(Claim { wait: LEASE * 2, ..any() }).await;
+    let back = world.now() - HOUR;
+    world.clock.set(back);
+    world.turn().await;
+    world.advance(LEASE).await;
+    let again = within(waiting).await.expect("claim");
+    assert_eq!((&again[0].job.id, again[0].job.attempt), (&leased.job.id, 2));
+    let waiting = world.waiting(Claim { wait: MINUTE, ..any() }).await;
+    world.clock.set(back - HOUR);
+    world.turn().await;
+    world.try_renew(&again[0], HOUR).await.expect("renew");
+    world.advance(MINUTE).await;
+    assert!(within(waiting).await.expect("claim").is_empty());
 }
 
 async fn a_lease_says_when_it_ends(world: World) {

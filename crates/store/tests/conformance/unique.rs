@@ -25,6 +25,9 @@ every_engine![
     a_completed_one_keeps_others_out_while_it_is_kept_if_its_states_say_so,
     a_window_throttles,
     a_window_holds_when_its_job_is_forgotten,
+    a_forgotten_job_says_how_it_ended_and_its_failure_is_one_for_those_that_wait_for_it,
+    a_window_ends_when_somebody_deletes_its_job,
+    one_that_adds_no_waiting_job_is_taken_by_a_full_backlog,
     a_later_time_debounces,
     tenants_and_types_have_keys_of_their_own,
 ];
@@ -421,6 +424,58 @@ async fn a_window_holds_when_its_job_is_forgotten(world: World) {
     world.advance(MINUTE).await;
     assert_eq!(ask(3).await.conflict, None);
     assert_eq!(numbers(&world.claim(any()).await), ["3"]);
+}
+
+async fn a_forgotten_job_says_how_it_ended_and_its_failure_is_one_for_those_that_wait_for_it(world: World) {
+    let a = tenant("a");
+    let none = tidewire_core::catalog::Keep::Age(SECOND);
+    world.limit(QueueLimits { keep_failed: none, ..QueueLimits::default() }).await;
+    let rule = || Unique { window: Some(HOUR), ..unique(OnConflict::Keep) };
+    let first = world.enqueue(&a, vec![asked(&world, 1, rule())]).await.remove(0);
+    world.settle(&world.claim_one().await, Verdict::Fail { error: "no".to_owned() }).await;
+    world.advance(MINUTE * 2).await;
+    assert!(!world.is_kept(&a, &first.id).await);
+    let again = asked(&world, 2, rule());
+    let child = |ignores_failure| Enqueue {
+        after: vec![After { id: again.id.clone(), ignores_failure }],
+        ..world.job("child")
+    };
+    let (strict, lenient) = (child(false), child(true));
+    let [known, strict, lenient] = world.enqueue(&a, vec![again, strict, lenient]).await.try_into().expect("three");
+    assert_eq!((known.id, known.state), (first.id, State::Failed));
+    assert_eq!((strict.state, lenient.state), (State::Cancelled, State::Pending));
+}
+
+async fn a_window_ends_when_somebody_deletes_its_job(world: World) {
+    let a = tenant("a");
+    let rule = || Unique { window: Some(HOUR), ..unique(OnConflict::Keep) };
+    for end in [done(), Verdict::Fail { error: "no".to_owned() }] {
+        let first = world.enqueue(&a, vec![asked(&world, 1, rule())]).await.remove(0);
+        assert_eq!(first.conflict, None, "after {end:?}");
+        world.settle(&world.claim_one().await, end).await;
+        world.control(&a, &first.id, Control::Delete).await.expect("delete");
+    }
+    assert_eq!(world.enqueue(&a, vec![asked(&world, 1, rule())]).await[0].conflict, None);
+}
+
+async fn one_that_adds_no_waiting_job_is_taken_by_a_full_backlog(world: World) {
+    let a = tenant("a");
+    let bring =
+        async |on_conflict| world.try_commit(commit(&a, Vec::new(), vec![asked(&world, 2, unique(on_conflict))])).await;
+    world.limit(QueueLimits { backlog: Some(1), ..QueueLimits::default() }).await;
+    ask(&world, &a, 1, OnConflict::Keep).await;
+    for policy in POLICIES {
+        assert_eq!(bring(policy).await.map(|_| ()).map_err(|error| error.code()), Ok(()), "{policy:?} while one waits");
+    }
+    let running = world.claim_one().await;
+    assert_eq!(bring(OnConflict::Latest).await.expect("there is place").jobs[0].conflict, Some(Conflict::Queued));
+    for policy in POLICIES {
+        assert!(bring(policy).await.is_ok(), "{policy:?} while one waits behind the running one");
+    }
+    world.settle(&running, done()).await;
+    let other = Unique { key: "other".into(), ..unique(OnConflict::Keep) };
+    let refused = world.try_commit(commit(&a, Vec::new(), vec![asked(&world, 3, other)])).await;
+    assert_eq!(crate::world::code(refused), "queue.backlog_full");
 }
 
 async fn a_later_time_debounces(world: World) {

@@ -197,7 +197,7 @@ fn ties(rows: &mut SqliteRows, tenant: NameId, name: NameId) -> Result<()> {
     rows.add_counts(name, tenant, &[0, 1, 0, 0, -1, 0, 0, 0])?;
     assert_eq!(rows.counts(name, tenant)?, [0, 2, 0, 0, 1, 0, 0, 0]);
 
-    rows.put_unique(tenant, name, "u", &crate::rows::Taken { seq: 10, id: Id::parse("u")?, until: None })?;
+    rows.put_unique(tenant, name, "u", &crate::rows::Taken { seq: 10, id: Id::parse("u")?, until: None, ended: None })?;
     rows.waited_for(10)?;
     assert_eq!(rows.unique(tenant, name, "u")?.map(|taken| taken.seq), Some(10));
     rows.delete_unique(tenant, name, "u")?;

@@ -91,6 +91,13 @@ impl Modelled {
         self.retry_until = new.retry_for_seconds.map(|time| now + SECOND * time);
     }
 
+    /// What it has until its first run moves with its due time.
+    pub(super) fn move_to(&mut self, run_at: Timestamp) {
+        if self.paced_until != Some(self.run_at) {
+            self.expires_at = self.expires_at.map(|at| run_at + at.since(self.run_at));
+        }
+    }
+
     /// What it waits after its present run.
     fn delay(&self) -> Duration {
         let doubled = 2_u32.pow(u32::from(self.attempt) - 1);
@@ -310,6 +317,9 @@ impl Machine {
             End::Snooze { .. } | End::Release => job.attempt -= 1,
             End::Done | End::Cancel => {}
         }
+        if matches!(end, End::Release) && job.attempt == 0 {
+            job.started_at = None;
+        }
         self.release(index, state, delay);
     }
 
@@ -346,7 +356,7 @@ impl Machine {
                 self.end_waiting(index, State::Cancelled);
             }
             (What::Cancel, State::Processing) => self.ask_to_stop(index),
-            (What::Promote, State::Scheduled) => self.wait(index, State::Pending, now),
+            (What::Promote, State::Scheduled) => self.put_off(index, State::Pending, now),
             (What::Promote, State::Pending) => {}
             (What::Delete, state) if state != State::Processing => self.delete(index),
             (What::Priority(priority), State::Scheduled | State::Pending | State::Blocked) => {
@@ -356,17 +366,23 @@ impl Machine {
                 let run_at = if moves { run_at - Duration::from_micros(1) } else { run_at };
                 self.wait(index, state, run_at);
             }
-            (What::Delay(seconds), State::Blocked) => self.wait(index, state, now + SECOND * *seconds),
+            (What::Delay(seconds), State::Blocked) => self.put_off(index, state, now + SECOND * *seconds),
             (What::Delay(0), State::Pending) => {}
-            (What::Delay(0), State::Scheduled) => self.wait(index, State::Pending, now),
+            (What::Delay(0), State::Scheduled) => self.put_off(index, State::Pending, now),
             (What::Delay(seconds), State::Scheduled | State::Pending) => {
-                self.wait(index, State::Scheduled, now + SECOND * *seconds);
+                self.put_off(index, State::Scheduled, now + SECOND * *seconds);
             }
             (What::Redrive | What::Cancel | What::Promote | What::Delete | What::Priority(_) | What::Delay(_), _) => {
                 return None;
             }
         }
         Some(self.jobs[index].state)
+    }
+
+    /// Somebody gave it another due time.
+    fn put_off(&mut self, index: usize, state: State, run_at: Timestamp) {
+        self.jobs[index].move_to(run_at);
+        self.wait(index, state, run_at);
     }
 
     pub(super) fn ask_to_stop(&mut self, index: usize) {

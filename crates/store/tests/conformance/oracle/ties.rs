@@ -115,7 +115,6 @@ impl Machine {
                 Contest::Lost(job, so) => {
                     self.seen.insert(word(so));
                     let (name, state) = (self.jobs[job].name.clone(), self.jobs[job].state);
-                    let state = if self.jobs[job].is_forgotten { State::Completed } else { state };
                     return (job, Written { name, state, is_known: true, conflict: Some(so) });
                 }
             }
@@ -217,6 +216,9 @@ impl Machine {
         } else {
             (State::Pending, old.run_at.min(now))
         };
+        if !is_whole {
+            self.jobs[job].move_to(run_at);
+        }
         // The next of its old key goes on if it leaves the line, whatever its key is now.
         let changed = std::mem::replace(&mut self.jobs[job].key, old.key);
         let (new_key, changed) = (changed, &self.jobs[job]);
@@ -458,8 +460,6 @@ impl Machine {
         if let Some((key, _)) = self.jobs[job].unique
             && let Some(at) = self.holder(self.jobs[job].tenant, self.jobs[job].kind, key)
             && self.holders[at].job == job
-            && (self.jobs[job].state == State::Cancelled
-                || self.holders[at].until.is_none_or(|until| until <= self.now))
         {
             self.holders.remove(at);
         }
