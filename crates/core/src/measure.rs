@@ -54,9 +54,14 @@ impl Reasons {
 
     /// Counts one more.
     pub fn up(&self, reason: &str) {
+        self.add(reason, 1);
+    }
+
+    /// Counts so many more.
+    pub fn add(&self, reason: &str, amount: u64) {
         let at = self.names.iter().position(|name| *name == reason).unwrap_or(self.names.len());
         if let Some(count) = self.counts.get(at) {
-            count.up();
+            count.add(amount);
         }
     }
 
