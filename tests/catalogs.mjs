@@ -17,7 +17,7 @@ export function writeApp(name, toml) {
  * A small app with one of everything: rooms of each kind, an event for two rooms, a redacted copy, a visibility rule, a stream, an
  * ephemeral event, and a rule that turns `item:sold` into a job. `more` is added at the end.
  */
-export function shop({ history = "{ count = 20000, age = \"24h\" }", auth = JWT, more = "" } = {}) {
+export function shop({ history = "{ count = 20000, age = \"24h\" }", rate = "500/s", auth = JWT, more = "" } = {}) {
   return writeApp("shop", `
 [app]
 name = "shop"
@@ -34,7 +34,7 @@ ${auth}
 namespaces = ["/"]
 profile = "named"
 history = ${history}
-rate = { messages = "500/s", connects = "1000/s" }
+rate = { messages = "${rate}", connects = "1000/s" }
 
 [rooms]
 "org:{orgId}" = { join = "auto" }

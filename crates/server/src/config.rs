@@ -142,6 +142,9 @@ pub struct Realtime {
     pub messages_per_user: Option<Rate>,
     /// How many messages all clients of one tenant may send. Default 20,000/s.
     pub messages_per_tenant: Rate,
+    /// How long a slow client may stay behind without taking anything before it is closed. Default 30 s.
+    #[serde(with = "duration_text")]
+    pub max_stall: Duration,
     /// Over how long a stop spreads the closing of connections. Default 2 s.
     #[serde(with = "duration_text")]
     pub drain: Duration,
@@ -165,6 +168,7 @@ impl Default for Realtime {
             max_per_address: 1_000,
             messages_per_user: None,
             messages_per_tenant: Rate { amount: 20_000, per: Duration::from_secs(1) },
+            max_stall: Duration::from_secs(30),
             drain: Duration::from_secs(2),
             presence_grace: Duration::from_secs(5),
             allowed_origins: Vec::new(),
@@ -223,7 +227,7 @@ impl std::fmt::Debug for Key {
 }
 
 /// Every key that the environment can set, by path.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "listen",
     "data",
     "store",
@@ -245,6 +249,7 @@ const KEYS: [&str; 29] = [
     "realtime.maxPerAddress",
     "realtime.messagesPerUser",
     "realtime.messagesPerTenant",
+    "realtime.maxStall",
     "realtime.drain",
     "realtime.presenceGrace",
     "realtime.allowedOrigins",
