@@ -1,6 +1,6 @@
 //! How events get to a socket: live from the relay, or from the log while it is behind.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidewire_core::event::{Event, Offset, Position};
@@ -91,6 +91,7 @@ impl Socket {
                 self.park(&mut state, Position(position.0 - 1));
                 stats.parked.up();
                 drop(state);
+                self.watch_stall();
                 self.session.drained();
             }
             (Pushed::Full, None) | (Pushed::Ended, _) => {}
@@ -173,6 +174,14 @@ impl Socket {
         let mut state = self.state.lock();
         state.feed = Feed::Parked { since: Instant::now() };
         self.session.set_behind();
+        drop(state);
+        self.watch_stall();
+    }
+
+    /// Has the timer look at the session soon: it then knows when this socket will have been behind for too long, which can be sooner than
+    /// what the timer would look at next.
+    fn watch_stall(&self) {
+        self.shared().wheel.plan(&self.session, Duration::ZERO);
     }
 
     pub(crate) fn is_parked(&self) -> bool {
