@@ -129,6 +129,54 @@ describe("sockets", () => {
     assert.equal(by("tidewire_socket_closed_total", { reason: "malformed" }), 1);
   });
 
+  test("that come back are counted by what became of it", async () => {
+    const own = await start({ app: shop({ history: `{ count = 3, age = "2s" }` }) });
+    const tenant = own.newTenant();
+    const auth = { token: tenant.token("ann") };
+    const session = async (more) => {
+      const raw = new Raw(own);
+      const { pid } = await raw.session({ ...auth, ...more });
+      const hello = JSON.parse((await raw.until(/^42\["connected"/)).slice(2));
+      return { raw, pid, offset: hello.at(-1) };
+    };
+    const returned = async (outcome, count = 1) =>
+      assert.equal((await Metrics.of(own)).get("tidewire_socket_recoveries_total", { outcome }), count, outcome);
+    const publish = (amount) => tenant.publish("item:added", { itemId: "a", amount });
+
+    const first = await session();
+    first.raw.close();
+    await publish(1);
+    const again = await session({ pid: first.pid, offset: first.offset });
+    await returned("recovered");
+    again.raw.close();
+    for (let n = 2; n < 6; n += 1) await publish(n);
+    const late = await session({ pid: first.pid, offset: first.offset });
+    await returned("trimmed");
+    late.raw.ws.send(`420["subscribe",{"eventTypes":["item:*"]}]`);
+    await late.raw.until(/^430\[\{"/);
+    late.raw.ws.send("41");
+    await eventually("the socket to have left", async () => (await own.api("/health/ws")).body.realtime.sockets === 0);
+    // Behind this commit the store has kept that the session has ended.
+    await publish(6);
+    await session({ pid: late.pid, offset: late.offset });
+    await returned("ended");
+    const [epoch, position] = late.offset.split(".");
+    await session({ pid: late.pid, offset: `${epoch.split("").reverse().join("")}x.${position}` });
+    await returned("epoch");
+    await session({ pid: "x", offset: late.offset });
+    await returned("foreign");
+
+    const aging = await session();
+    aging.raw.close();
+    await publish(7);
+    // Nothing tells that an event has become too old but that it is refused.
+    await eventually("the event to be too old", async () => {
+      (await session({ pid: aging.pid, offset: aging.offset })).raw.close();
+      return (await Metrics.of(own)).get("tidewire_socket_recoveries_total", { outcome: "expired" }) === 1;
+    });
+    await own.stop();
+  });
+
   test("of the busiest tenants only have metrics of their own", async () => {
     const own = await start({ app: shop(), config: "[metrics]\nmaxTenants = 2\n" });
     const tenants = [own.newTenant(), own.newTenant(), own.newTenant()];
