@@ -75,7 +75,7 @@ pub struct TenantMetrics {
 impl Gateway {
     /// Everything that is counted, and the `most` tenants with the most deliveries.
     ///
-    /// Looks at each connection: some 30 ms with 200,000 of them. Then it is best not called on an async thread.
+    /// Looks at each connection, some tens of milliseconds with 100,000 of them: then it is best not called on an async thread.
     pub fn metrics(&self, most: usize) -> Metrics {
         let shared = self.shared();
         let stats = &shared.stats;
