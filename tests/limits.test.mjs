@@ -146,7 +146,7 @@ test("a tenant that floods is refused, and another tenant's sockets get their ev
 
 test("clients that stop reading are parked, then closed, and catch up; the others get everything", async () => {
   const BACKLOG = 200_000;
-  const config = `[realtime]\nmaxBacklogBytes = ${BACKLOG}\nmaxStall = "2s"\n`;
+  const config = `[realtime]\nmaxBacklogBytes = ${BACKLOG}\nmaxStall = "5s"\n`;
   const server = await start({ app: shop(), config });
   const tenant = server.newTenant();
   const readers = [];
@@ -169,18 +169,23 @@ test("clients that stop reading are parked, then closed, and catch up; the other
   const publish = () => tenant.publish("item:moved", { itemId: `${published++}`, from: padding, to: "b" });
   const now = async (name, labels) => (await Metrics.of(server)).get(name, labels);
   // Until the system's own buffers are full, and then ten times what may wait.
-  while ((await now("tidewire_socket_parked_total")) < 3) await publish();
-  for (let n = 0; n < 40; n += 1) await publish();
-  const full = await Metrics.of(server);
-  assert.equal(full.get("tidewire_socket_behind"), 3);
-  const waiting = full.get("tidewire_socket_queued_bytes_max");
-  assert.ok(waiting > 0 && waiting <= BACKLOG, `${waiting} bytes wait for one`);
+  let waiting = 0;
+  const look = async () => (waiting = Math.max(waiting, await now("tidewire_socket_queued_bytes_max")));
+  // On a busy machine a reader may be behind for a moment, too.
+  const areParked = async () => {
+    await look();
+    const behind = (await tenant.list("/v1/realtime/connections")).filter((socket) => socket.behind);
+    return behind.filter(({ userId }) => userId.startsWith("stopped")).length === 3;
+  };
+  while (!(await areParked())) await publish();
+  for (let n = 0; n < 40; n += 1) await publish().then(look);
+  assert.ok(waiting > BACKLOG / 2 && waiting <= BACKLOG, `at most ${waiting} bytes waited for one`);
   await eventually("the readers to have everything", () => readers.every(({ got }) => got === published));
   const grown = (await now("process_resident_memory_bytes")) - before.get("process_resident_memory_bytes");
   assert.ok(grown < 64e6, `the process grew by ${grown} bytes`);
 
-  await eventually("the stopped ones to be closed", async () => (await now("tidewire_socket_closed_total", { reason: "too_slow" })) === 3);
-  assert.equal(await now("tidewire_socket_behind"), 0);
+  await eventually("the stopped ones to be closed", async () => (await now("tidewire_socket_closed_total", { reason: "too_slow" })) === 3, 30_000);
+  await eventually("nobody to be behind", async () => (await now("tidewire_socket_behind")) === 0);
   assert.ok((await now("tidewire_socket_queued_bytes")) <= 3 * BACKLOG);
   await publish();
   for (const { socket } of stopped) socket.io.engine.transport.ws._socket.resume();
