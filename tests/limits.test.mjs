@@ -178,6 +178,9 @@ test("clients that stop reading are parked, then closed, and catch up; the other
     return behind.filter(({ userId }) => userId.startsWith("stopped")).length === 3;
   };
   while (!(await areParked())) await publish();
+  assert.ok((await now("tidewire_socket_parked_total")) >= 3);
+  await tenant.publish("user:typing", { text: "what may be lost" });
+  await eventually("the copies to be dropped", async () => (await now("tidewire_socket_dropped_total", { reason: "behind" })) >= 3);
   for (let n = 0; n < 40; n += 1) await publish().then(look);
   assert.ok(waiting > BACKLOG / 2 && waiting <= BACKLOG, `at most ${waiting} bytes waited for one`);
   await eventually("the readers to have everything", () => readers.every(({ got }) => got === published));
