@@ -18,7 +18,7 @@ export function writeApp(name, toml) {
  * ephemeral event, and a rule that turns `item:sold` into a job. `rooms` is added to the rooms,
  * `more` at the end.
  */
-export function shop({ history = "{ count = 20000, age = \"24h\" }", auth = JWT, rooms = "", more = "" } = {}) {
+export function shop({ history = "{ count = 20000, age = \"24h\" }", rate = "500/s", auth = JWT, rooms = "", more = "" } = {}) {
   return writeApp("shop", `
 [app]
 name = "shop"
@@ -35,7 +35,7 @@ ${auth}
 namespaces = ["/"]
 profile = "named"
 history = ${history}
-rate = { messages = "500/s", connects = "1000/s" }
+rate = { messages = "${rate}", connects = "1000/s" }
 
 [rooms]
 "org:{orgId}" = { join = "auto" }

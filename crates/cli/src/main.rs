@@ -34,9 +34,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEWIRE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,audit=info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Err(wrong) = log() {
+        eprintln!("tidewire: {wrong}");
+        return ExitCode::FAILURE;
+    }
     let done = match Cli::parse().command {
         Command::Dev(dev) => dev.run(),
         Command::Serve(serve) => serve.run(),
@@ -50,6 +51,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Logs to stderr what `TIDEWIRE_LOG` lets through, as lines for people or, with `TIDEWIRE_LOG_FORMAT=json`, as one JSON object a line.
+fn log() -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEWIRE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,audit=info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::env::var("TIDEWIRE_LOG_FORMAT").as_deref() {
+        Ok("json") => lines.json().flatten_event(true).init(),
+        Ok("text" | "") | Err(std::env::VarError::NotPresent) => lines.init(),
+        Ok(other) => return Err(format!("TIDEWIRE_LOG_FORMAT: expected text or json, got {other:?}")),
+        Err(error) => return Err(format!("TIDEWIRE_LOG_FORMAT: {error}")),
+    }
+    Ok(())
 }
 
 /// A runtime for a server on all cores.

@@ -16,6 +16,7 @@ pub mod id;
 pub mod job;
 mod json;
 pub mod limit;
+pub mod measure;
 pub mod principal;
 pub mod retry;
 pub mod room;

@@ -3,6 +3,7 @@
 //! Writes are durable when they are answered, in the sense of the engine's [`Durability`]. Every call takes the tenant, but for those that
 //! serve all tenants at once by their nature: dispatch, and listings for an administrator.
 
+mod figures;
 mod operate;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::limit::Rate;
 use crate::schedule::{Overlap, Stored};
 use crate::{Id, Json, Result, TenantId, Timestamp};
 
+pub use figures::{Figures, QueueFigures};
 pub use operate::{Bulk, Change, Changed, Control, JobQuery, Page, QueueTenant, Queues};
 
 /// The answer of a store, some time later.
@@ -30,6 +32,10 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 pub trait Store: Commits + Log + Jobs + Queues + Schedules + Sessions {
     /// What an answered write survives.
     fn durability(&self) -> Durability;
+    /// What the engine has counted and holds. An engine that counts nothing answers with zeros.
+    fn figures(&self) -> Answer<'_, Figures> {
+        Box::pin(std::future::ready(Ok(Figures::default())))
+    }
     /// Stops taking calls, finishes those taken, and closes. Later calls answer `unavailable`.
     fn close(&self) -> Answer<'_, ()>;
 }

@@ -15,6 +15,7 @@ use tidewire_core::{Id, Json, TenantId, Timestamp};
 
 use crate::encode;
 use crate::gateway::Shared;
+use crate::latency::Stamp;
 use crate::outbox::Class;
 use crate::socket::Socket;
 
@@ -123,6 +124,8 @@ pub(crate) struct Cast<'a> {
     /// Sockets remember the last one they saw, so that an event for two rooms of a socket arrives once. 0 in a replay.
     pub(crate) ticket: u64,
     at: Position,
+    /// When the store told of it; of what is read from the log nothing.
+    pub(crate) since: Stamp,
     data: Option<Value>,
     /// By the address of the claims, which are kept here so that the address stays theirs.
     judged: HashMap<usize, (Arc<Value>, bool)>,
@@ -160,6 +163,7 @@ impl<'a> Cast<'a> {
             route,
             ticket,
             at,
+            since: Stamp::NONE,
             data: None,
             judged: HashMap::new(),
             frames: Vec::new(),

@@ -27,6 +27,7 @@ const AUTH_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str>) -> Result<(), Closing> {
     let shared = &session.shared;
     let Some(namespace) = shared.catalog.realtime.namespaces.iter().position(|known| known == nsp) else {
+        shared.stats.by.connects.up("namespace.unknown");
         session.refuse(nsp, "Invalid namespace", None);
         return Ok(());
     };
@@ -42,6 +43,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Ok(principal) => principal,
         Err(refusal) => {
             shared.stats.unauthenticated.up();
+            shared.stats.by.connects.up(refusal.code());
             session.refuse(nsp, refusal.message(), Some(&refusal.data()));
             return Ok(());
         }
@@ -55,8 +57,9 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Some(pid) => recovery::claim(shared, &tenant, &owner, pid, offset).await?,
         None => Return::New,
     };
-    if let Err(crowded) = admit(shared, &tenant, &principal) {
+    if let Err(crowded) = admit(session, &tenant, &principal) {
         shared.stats.refused.up();
+        shared.stats.by.connects.up(crowded.code());
         let mut data = json!({ "code": crowded.code() });
         if let Crowded::Rate { until } = crowded {
             data["retryAfter"] = json!(until.since(shared.clock.now()).as_millis() as u64);
@@ -100,6 +103,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
             socket.emit_after(|| accept(joined_at), "connected", &hello);
             shared.stats.recovered.up();
+            shared.stats.by.returned.up("recovered");
             // Still parked when there is more than fits at once.
             session.drained();
         }
@@ -156,11 +160,15 @@ pub(crate) async fn authenticate(session: &Session, auth: &Value) -> Result<Prin
     Ok(principal)
 }
 
-fn admit(shared: &Shared, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
+fn admit(session: &Session, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
+    let shared = &session.shared;
     if tenant.directory.lock().sockets.len() >= shared.options.max_per_tenant {
         return Err(Crowded::Tenant);
     }
-    let Some(user) = &principal.user else { return Ok(()) };
+    let Some(user) = &principal.user else {
+        let is_admitted = shared.visitors.admit(session.handshake.address, shared.options.max_per_address);
+        return if is_admitted { Ok(()) } else { Err(Crowded::Address) };
+    };
     let rate = shared.catalog.realtime.connect_rate;
     tenant.directory.lock().admit(user, shared.options.max_per_user, rate, shared.clock.now())
 }
@@ -251,11 +259,11 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     }
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await?;
-    admit(shared, &tenant, &principal).map_err(|crowded| {
+    admit(session, &tenant, &principal).map_err(|crowded| {
         let error = Error::new(Kind::Limited, crowded.code(), "too many sockets, or too many at once, in that tenant");
         match crowded {
             Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
-            Crowded::Sockets | Crowded::Tenant => error,
+            Crowded::Sockets | Crowded::Tenant | Crowded::Address => error,
         }
     })?;
     shared.stats.sockets.up();

@@ -14,6 +14,7 @@ use tidewire_core::catalog::Catalog;
 use tidewire_core::commit::{Committed, Request};
 use tidewire_core::event::Ephemeral;
 use tidewire_core::id::UuidV7;
+use tidewire_core::measure::Counter;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
 use tidewire_wire::websocket;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{Authenticate, Handshake};
 use crate::cast::Route;
 use crate::heartbeat::{self, Wheel};
+use crate::http::Refused;
 use crate::hub::Hub;
 use crate::options::Options;
 use crate::recovery::{Recent, Signer};
@@ -30,6 +32,7 @@ use crate::relay::{self, Feeder, Follow};
 use crate::session::{Closing, Session};
 use crate::socket::Socket;
 use crate::stats::{Counters, Stats};
+use crate::visitors::Visitors;
 
 /// Publishes what clients send with the catalog's messages. Implemented by the server crate over its expander and store.
 pub trait Publish: Send + Sync {
@@ -62,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
+    pub(crate) visitors: Visitors,
     pub(crate) stats: Counters,
     /// Seeded anew in each process, so that nobody can choose keys that collide.
     pub(crate) hasher: RandomState,
@@ -107,6 +111,7 @@ impl Gateway {
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
+            visitors: Visitors::default(),
             stats: Counters::default(),
             hasher: RandomState::new(),
             tracker: TaskTracker::new(),
@@ -191,22 +196,36 @@ impl Shared {
         }
     }
 
+    /// A client came back and did not get what it missed.
+    pub(crate) fn lose(&self, counter: &Counter, outcome: &'static str) {
+        counter.up();
+        self.stats.by.returned.up(outcome);
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// Opens a session; `None` when there are too many or the gateway is draining.
-    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, websocket: bool) -> Option<Arc<Session>> {
-        if self.is_draining() || self.stats.connections.get() >= self.options.max_connections as u64 {
+    /// Opens a session, unless there are too many or the gateway is draining.
+    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, websocket: bool) -> Result<Arc<Session>, Refused> {
+        if self.is_draining() {
             self.stats.refused.up();
-            return None;
+            return Err(Refused::Draining);
+        }
+        if self.stats.connections.get() >= self.options.max_connections as u64 {
+            self.stats.refused.up();
+            return Err(Refused::Busy);
         }
         let session = Session::new(self.clone(), handshake, websocket);
         self.stats.connections.up();
         self.stats.opened.up();
         self.sessions.part(&session.id).lock().insert(session.id.clone(), session.clone());
         self.wheel.plan(&session, self.options.ping_interval.min(self.options.connect_timeout));
-        Some(session)
+        Ok(session)
+    }
+
+    pub(crate) fn all_sessions(&self) -> Vec<Arc<Session>> {
+        self.sessions.all()
     }
 
     pub(crate) fn session(&self, id: &str) -> Option<Arc<Session>> {

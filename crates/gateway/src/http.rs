@@ -32,17 +32,20 @@ impl Gateway {
     {
         let shared = self.shared();
         let origin = Origin::of(&shared.options.allowed_origins, request.headers());
-        let mut answer = match route(shared, request, &origin).await {
+        let answer = route(shared, request, &origin).await;
+        if let Err(refused) = &answer {
+            shared.stats.by.transports.up(refused.reason());
+        }
+        let mut answer = match answer {
             Ok(answer) => answer,
             Err(Refused::Transport(error)) => {
                 let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
                 plain(status, "application/json", error.json())
             }
             Err(Refused::Busy) => {
-                let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "try again soon");
-                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                answer
+                later(r#"{"code":"limit.process","message":"this server has as many connections as it may"}"#)
             }
+            Err(Refused::Draining) => later(r#"{"code":"unavailable","message":"this server is stopping"}"#),
             Err(Refused::Status(status)) => plain(status, "text/plain", status.canonical_reason().unwrap_or_default()),
         };
         origin.mark(answer.headers_mut());
@@ -53,8 +56,10 @@ impl Gateway {
 /// Why a request is not served.
 pub(crate) enum Refused {
     Transport(TransportError),
-    /// Too many connections, or draining.
+    /// Too many connections.
     Busy,
+    /// This process is stopping.
+    Draining,
     Status(StatusCode),
 }
 
@@ -165,6 +170,13 @@ fn preflight(headers: &HeaderMap) -> Answer {
     out.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET,POST"));
     out.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(HeaderValue::from_static("content-type,authorization")));
     out.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    answer
+}
+
+/// A refusal that need not last.
+fn later(body: &'static str) -> Answer {
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "application/json", body);
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }
 

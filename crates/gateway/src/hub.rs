@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use tidewire_core::event::Position;
 use tidewire_core::limit::{Rate, RateState};
+use tidewire_core::measure::Counter;
 use tidewire_core::store::Store;
 use tidewire_core::{Result, TenantId, Timestamp};
 use tokio::sync::OnceCell;
 
+use crate::gateway::Shared;
 use crate::presence::Presence;
 use crate::socket::Socket;
 
@@ -51,7 +53,9 @@ impl Hub {
         let mut tenants = self.tenants.write();
         tenants.retain(|_, tenant| {
             let mut directory = tenant.directory.lock();
-            directory.users.retain(|_, user| user.sockets > 0 || connects.take(&mut user.rate.clone(), now).is_err());
+            directory.users.retain(|_, user| {
+                user.sockets > 0 || !user.messages.is_idle(now) || connects.take(&mut user.rate.clone(), now).is_err()
+            });
             // Nobody can get at a tenant whose only owner is this map while the map is locked.
             Arc::strong_count(tenant) > 1 || !directory.sockets.is_empty() || !directory.users.is_empty()
         });
@@ -71,10 +75,20 @@ pub(crate) struct Tenant {
     pub(crate) rooms: RwLock<Rooms>,
     pub(crate) directory: Mutex<Directory>,
     pub(crate) presence: Presence,
+    pub(crate) counts: Counts,
+}
+
+/// What a tenant's sockets did.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) deliveries: Counter,
+    pub(crate) delivery_bytes: Counter,
+    pub(crate) messages_in: Counter,
+    pub(crate) messages_limited: Counter,
 }
 
 impl Tenant {
-    fn new(id: TenantId) -> Self {
+    pub(crate) fn new(id: TenantId) -> Self {
         Self {
             id,
             begun: AtomicU64::new(0),
@@ -84,6 +98,7 @@ impl Tenant {
             rooms: RwLock::default(),
             directory: Mutex::default(),
             presence: Presence::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -116,6 +131,14 @@ impl Tenant {
         self.delivered.fetch_max(position.0, Ordering::SeqCst);
     }
 
+    /// Copies of this tenant's events were queued.
+    pub(crate) fn count_deliveries(&self, shared: &Shared, copies: u64, bytes: u64) {
+        shared.stats.deliveries.add(copies);
+        shared.stats.delivery_bytes.add(bytes);
+        self.counts.deliveries.add(copies);
+        self.counts.delivery_bytes.add(bytes);
+    }
+
     pub(crate) fn begin(&self, position: Position) {
         self.begun.store(position.0, Ordering::SeqCst);
     }
@@ -141,17 +164,22 @@ impl Tenant {
 pub(crate) struct Directory {
     pub(crate) sockets: HashMap<Arc<str>, Arc<Socket>>,
     users: HashMap<Arc<str>, User>,
+    /// What is left of the tenant's rate of messages.
+    messages: RateState,
 }
 
 #[derive(Default)]
 struct User {
     sockets: u32,
     rate: RateState,
+    messages: RateState,
 }
 
 /// Why a user may not have one more socket.
 pub(crate) enum Crowded {
     Sockets,
+    /// So many visitors are at that address already.
+    Address,
     Rate {
         until: Timestamp,
     },
@@ -163,8 +191,36 @@ impl Crowded {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Sockets => "limit.connections",
+            Self::Address => "limit.address",
             Self::Rate { .. } => "limit.connects",
             Self::Tenant => "limit.tenant",
+        }
+    }
+}
+
+/// Which rate of messages a client is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    Connection,
+    User,
+    Tenant,
+}
+
+impl Over {
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Connection => "limit.messages",
+            Self::User => "limit.user_messages",
+            Self::Tenant => "limit.tenant_messages",
+        }
+    }
+
+    /// What `limit:exceeded` calls it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Connection => "messages",
+            Self::User => "userMessages",
+            Self::Tenant => "tenantMessages",
         }
     }
 }
@@ -179,6 +235,21 @@ impl Directory {
         rate.take(&mut user.rate, now).map_err(|until| Crowded::Rate { until })?;
         user.sockets += 1;
         Ok(())
+    }
+
+    /// Counts a message of `user` against the rate of its user, over all of its sockets, and then against the tenant's. The error is the
+    /// limit that it is over, with that limit's rate and when the next message may come.
+    pub(crate) fn admit_message(
+        &mut self,
+        user: Option<&Arc<str>>,
+        per_user: Rate,
+        per_tenant: Rate,
+        now: Timestamp,
+    ) -> Result<(), (Over, Rate, Timestamp)> {
+        if let Some(user) = user.and_then(|user| self.users.get_mut(user)) {
+            per_user.take(&mut user.messages, now).map_err(|until| (Over::User, per_user, until))?;
+        }
+        per_tenant.take(&mut self.messages, now).map_err(|until| (Over::Tenant, per_tenant, until))
     }
 
     pub(crate) fn release(&mut self, user: &Arc<str>) {

@@ -73,11 +73,17 @@ mod hub;
 mod relay;
 
 mod heartbeat;
+
+mod latency;
+mod metrics;
+mod reasons;
 mod stats;
+mod visitors;
 
 pub use auth::{Authenticate, ClientAddress, Credential, Refusal};
 pub use echo::Echo;
 pub use gateway::{Gateway, Publish};
+pub use metrics::{ByWord, Metrics, TenantMetrics};
 pub use options::Options;
 pub use parser::Parser;
 pub use presence::{Member, Members};

@@ -8,14 +8,15 @@ mod declared;
 mod history;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use tidewire_core::{Error, Kind, Result};
+use tidewire_core::limit::Rate;
+use tidewire_core::{Error, Kind, Result, Timestamp};
 use tidewire_wire::socket::Event;
 
 use crate::echo;
+use crate::hub::Over;
 use crate::session::Closing;
 use crate::socket::Socket;
 
@@ -26,19 +27,28 @@ type Outcome = Result<Map<String, Value>>;
 pub(crate) async fn receive(socket: &Arc<Socket>, event: &Event<'_>) -> Result<(), Closing> {
     let stats = &socket.shared().stats;
     stats.messages_in.up();
+    socket.tenant.counts.messages_in.up();
     if socket.shared().options.echo.is_some() {
         echo::receive(socket, event);
         return Ok(());
     }
-    if let Err(limited) = socket.session.admit_message() {
+    if let Err((over, rate, until)) = admit(socket) {
         stats.messages_limited.up();
-        let wait: Duration = limited?;
-        if socket.session.is_first_refused() {
-            let rate = socket.shared().catalog.realtime.message_rate;
-            let told = json!({ "limit": "messages", "rate": rate.to_string(), "retryAfter": wait.as_millis() as u64 });
-            socket.emit("limit:exceeded", &told.to_string());
+        socket.tenant.counts.messages_limited.up();
+        let wait = until.since(socket.shared().clock.now());
+        match socket.session.count_refused(over, rate) {
+            Ok(true) => {
+                let wait = wait.as_millis() as u64;
+                let told = json!({ "limit": over.word(), "rate": rate.to_string(), "retryAfter": wait });
+                socket.emit("limit:exceeded", &told.to_string());
+            }
+            Ok(false) => {}
+            Err(closing) => {
+                stats.by.messages.up(over.code());
+                return Err(closing);
+            }
         }
-        let error = Error::new(Kind::Limited, "limit.messages", "too many messages; send fewer per second");
+        let error = Error::new(Kind::Limited, over.code(), "too many messages; send fewer per second");
         answer(socket, event.id(), Err(error.with_retry_after(wait)));
         return Ok(());
     }
@@ -48,6 +58,21 @@ pub(crate) async fn receive(socket: &Arc<Socket>, event: &Event<'_>) -> Result<(
     };
     answer(socket, event.id(), outcome);
     Ok(())
+}
+
+/// Counts a message against the rates of its connection, its user and its tenant. One that is refused by the first does not count for the
+/// others, so a client that floods uses up nothing of what its neighbours may send.
+fn admit(socket: &Socket) -> Result<(), (Over, Rate, Timestamp)> {
+    let shared = socket.shared();
+    let now = shared.clock.now();
+    socket.session.admit_message(now)?;
+    let options = &shared.options;
+    let per_user = options.messages_per_user.unwrap_or_else(|| {
+        let own = shared.catalog.realtime.message_rate;
+        Rate { amount: own.amount.saturating_mul(10), ..own }
+    });
+    let mut directory = socket.tenant.directory.lock();
+    directory.admit_message(socket.user.as_ref(), per_user, options.messages_per_tenant, now)
 }
 
 async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
@@ -85,6 +110,7 @@ fn answer(socket: &Socket, id: Option<u64>, outcome: Outcome) {
             Value::Object(fields)
         }
         Err(error) => {
+            socket.shared().stats.by.messages.up(error.code());
             if matches!(error.kind(), Kind::Internal | Kind::Unavailable) {
                 tracing::warn!(tenant = %socket.tenant.id, %error, "a client's message failed");
             }

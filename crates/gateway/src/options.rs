@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidewire_core::TenantId;
+use tidewire_core::limit::Rate;
 
 use crate::echo::Echo;
 use crate::parser::Parser;
@@ -31,6 +32,13 @@ pub struct Options {
     pub max_connections: usize,
     /// Sockets of one user of a tenant in this process. Default 100.
     pub max_per_user: u32,
+    /// Sockets of visitors without a login at one address in this process; an IPv6 network (/64) counts as one address. Default 1,000.
+    pub max_per_address: u32,
+    /// Messages of one user of a tenant over all its sockets in this process; `None` means ten times the catalog's rate of a connection.
+    /// Default `None`.
+    pub messages_per_user: Option<Rate>,
+    /// Messages of all clients of one tenant in this process. Default 20,000/s.
+    pub messages_per_tenant: Rate,
     /// Rooms of one socket, those joined by itself included. Default 1,000.
     pub max_rooms_per_socket: usize,
     /// Type patterns that one socket may be subscribed to. Default 100.
@@ -78,6 +86,9 @@ impl Default for Options {
             upgrade_timeout: Duration::from_secs(10),
             max_connections: 200_000,
             max_per_user: 100,
+            max_per_address: 1_000,
+            messages_per_user: None,
+            messages_per_tenant: Rate { amount: 20_000, per: Duration::from_secs(1) },
             max_rooms_per_socket: 1_000,
             max_subscriptions: 100,
             max_relay_events: 65_536,

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::latency::Stamp;
 use crate::session::Closing;
 use crate::stats::Counters;
 
@@ -29,11 +30,13 @@ pub(crate) struct Frame {
     pub(crate) class: Class,
     /// Which state this is a value of: of two that wait only the later one matters.
     pub(crate) key: Option<NonZeroU64>,
+    /// When the store told of the event in it.
+    pub(crate) since: Stamp,
 }
 
 impl Frame {
     pub(crate) fn control(bytes: Bytes) -> Self {
-        Self { bytes, class: Class::Control, key: None }
+        Self { bytes, class: Class::Control, key: None, since: Stamp::NONE }
     }
 }
 
@@ -70,7 +73,7 @@ struct Queue {
 /// What a poll is answered with.
 #[derive(Debug)]
 pub(crate) enum Taken {
-    Frames(Vec<Bytes>),
+    Frames(Vec<Frame>),
     Noop,
     Ended(Closing),
 }
@@ -82,7 +85,6 @@ impl Outbox {
     /// Queues a frame within `limit` bytes. One frame always fits into an empty queue, so that nothing is too large to be sent at all.
     /// A waiting frame of the same key gives way to it. What had to be dropped for it is counted.
     pub(crate) fn push(&self, frame: Frame, limit: usize, stats: &Counters) -> Pushed {
-        let dropped = &stats.dropped;
         let mut queue = self.0.lock();
         if queue.ended.is_some() {
             return Pushed::Ended;
@@ -97,10 +99,10 @@ impl Outbox {
         let limit = if frame.class == Class::Control { limit.saturating_mul(2) } else { limit };
         if queue.bytes > 0 && queue.bytes + len > limit {
             if frame.class == Class::Ephemeral {
-                dropped.up();
+                stats.drop_copies("backlog", 1);
                 return Pushed::Full;
             }
-            dropped.add(queue.drop_ephemeral());
+            stats.drop_copies("backlog", queue.drop_ephemeral());
             if queue.bytes > 0 && queue.bytes + len > limit {
                 return Pushed::Full;
             }
@@ -239,7 +241,7 @@ impl Queue {
         (before - self.frames.len()) as u64
     }
 
-    fn take(&mut self, limit: usize) -> Vec<Bytes> {
+    fn take(&mut self, limit: usize) -> Vec<Frame> {
         let mut taken = Vec::with_capacity(self.frames.len());
         let mut bytes = 0;
         while let Some(frame) = self.frames.front() {
@@ -247,7 +249,7 @@ impl Queue {
                 break;
             }
             bytes += frame.bytes.len();
-            taken.extend(self.frames.pop_front().map(|frame| frame.bytes));
+            taken.extend(self.frames.pop_front());
         }
         self.bytes -= bytes;
         if self.frames.is_empty() && self.frames.capacity() > KEPT_FRAMES {
@@ -262,7 +264,7 @@ mod tests {
     use super::*;
 
     fn frame(class: Class, len: usize) -> Frame {
-        Frame { bytes: Bytes::from(vec![0; len]), class, key: None }
+        Frame { bytes: Bytes::from(vec![0; len]), class, key: None, since: Stamp::NONE }
     }
 
     fn push(outbox: &Outbox, frame: Frame, limit: usize) -> Pushed {
@@ -294,7 +296,7 @@ mod tests {
             panic!("frames")
         };
         assert_eq!(
-            frames.iter().map(Bytes::len).collect::<Vec<_>>(),
+            frames.iter().map(|frame| frame.bytes.len()).collect::<Vec<_>>(),
             [30, 20, 10, 10],
             "the newer one stands where it came"
         );

@@ -28,7 +28,7 @@ const TEXT: &str = "text/plain; charset=UTF-8";
 
 /// Opens a session.
 pub(crate) fn open(shared: &Arc<Shared>, handshake: Handshake) -> Result<Answer, Refused> {
-    let session = shared.open(handshake, false).ok_or(Refused::Busy)?;
+    let session = shared.open(handshake, false)?;
     Ok(plain(StatusCode::OK, TEXT, session.open_packet(false)))
 }
 
@@ -62,8 +62,11 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
     drop(getting);
     let body = match taken {
         Taken::Frames(frames) => {
-            let mut body = Vec::with_capacity(frames.iter().map(|frame| frame.len()).sum());
-            engine::polling_join(frames.iter().flat_map(|frame| PollPacket::from_frames(frame)), &mut body);
+            let mut body = Vec::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
+            engine::polling_join(frames.iter().flat_map(|frame| PollPacket::from_frames(&frame.bytes)), &mut body);
+            let mut written = session.shared.stats.latency.written();
+            frames.iter().for_each(|frame| written.add(frame.since));
+            drop(written);
             session.drained();
             body
         }

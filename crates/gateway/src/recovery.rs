@@ -168,8 +168,8 @@ pub(crate) async fn claim(
         // A token of another incarnation cannot be told from a forged one; the offset says which it is.
         let other = offset.and_then(|offset| offset.parse::<Offset>().ok());
         match other.is_some_and(|offset| offset.epoch != *shared.store.epoch()) {
-            true => shared.stats.lost_epoch.up(),
-            false => shared.stats.lost_identity.up(),
+            true => shared.lose(&shared.stats.lost_epoch, "epoch"),
+            false => shared.lose(&shared.stats.lost_identity, "foreign"),
         }
         return Ok(Return::New);
     };
@@ -177,7 +177,7 @@ pub(crate) async fn claim(
         None => joined_at,
         Some(Ok(offset)) if offset.epoch == *shared.store.epoch() => offset.position,
         Some(_) => {
-            shared.stats.lost_epoch.up();
+            shared.lose(&shared.stats.lost_epoch, "epoch");
             return Ok(Return::New);
         }
     };
@@ -198,13 +198,13 @@ pub(crate) async fn claim(
         },
     };
     if saved.ended {
-        shared.stats.lost_identity.up();
+        shared.lose(&shared.stats.lost_identity, "ended");
         return Ok(Return::New);
     }
     // With acknowledgements, what was received but not dealt with comes again.
     let after = saved.acked.map_or(after, |acked| after.min(acked.max(joined_at)));
-    if !is_in_history(shared, tenant, after).await? {
-        shared.stats.lost_history.up();
+    if let Some(reason) = beyond_history(shared, tenant, after).await? {
+        shared.lose(&shared.stats.lost_history, reason);
         return Ok(Return::New);
     }
     Ok(Return::Whole { sid, saved, after, joined_at })
@@ -231,21 +231,29 @@ pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> R
     tokio::time::timeout(KEEP_TIMEOUT, shown).await.unwrap_or_else(late)
 }
 
-/// Whether every event after this position is still in what the catalog calls history.
-async fn is_in_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<bool, Closing> {
+/// Why not every event after this position is in what the catalog calls history, in the words of the counters: the log ends before it, so it
+/// is of another incarnation; there were more since than are kept, or older ones. Nothing when all are there.
+async fn beyond_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<Option<&'static str>, Closing> {
     // What a client has may be on its way to others still.
     let head = tenant.begun();
     let realtime = &shared.catalog.realtime;
-    if after > head || head.0 - after.0 > u64::from(realtime.history_count) {
-        return Ok(false);
+    if after > head {
+        return Ok(Some("epoch"));
+    }
+    if head.0 - after.0 > u64::from(realtime.history_count) {
+        return Ok(Some("trimmed"));
     }
     if after == head {
-        return Ok(true);
+        return Ok(None);
     }
     let query = LogQuery { after, limit: 1, ..LogQuery::default() };
     let first = shared.store.read(&tenant.id, query).await.map_err(|error| unavailable(&error))?;
     let oldest = shared.clock.now() - realtime.history_age;
-    Ok(first.first().is_some_and(|event| event.position == after.next() && event.time >= oldest))
+    Ok(match first.first() {
+        Some(event) if event.position == after.next() && event.time >= oldest => None,
+        Some(event) if event.position == after.next() => Some("expired"),
+        Some(_) | None => Some("trimmed"),
+    })
 }
 
 /// Reads a parked socket up to date and puts it on the live feed, or leaves it parked when the client has to take something first.

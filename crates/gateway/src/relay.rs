@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cast::{Body, Cast, Route, Target};
 use crate::gateway::Shared;
 use crate::hub::Tenant;
+use crate::latency::Stamp;
 
 /// How many copies are queued before the connections' tasks get their turn. Large, so that a socket writes many frames at once.
 const BATCH_DELIVERIES: u64 = 16_384;
@@ -44,14 +45,15 @@ struct Queue {
 }
 
 enum Item {
-    Logged(Arc<Event>),
+    /// With the time at which the store told of it.
+    Logged(Arc<Event>, Stamp),
     Ephemeral(Box<Ephemeral>),
 }
 
 impl Item {
     fn bytes(&self) -> usize {
         match self {
-            Self::Logged(event) => event.data.get().len(),
+            Self::Logged(event, _) => event.data.get().len(),
             Self::Ephemeral(event) => event.data.get().len(),
         }
     }
@@ -70,8 +72,8 @@ impl Feeder {
                 continue;
             }
             match item {
-                Item::Ephemeral(_) => shared.stats.dropped.up(),
-                Item::Logged(_) => {
+                Item::Ephemeral(_) => shared.stats.drop_copies("relay", 1),
+                Item::Logged(..) => {
                     if !std::mem::replace(&mut queue.lagged, true) {
                         shared.stats.relay_lagged.up();
                     }
@@ -102,7 +104,8 @@ impl Follower for Follow {
             .filter(|event| shared.hub.knows(&event.tenant) || shared.crosses_tenants(&event.kind))
             .peekable();
         if wanted.peek().is_some() {
-            shared.feeder.offer(&shared, wanted.cloned().map(Item::Logged));
+            let now = shared.stats.latency.now();
+            shared.feeder.offer(&shared, wanted.cloned().map(|event| Item::Logged(event, now)));
         }
     }
 }
@@ -131,7 +134,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         let (items, lagged) = shared.feeder.take();
         for item in items {
             match item {
-                Item::Logged(event) => relay.logged(&event).await,
+                Item::Logged(event, since) => relay.logged(&event, since).await,
                 Item::Ephemeral(event) => relay.ephemeral(&event),
             }
             relay.pause().await;
@@ -160,19 +163,19 @@ enum Next {
 }
 
 impl Relay<'_> {
-    async fn logged(&mut self, event: &Arc<Event>) {
+    async fn logged(&mut self, event: &Arc<Event>, since: Stamp) {
         let Some(tenant) = self.shared.hub.find(&event.tenant) else {
             // Nobody of that tenant is here; rooms that span tenants may still want it.
             return self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
         };
-        match self.deliver(&tenant, event) {
+        match self.deliver(&tenant, event, since) {
             Next::Done => {}
             Next::Behind(up_to) => self.read_up(&tenant, up_to).await,
         }
     }
 
     /// Delivers the event that comes next in its tenant's log.
-    fn deliver(&mut self, tenant: &Arc<Tenant>, event: &Event) -> Next {
+    fn deliver(&mut self, tenant: &Arc<Tenant>, event: &Event, since: Stamp) -> Next {
         // Locked for as long as the fan-out takes, so that a socket joins before it or after it and never in its middle.
         let rooms = tenant.rooms.read();
         if !tenant.is_ready() {
@@ -191,10 +194,11 @@ impl Relay<'_> {
         tenant.begin(event.position);
         if let Some(route) = self.shared.routes.get(&event.kind) {
             let mut cast = self.cast(&event.tenant, route, Body::logged(event), event.position);
+            cast.since = since;
             for (room, target) in route.rooms(&event.rooms) {
                 self.to_room(&mut cast, room, target, &rooms);
             }
-            self.count(&cast);
+            self.count(&cast, Some(tenant));
         }
         tenant.finish(event.position);
         Next::Done
@@ -211,7 +215,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(&event.rooms) {
             self.to_room(&mut cast, room, target, &rooms);
         }
-        self.count(&cast);
+        self.count(&cast, Some(&tenant));
     }
 
     /// Delivers to rooms that span tenants only.
@@ -221,7 +225,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(rooms).into_iter().filter(|(_, target)| target.app) {
             self.to_room(&mut cast, room, target, &crate::hub::Rooms::default());
         }
-        self.count(&cast);
+        self.count(&cast, None);
     }
 
     fn cast<'c>(&mut self, tenant: &'c TenantId, route: &'c Route, body: Body<'c>, at: Position) -> Cast<'c>
@@ -240,11 +244,16 @@ impl Relay<'_> {
         }
     }
 
-    fn count(&mut self, cast: &Cast<'_>) {
+    fn count(&mut self, cast: &Cast<'_>, tenant: Option<&Tenant>) {
         let stats = &self.shared.stats;
         stats.events.up();
-        stats.deliveries.add(cast.deliveries);
-        stats.delivery_bytes.add(cast.delivery_bytes);
+        match tenant {
+            Some(tenant) => tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes),
+            None => {
+                stats.deliveries.add(cast.deliveries);
+                stats.delivery_bytes.add(cast.delivery_bytes);
+            }
+        }
         self.since_pause.0 += 1;
         self.since_pause.1 += cast.deliveries;
     }
@@ -281,7 +290,7 @@ impl Relay<'_> {
                 tenant.raise(Position(first.position.0 - 1));
             }
             for event in page {
-                if let Next::Behind(_) = self.deliver(tenant, &event) {
+                if let Next::Behind(_) = self.deliver(tenant, &event, Stamp::NONE) {
                     return Ok(());
                 }
                 self.pause().await;

@@ -14,13 +14,15 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tidewire_core::limit::RateState;
+use tidewire_core::Timestamp;
+use tidewire_core::limit::{Rate, RateState};
 use tidewire_wire::engine::{self, PacketType};
 use tidewire_wire::socket::{Assembler, Packet};
 use tidewire_wire::{socket as packet, websocket};
 
 use crate::auth::Handshake;
 use crate::gateway::Shared;
+use crate::hub::Over;
 use crate::outbox::{Frame, Outbox, Pushed};
 use crate::parser::Parser;
 use crate::socket::Socket;
@@ -346,28 +348,25 @@ impl Session {
         }
     }
 
-    /// Counts a message against the rate. `Err` says when the next one may come, or why to close.
-    pub(crate) fn admit_message(&self) -> Result<(), Result<Duration, Closing>> {
+    /// Counts a message against the connection's rate. `Err` says when the next one may come.
+    pub(crate) fn admit_message(&self, now: Timestamp) -> Result<(), (Over, Rate, Timestamp)> {
         let rate = self.shared.catalog.realtime.message_rate;
-        let now = self.shared.clock.now();
-        let mut inbound = self.inbound.lock();
-        let Err(until) = rate.take(&mut inbound.rate, now) else { return Ok(()) };
+        rate.take(&mut self.inbound.lock().rate, now).map_err(|until| (Over::Connection, rate, until))
+    }
+
+    /// Counts a message that was over a rate. Answers whether it is the first one in its period, or why to close.
+    pub(crate) fn count_refused(&self, over: Over, rate: Rate) -> Result<bool, Closing> {
         let instant = Instant::now();
-        let limited = &mut inbound.limited;
+        let limited = &mut self.inbound.lock().limited;
         if limited.since.is_none_or(|since| instant.saturating_duration_since(since) > rate.per) {
             *limited = Limited { since: Some(instant), refused: 0 };
         }
-        limited.refused += 1;
-        // Ten times the rate within its period is nobody's honest mistake.
-        if limited.refused > rate.amount.saturating_mul(10) {
-            return Err(Err(Closing::Flooding));
+        limited.refused = limited.refused.saturating_add(1);
+        // Ten times its own rate within its period is nobody's honest mistake.
+        if over == Over::Connection && limited.refused > rate.amount.saturating_mul(10) {
+            return Err(Closing::Flooding);
         }
-        Err(Ok(until.since(now)))
-    }
-
-    /// Whether this is the first message over the rate in its period.
-    pub(crate) fn is_first_refused(&self) -> bool {
-        self.inbound.lock().limited.refused == 1
+        Ok(limited.refused == 1)
     }
 
     pub(crate) fn socket(&self, namespace: &str) -> Option<Arc<Socket>> {
@@ -404,6 +403,7 @@ impl Session {
             std::mem::take(&mut control.sockets)
         };
         let stats = &self.shared.stats;
+        stats.by.closed.up(closing.reason());
         match closing {
             Closing::Malformed(_, reason) => {
                 stats.closed_malformed.up();

@@ -444,6 +444,9 @@ impl Socket {
             directory.release(user);
         }
         drop(directory);
+        if self.user.is_none() {
+            shared.visitors.release(self.session.handshake.address);
+        }
         presence::tell(shared, &self.tenant);
         shared.stats.sockets.down();
     }

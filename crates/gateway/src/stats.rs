@@ -1,8 +1,10 @@
 //! What the gateway counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use serde::Serialize;
+use tidewire_core::measure::Counter;
+
+use crate::latency::Latency;
+use crate::reasons::ByReason;
 
 /// A snapshot of the counters. What is not said to be current counts since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -71,7 +73,11 @@ pub struct Stats {
 macro_rules! counters {
     ($($name:ident),* $(,)?) => {
         #[derive(Debug, Default)]
-        pub(crate) struct Counters { $(pub(crate) $name: Counter),* }
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+            pub(crate) by: ByReason,
+            pub(crate) latency: Latency,
+        }
         impl Counters {
             pub(crate) fn snapshot(&self) -> Stats {
                 Stats { $($name: self.$name.get(),)* ..Stats::default() }
@@ -110,24 +116,12 @@ counters!(
     relay_lagged,
 );
 
-/// One number. Relaxed: nothing is decided by comparing two of them.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, Ordering::Relaxed);
-    }
-
-    pub(crate) fn up(&self) {
-        self.add(1);
-    }
-
-    pub(crate) fn down(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+impl Counters {
+    /// So many copies of events were dropped.
+    pub(crate) fn drop_copies(&self, reason: &'static str, count: u64) {
+        if count > 0 {
+            self.dropped.add(count);
+            self.by.dropped.add(reason, count);
+        }
     }
 }

@@ -31,6 +31,7 @@ use crate::auth::Handshake;
 use crate::echo::Echo;
 use crate::gateway::Shared;
 use crate::http::{Answer, Refused, plain};
+use crate::latency::Latency;
 use crate::outbox::Frame;
 use crate::session::{Closing, Probe, Session, Step, Transport, Work};
 
@@ -67,7 +68,7 @@ pub(crate) fn open<B>(
     let upgrade = hyper::upgrade::on(&mut request);
     match session {
         None => {
-            let session = shared.open(handshake, true).ok_or(Refused::Busy)?;
+            let session = shared.open(handshake, true)?;
             if shared.options.echo != Some(Echo::WebSocket) {
                 session.push(&session.open_packet(true));
             }
@@ -363,7 +364,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
             match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
-                    self.advance(written);
+                    self.advance(written, &session.shared.stats.latency);
                     session.outbox.written(written);
                     session.drained();
                     if self.writing.is_empty() {
@@ -379,13 +380,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         }
     }
 
-    fn advance(&mut self, mut written: usize) {
+    /// Lets go of what the system has taken.
+    fn advance(&mut self, mut written: usize, latency: &Latency) {
+        let mut whole = latency.written();
         while let Some(frame) = self.writing.front_mut() {
             if frame.bytes.len() > written {
                 frame.bytes.advance(written);
                 return;
             }
             written -= frame.bytes.len();
+            whole.add(frame.since);
             self.writing.pop_front();
         }
     }

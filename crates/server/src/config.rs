@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tidewire_core::limit::Rate;
 use tidewire_core::time::duration_text;
 use tidewire_core::{Error, Kind, Result, TenantId};
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub realtime: Realtime,
     /// How sockets speak.
     pub sockets: Sockets,
+    /// What monitoring sees.
+    pub metrics: Metrics,
     /// Which tenants exist; absent means any.
     pub tenants: Option<Vec<TenantId>>,
 }
@@ -133,6 +136,18 @@ pub struct Realtime {
     pub max_per_user: usize,
     /// The most sockets of one tenant, visitors included. Default 100,000.
     pub max_per_tenant: usize,
+    /// The most sockets of visitors without a login at one address; a /64 of IPv6 counts as one. Default 1,000.
+    pub max_per_address: usize,
+    /// How many messages one user may send over all sockets. Default ten times the catalog's `rate.messages` of a connection.
+    pub messages_per_user: Option<Rate>,
+    /// How many messages all clients of one tenant may send. Default 20,000/s.
+    pub messages_per_tenant: Rate,
+    /// How long a slow client may stay behind without taking anything before it is closed. Default 30 s.
+    #[serde(with = "duration_text")]
+    pub max_stall: Duration,
+    /// Over how long a stop spreads the closing of connections. Default 2 s.
+    #[serde(with = "duration_text")]
+    pub drain: Duration,
     /// How long a user whose last connection broke still counts as present. Default 5 s.
     #[serde(with = "duration_text")]
     pub presence_grace: Duration,
@@ -150,9 +165,30 @@ impl Default for Realtime {
             max_connections: 200_000,
             max_per_user: 100,
             max_per_tenant: 100_000,
+            max_per_address: 1_000,
+            messages_per_user: None,
+            messages_per_tenant: Rate { amount: 20_000, per: Duration::from_secs(1) },
+            max_stall: Duration::from_secs(30),
+            drain: Duration::from_secs(2),
             presence_grace: Duration::from_secs(5),
             allowed_origins: Vec::new(),
         }
+    }
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Whether `GET /metrics` answers without an API key. Default false.
+    pub public: bool,
+    /// How many tenants have metrics of their own: those with the most deliveries. Default 20.
+    pub max_tenants: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { public: false, max_tenants: 20 }
     }
 }
 
@@ -191,7 +227,7 @@ impl std::fmt::Debug for Key {
 }
 
 /// Every key that the environment can set, by path.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 30] = [
     "listen",
     "data",
     "store",
@@ -210,15 +246,22 @@ const KEYS: [&str; 23] = [
     "realtime.maxConnections",
     "realtime.maxPerUser",
     "realtime.maxPerTenant",
+    "realtime.maxPerAddress",
+    "realtime.messagesPerUser",
+    "realtime.messagesPerTenant",
+    "realtime.maxStall",
+    "realtime.drain",
     "realtime.presenceGrace",
     "realtime.allowedOrigins",
     "sockets.parser",
     "sockets.compression",
+    "metrics.public",
+    "metrics.maxTenants",
     "tenants",
 ];
 
 /// Variables that are read elsewhere: the log filter, and what the project's tests and tools use.
-const OTHER_VARIABLES: [&str; 4] = ["LOG", "BIN", "URL", "KEY"];
+const OTHER_VARIABLES: [&str; 5] = ["LOG", "LOG_FORMAT", "BIN", "URL", "KEY"];
 
 impl Config {
     /// Reads `file`, if there is one, and overlays `environment`. Code `config.invalid`; the detail names the file or variable.
@@ -297,6 +340,7 @@ impl Config {
             ("realtime.maxConnections", self.realtime.max_connections),
             ("realtime.maxPerUser", self.realtime.max_per_user),
             ("realtime.maxPerTenant", self.realtime.max_per_tenant),
+            ("realtime.maxPerAddress", self.realtime.max_per_address),
         ];
         if let Some((name, _)) = amounts.into_iter().find(|(_, amount)| *amount == 0) {
             return wrong(format!("{name}: expected at least 1, got 0"));
@@ -354,7 +398,7 @@ fn environment_value(key: &str, value: String) -> toml::Value {
         let items = value.split(',').map(|item| toml::Value::String(item.trim().to_owned()));
         return toml::Value::Array(items.collect());
     }
-    if key == "sockets.compression"
+    if ["sockets.compression", "metrics.public"].contains(&key)
         && let Ok(switch) = value.parse()
     {
         return toml::Value::Boolean(switch);

@@ -7,6 +7,7 @@ pub mod api;
 pub mod auth;
 pub mod config;
 mod fetch;
+mod metrics;
 mod problem;
 pub mod revoke;
 pub mod serve;

@@ -257,6 +257,7 @@ impl<R: Rows> Writer<R> {
         }
         row.holder = Some(Holder { nonce, until, local: claim.local, worker: claim.worker.clone(), cancelled: false });
         self.counts.moved(row.keys, Some(State::Pending), Some(State::Processing));
+        self.metering.started(row.keys.queue, &row.job, self.now);
         let parents = match row.job.rare.as_ref().is_some_and(|rare| rare.has_parents) {
             true => self.rows.parents(row.seq, Parent::MOST)?,
             false => Vec::new(),
@@ -403,6 +404,7 @@ impl<R: Rows> Writer<R> {
             row.job.rare_mut().lost += 1;
         }
         self.counts.moved(row.keys, Some(State::Processing), Some(row.job.state));
+        self.metering.ended(row.keys.queue, &row.job, has_failed, fate.is_loss, self.now);
         if !row.job.state.is_final() {
             self.rows.update_job(row)?;
             self.expect_expiry(&row.job);

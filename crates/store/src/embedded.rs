@@ -11,8 +11,8 @@ use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_LOG_LINES};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
-    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
-    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueueTenant, Queues, Renewed, ScheduleQuery, Schedules,
+    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Figures, Fire, Fired, Flow, Follower, JobQuery,
+    Jobs, Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueueTenant, Queues, Renewed, ScheduleQuery, Schedules,
     Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
@@ -20,6 +20,7 @@ use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
 
 use crate::answer::{Call, ask, ask_claim};
 use crate::inbox::Inbox;
+use crate::meter::Meter;
 use crate::operate::Operation;
 use crate::rows::{Found, Rows};
 use crate::writer::{OnFatal, Writer};
@@ -49,7 +50,19 @@ pub(crate) trait Reader: Send + Sync + 'static {
     fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>>;
     fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>>;
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>>;
+    fn size(&self) -> Answer<'_, Size>;
     fn close(&self);
+}
+
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Size {
+    /// Tenants with an event.
+    pub(crate) logs: u64,
+    /// Events of all of them.
+    pub(crate) events: u64,
+    /// Bytes on the disk, where there is one.
+    pub(crate) bytes: Option<u64>,
 }
 
 /// What a store is, beside its rows.
@@ -64,6 +77,7 @@ pub(crate) struct Embedded<R, Rd> {
     inbox: Arc<Inbox<Call<R>>>,
     reader: Rd,
     identity: Identity,
+    meter: Arc<Meter>,
 }
 
 impl<R: Rows, Rd: Reader> Embedded<R, Rd> {
@@ -78,12 +92,13 @@ impl<R: Rows, Rd: Reader> Embedded<R, Rd> {
     ) -> Result<Self> {
         let inbox = Arc::new(Inbox::new());
         let writer = Writer::open(rows, inbox.clone(), clock, ids)?;
+        let meter = writer.metering.meter.clone();
         // Not joined: `close` answers when the thread has dropped its rows, and a process that exits needs no more than that.
         std::thread::Builder::new()
             .name("tidewire-writer".to_owned())
             .spawn(move || writer.run(on_fatal))
             .map_err(|error| Error::internal("the writer thread cannot be started", error))?;
-        Ok(Self { inbox, reader, identity })
+        Ok(Self { inbox, reader, identity, meter })
     }
 
     pub(crate) fn inbox(&self) -> &Arc<Inbox<Call<R>>> {
@@ -105,6 +120,14 @@ impl<R, Rd> Drop for Embedded<R, Rd> {
 impl<R: Rows, Rd: Reader> Store for Embedded<R, Rd> {
     fn durability(&self) -> Durability {
         self.identity.durability
+    }
+
+    fn figures(&self) -> Answer<'_, Figures> {
+        Box::pin(async {
+            let Size { logs, events: log_events, bytes } = self.reader.size().await?;
+            let (waiting, refused) = (self.inbox.len() as u64, self.inbox.refused());
+            Ok(Figures { logs, log_events, bytes, waiting, refused, ..self.meter.figures() })
+        })
     }
 
     fn close(&self) -> Answer<'_, ()> {

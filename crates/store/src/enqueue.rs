@@ -145,6 +145,7 @@ impl<R: Rows> Writer<R> {
             row.job.rare_mut().waits_for = 1;
         }
         self.counts.moved(keys, None, Some(state));
+        self.metering.enqueued(keys.queue, &row.job.queue);
         self.expect_expiry(&row.job);
         self.place(&row)?;
         let told = self.cares(Moment::Enqueued, &row.job).then(|| row.job.clone());

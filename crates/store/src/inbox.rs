@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tidewire_core::measure::Counter;
 use tidewire_core::{Error, Kind, Result};
 
 /// The most calls that may wait. Beyond it callers are refused at once, so that memory stays bounded.
@@ -12,6 +13,7 @@ pub(crate) const MAX_WAITING: usize = 65_536;
 pub(crate) struct Inbox<T> {
     state: Mutex<State<T>>,
     wake: Condvar,
+    refused: Counter,
 }
 
 struct State<T> {
@@ -22,7 +24,18 @@ struct State<T> {
 
 impl<T> Inbox<T> {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::new(State { calls: Vec::new(), sleeping: false, closed: false }), wake: Condvar::new() }
+        let state = State { calls: Vec::new(), sleeping: false, closed: false };
+        Self { state: Mutex::new(state), wake: Condvar::new(), refused: Counter::default() }
+    }
+
+    /// How many calls wait.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().calls.len()
+    }
+
+    /// How many calls were refused because too many waited.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.get()
     }
 
     /// Hands a call to the writer. Codes `unavailable` when the store is closed, `store.busy` when too many calls wait.
@@ -32,6 +45,7 @@ impl<T> Inbox<T> {
             return Err(closed());
         }
         if state.calls.len() >= MAX_WAITING {
+            self.refused.up();
             let detail = format!("{MAX_WAITING} calls already wait for the store");
             return Err(Error::new(Kind::Limited, "store.busy", detail).with_retry_after(Duration::from_millis(100)));
         }

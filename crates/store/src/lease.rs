@@ -72,6 +72,11 @@ impl Leases {
         }
     }
 
+    /// How many are held.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
     /// The lease that a token names, if it is still held.
     pub(crate) fn get_mut(&mut self, token: Token) -> Option<&mut Lease> {
         self.held.get_mut(&token.seq).filter(|lease| lease.nonce == token.nonce)

@@ -26,6 +26,7 @@ mod failpoint;
 mod inbox;
 mod lease;
 mod memory;
+mod meter;
 mod names;
 mod operate;
 mod recent;

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::bonds::BondTables;
 use self::operate::DeskTables;
-use crate::embedded::{Embedded, Identity, Reader};
+use crate::embedded::{Embedded, Identity, Reader, Size};
 use crate::rows::{
     Ended, EndedJob, Found, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state,
 };
@@ -441,6 +441,9 @@ fn ready<T: Send + 'static>(answer: Result<T>) -> Answer<'static, T> {
 }
 
 impl Reader for MemoryReader {
+    fn size(&self) -> Answer<'_, Size> {
+        ready(Ok(self.tables.read().size()))
+    }
     fn head(&self, tenant: &TenantId) -> Answer<'_, Position> {
         let tables = self.tables.read();
         let head = tables.tenant(tenant).and_then(|tenant| tables.heads.get(&tenant).copied());

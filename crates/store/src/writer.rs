@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidewire_core::event::{Event, Position};
 use tidewire_core::id::Ids;
@@ -21,6 +21,7 @@ use crate::dispatch::Dispatch;
 use crate::failpoint::{self, Point};
 use crate::inbox::Inbox;
 use crate::lease::Leases;
+use crate::meter::Metering;
 use crate::names::Names;
 use crate::recent::Recent;
 use crate::rows::{JobRow, NameId, Rows, Seq};
@@ -69,6 +70,7 @@ pub(crate) struct Writer<R: Rows> {
     /// When the next waiting job expires, if one does.
     pub(crate) next_expiry: Option<Timestamp>,
     pub(crate) counts: Counts,
+    pub(crate) metering: Metering,
     /// Whether a queue bounds the waiting jobs of a tenant.
     pub(crate) bounds_backlogs: bool,
     /// How far the keys of a queue have been looked through for jobs that may go on.
@@ -124,6 +126,7 @@ impl<R: Rows> Writer<R> {
             next_due: None,
             next_expiry: None,
             counts: Counts::default(),
+            metering: Metering::default(),
             bounds_backlogs: false,
             loose_keys: BTreeMap::new(),
             key_rates: HashMap::new(),
@@ -187,6 +190,7 @@ impl<R: Rows> Writer<R> {
             self.set_back(self.now.since(now));
         }
         self.now = now;
+        let (begun, calls) = (Instant::now(), batch.len());
         self.rows.begin()?;
         for call in batch.drain(..) {
             self.apply(call)?;
@@ -205,8 +209,11 @@ impl<R: Rows> Writer<R> {
             self.rows.set_head(tenant, head)?;
         }
         failpoint::reach(Point::BeforeCommit);
+        let ending = Instant::now();
         self.rows.commit()?;
         failpoint::reach(Point::AfterCommit);
+        self.metering.turned(begun, calls, ending, &self.answers, self.events.len());
+        self.metering.leases(self.leases.len());
 
         let unwanted: Vec<_> = self.answers.drain(..).filter_map(Pending::send).flatten().collect();
         if !unwanted.is_empty() {

@@ -24,15 +24,21 @@ use tokio_util::sync::CancellationToken;
 use crate::builder::Builder;
 use crate::job::Job;
 
-/// How long sockets are given to move elsewhere when the app stops.
-const SOCKET_DRAIN: Duration = Duration::from_secs(2);
+/// How long a stop takes its time.
+#[derive(Clone, Copy)]
+pub(crate) struct Drain {
+    /// For running jobs, and for open requests.
+    pub(crate) work: Duration,
+    /// For sockets to move elsewhere.
+    pub(crate) sockets: Duration,
+}
 
 pub(crate) struct Parts {
     pub(crate) api: Arc<Api>,
     pub(crate) sqlite: Option<Sqlite>,
     /// What works by itself; nothing in a test that drives everything.
     pub(crate) work: Option<(Workers, Scheduler)>,
-    pub(crate) drain: Duration,
+    pub(crate) drain: Drain,
     /// The most HTTP connections, those that have become sockets not counted.
     pub(crate) max_connections: usize,
 }
@@ -50,7 +56,7 @@ struct Running {
     stopped: OnceCell<()>,
     /// The store is closed.
     closed: OnceCell<()>,
-    drain: Duration,
+    drain: Drain,
     max_connections: usize,
 }
 
@@ -209,12 +215,12 @@ impl App {
     /// Serves like [`App::serve`], until `told` ends.
     pub async fn serve_until(&self, listener: TcpListener, router: Router, told: impl Future<Output = ()>) {
         let closed = CancellationToken::new();
-        let serving = serve::serve(self.0.max_connections, listener, router, closed.clone(), self.0.drain);
+        let serving = serve::serve(self.0.max_connections, listener, router, closed.clone(), self.0.drain.work);
         let stop = async {
             told.await;
             self.0.api.stopping.cancel();
             let sockets = async {
-                self.0.api.gateway.drain(SOCKET_DRAIN).await;
+                self.0.api.gateway.drain(self.0.drain.sockets).await;
                 closed.cancel();
             };
             tokio::join!(sockets, self.stop_work());
@@ -241,7 +247,7 @@ impl App {
             let work = self.0.work.lock().take();
             if let Some((workers, scheduler)) = work {
                 scheduler.stop().await;
-                workers.stop(self.0.drain).await;
+                workers.stop(self.0.drain.work).await;
             }
         };
         self.0.stopped.get_or_init(|| stop).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidewire_core::catalog::{AlertOn, Catalog, JobType, LoadError, Pattern, QueueSettings, load};
 use tidewire_core::commit::{Expander, Subscription};
@@ -24,7 +24,7 @@ use tidewire_server::{Api, Config, config};
 use tidewire_store::{Memory, Sqlite, SqliteOptions};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Parts};
+use crate::app::{App, Drain, Parts};
 use crate::job::Job;
 use crate::sockets::{EndUsers, FromClients, ToGateway};
 
@@ -240,13 +240,16 @@ impl Builder {
             revocations,
             trusted_proxies: config.http.trusted_proxies.iter().map(std::net::IpAddr::to_canonical).collect(),
             tenants: config.tenants.clone(),
+            metrics: config.metrics.clone(),
+            started: Instant::now(),
             resize: OnceLock::new(),
             max_body_bytes: config.http.max_body_bytes,
             stopping: CancellationToken::new(),
         };
         // Beside the sockets there must be room for calls.
         let max_connections = config.realtime.max_connections + 1_024;
-        Ok(Assembled { api: Arc::new(api), publisher, sqlite, handlers, drain: config.http.drain, max_connections })
+        let drain = Drain { work: config.http.drain, sockets: config.realtime.drain };
+        Ok(Assembled { api: Arc::new(api), publisher, sqlite, handlers, drain, max_connections })
     }
 }
 
@@ -256,7 +259,7 @@ pub(crate) struct Assembled {
     pub(crate) publisher: Arc<Publisher>,
     sqlite: Option<Sqlite>,
     pub(crate) handlers: Handlers,
-    drain: Duration,
+    drain: Drain,
     max_connections: usize,
 }
 
@@ -370,6 +373,10 @@ fn gateway_options(config: &Config) -> Options {
         max_connections: realtime.max_connections,
         max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
         max_per_tenant: realtime.max_per_tenant,
+        max_per_address: u32::try_from(realtime.max_per_address).unwrap_or(u32::MAX),
+        max_stall: realtime.max_stall,
+        messages_per_user: realtime.messages_per_user,
+        messages_per_tenant: realtime.messages_per_tenant,
         presence_grace: realtime.presence_grace,
         allowed_origins: realtime.allowed_origins.clone(),
         parser: parser(config.sockets.parser),

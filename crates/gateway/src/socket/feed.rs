@@ -1,6 +1,6 @@
 //! How events get to a socket: live from the relay, or from the log while it is behind.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidewire_core::event::{Event, Offset, Position};
@@ -8,6 +8,7 @@ use tidewire_core::event::{Event, Offset, Position};
 use super::{Socket, State};
 use crate::cast::{Body, Cast, Target};
 use crate::gateway::Shared;
+use crate::latency::Stamp;
 use crate::outbox::{Class, Frame, Pushed};
 
 /// Where a socket's events come from.
@@ -63,7 +64,7 @@ impl Socket {
                 // Whatever happens to it below: what is sent later must not carry an earlier offset.
                 state.fed = position;
             }
-            (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.dropped.up(),
+            (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.drop_copies("behind", 1),
             (Feed::Parked { .. }, Some(_)) => return,
             (Feed::Holding { since, frames, bytes }, Some(position)) => {
                 let key = cast.key(self.namespace, target.view);
@@ -72,7 +73,8 @@ impl Socket {
                 if *bytes > self.shared().options.max_backlog {
                     state.feed = Feed::Parked { since: *since };
                 } else {
-                    frames.push((position, Frame { bytes: frame, class: Class::Logged, key }));
+                    let frame = Frame { bytes: frame, class: Class::Logged, key, since: Stamp::NONE };
+                    frames.push((position, frame));
                 }
                 return;
             }
@@ -81,14 +83,15 @@ impl Socket {
         let frame = cast.frame(self, target.view, self.tenant.delivered());
         let len = frame.len();
         let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
-        let pushed =
-            self.session.outbox.push(Frame { bytes: frame, class, key }, self.shared().options.max_backlog, stats);
+        let frame = Frame { bytes: frame, class, key, since: cast.since };
+        let pushed = self.session.outbox.push(frame, self.shared().options.max_backlog, stats);
         match (pushed, position) {
             (Pushed::Queued, _) => cast.count(len),
             (Pushed::Full, Some(position)) => {
                 self.park(&mut state, Position(position.0 - 1));
                 stats.parked.up();
                 drop(state);
+                self.watch_stall();
                 self.session.drained();
             }
             (Pushed::Full, None) | (Pushed::Ended, _) => {}
@@ -110,7 +113,7 @@ impl Socket {
         let bytes = cast.frame(self, target.view, event.position);
         let len = bytes.len() as u64;
         let pushed = self.session.outbox.push(
-            Frame { bytes, class: Class::Logged, key },
+            Frame { bytes, class: Class::Logged, key, since: Stamp::NONE },
             shared.options.max_backlog,
             &shared.stats,
         );
@@ -119,8 +122,7 @@ impl Socket {
         }
         state.fed = event.position;
         shared.stats.replayed.up();
-        shared.stats.deliveries.up();
-        shared.stats.delivery_bytes.add(len);
+        self.tenant.count_deliveries(shared, 1, len);
         Replayed::Sent
     }
 
@@ -157,8 +159,7 @@ impl Socket {
                 self.session.set_behind();
                 return Joining::Full;
             }
-            shared.stats.deliveries.up();
-            shared.stats.delivery_bytes.add(len);
+            self.tenant.count_deliveries(shared, 1, len);
             state.fed = position;
         }
         state.feed = Feed::Live;
@@ -173,6 +174,14 @@ impl Socket {
         let mut state = self.state.lock();
         state.feed = Feed::Parked { since: Instant::now() };
         self.session.set_behind();
+        drop(state);
+        self.watch_stall();
+    }
+
+    /// Has the timer look at the session soon: it then knows when this socket will have been behind for too long, which can be sooner than
+    /// what the timer would look at next.
+    fn watch_stall(&self) {
+        self.shared().wheel.plan(&self.session, Duration::ZERO);
     }
 
     pub(crate) fn is_parked(&self) -> bool {
@@ -222,7 +231,7 @@ impl Socket {
             return;
         }
         if !matches!(state.feed, Feed::Live) {
-            return shared.stats.dropped.up();
+            return shared.stats.drop_copies("behind", 1);
         }
         let key = (self.namespace, state.fed.max(self.tenant.delivered()));
         let bytes = match frames.iter().find(|(known, _)| *known == key) {
@@ -235,7 +244,7 @@ impl Socket {
                 bytes
             }
         };
-        let frame = Frame { bytes, class: Class::Ephemeral, key: None };
+        let frame = Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE };
         self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats);
     }
 

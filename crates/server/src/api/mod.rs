@@ -11,10 +11,12 @@ mod leases;
 mod queues;
 mod realtime;
 mod schedules;
+mod stats;
 mod tokens;
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -29,6 +31,7 @@ use tidewire_runtime::Publisher;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{ApiKeys, Tokens};
+use crate::config;
 use crate::problem::Problem;
 use crate::revoke::Revocations;
 use crate::serve::Peer;
@@ -49,6 +52,10 @@ pub struct Api {
     pub trusted_proxies: Vec<IpAddr>,
     /// Which tenants exist; absent means any.
     pub tenants: Option<Vec<TenantId>>,
+    /// What monitoring may see.
+    pub metrics: config::Metrics,
+    /// When this process began to serve.
+    pub started: Instant,
     /// Told of how many jobs of a queue the workers of this process may run at once from now on.
     pub resize: OnceLock<Resize>,
     /// The largest request body in bytes.
@@ -81,12 +88,14 @@ pub fn router(api: Arc<Api>) -> Router {
         .merge(schedules::routes())
         .merge(tokens::routes())
         .merge(realtime::routes())
+        .merge(stats::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method);
     Router::new()
         .nest("/v1", v1)
         .route("/v1/", any(no_route))
         .merge(health::routes())
+        .merge(stats::outside())
         .route("/socket.io/socket.io.min.js", get(client_bundle))
         .route("/socket.io/", any(socket_io))
         .route("/socket.io", any(socket_io))

@@ -10,6 +10,7 @@ use tidewire_core::store::{JobQuery, Page, QueueTenant};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
 use super::{MemoryRows, Tables};
+use crate::embedded::Size;
 use crate::rows::{Desk, Found, JobRow, NameId, Seq, cursor, log_page, page, read_cursor};
 
 /// The tables of this part.
@@ -19,6 +20,14 @@ pub(super) struct DeskTables {
     pub(super) logs: HashMap<Seq, Vec<(i64, LogLine)>>,
     lines: i64,
     settings: BTreeMap<NameId, String>,
+}
+
+impl Tables {
+    pub(super) fn size(&self) -> Size {
+        let heads = self.heads.values().filter(|head| head.0 > 0);
+        let (logs, events) = heads.fold((0, 0), |(logs, events), head| (logs + 1, events + head.0));
+        Size { logs, events, bytes: None }
+    }
 }
 
 impl Desk for MemoryRows {

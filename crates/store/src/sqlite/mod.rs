@@ -31,7 +31,7 @@ use self::columns::{fault, meta};
 use self::read::Readers;
 use self::rows::SqliteRows;
 use crate::answer::{Call, Work, ask};
-use crate::embedded::{Embedded, Identity, Reader};
+use crate::embedded::{Embedded, Identity, Reader, Size};
 use crate::rows::{Found, read_cursor};
 use crate::writer::OnFatal;
 
@@ -301,6 +301,11 @@ impl Reader for SqliteReader {
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
         let (tenant, sid, now) = (tenant.clone(), sid.to_owned(), self.clock.now());
         Box::pin(self.readers.read(move |connection| read::session(connection, &tenant, &sid, now)))
+    }
+
+    fn size(&self) -> Answer<'_, Size> {
+        let path = self.readers.path().to_owned();
+        Box::pin(self.readers.read(move |connection| operate::size(connection, &path)))
     }
 
     fn close(&self) {

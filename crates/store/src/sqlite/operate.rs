@@ -1,6 +1,8 @@
-//! Logs of jobs and settings of queues, written and read.
+//! Logs of jobs and settings of queues, written and read, and how much there is of everything.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -11,6 +13,7 @@ use tidewire_core::{Id, Result, TenantId, Timestamp};
 
 use super::columns::{IdColumn, Micros, conversion, fault, state};
 use super::rows::SqliteRows;
+use crate::embedded::Size;
 use crate::rows::{Desk, NameId, Seq};
 
 impl Desk for SqliteRows {
@@ -38,6 +41,19 @@ impl Desk for SqliteRows {
             None => self.run("DELETE FROM queue_settings WHERE queue = ?1", [queue]).map(drop),
         }
     }
+}
+
+/// How many logs and events there are, and how large the files at `path` are.
+pub(super) fn size(connection: &Connection, path: &Path) -> Result<Size> {
+    let sql = "SELECT count(*), coalesce(sum(head), 0) FROM tenants WHERE head > 0";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let number = |row: &rusqlite::Row<'_>, at| row.get::<_, i64>(at).map(i64::unsigned_abs);
+    let (logs, events) = statement.query_row([], |row| Ok((number(row, 0)?, number(row, 1)?))).map_err(fault)?;
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    // The write-ahead log is there only while the file is open.
+    let bytes = [path, Path::new(&wal)].iter().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
+    Ok(Size { logs, events, bytes: Some(bytes) })
 }
 
 /// A page of a job's log.

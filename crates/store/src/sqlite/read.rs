@@ -35,6 +35,11 @@ impl Readers {
         Self { path: path.to_owned(), idle: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(CONNECTIONS)) }
     }
 
+    /// The database file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Runs a read off the async threads. One whose caller has gone still counts for the bound until it has ended.
     pub(super) async fn read<T: Send + 'static>(
         self: &Arc<Self>,

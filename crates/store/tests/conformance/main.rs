@@ -25,6 +25,7 @@ mod counted;
 mod disk;
 mod dispatch;
 mod expiry;
+mod figures;
 #[cfg(feature = "sqlite")]
 mod files;
 mod flow_control;
