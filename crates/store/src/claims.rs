@@ -22,9 +22,6 @@ const KEEP_SLACK: usize = 64;
 /// The most claims that wait for a job. Each turn looks at them all, and each holds memory.
 const MAX_PARKED: usize = 16_384;
 
-/// How many keys have their rates remembered. At that number those that are free again are forgotten, and all if too many are left.
-const MOST_KEY_RATES: usize = 65_536;
-
 /// Why a job was taken back that did not begin in time.
 const EXPIRED: &str = "it did not begin before it expired";
 
@@ -226,16 +223,7 @@ impl<R: Rows> Writer<R> {
         if row.job.rare.as_ref().is_some_and(|rare| rare.paced_until == Some(row.job.run_at)) {
             return None;
         }
-        if self.key_rates.len() >= MOST_KEY_RATES {
-            let now = self.now;
-            self.key_rates.retain(|_, state| !state.is_idle(now));
-            if self.key_rates.len() > MOST_KEY_RATES / 2 {
-                // Looking through them for every job would cost more than that these rates begin anew.
-                self.key_rates.clear();
-            }
-        }
-        let state = self.key_rates.entry((row.keys.queue, row.keys.tenant, key.into())).or_default();
-        let at = rate.reserve(state, self.now);
+        let at = self.key_rates.reserve((row.keys.queue, row.keys.tenant, key), rate, self.now);
         (at > self.now).then_some(at)
     }
 
@@ -263,6 +251,7 @@ impl<R: Rows> Writer<R> {
             }
             None => self.rows.update_job(&row)?,
         }
+        self.figures.began(row.keys.queue, self.now.since(row.job.run_at), self.now);
         failpoint::reach(Point::DuringClaim);
         let lease = Token { seq: row.seq, nonce }.encode();
         let leased = Leased { job: row.job.clone(), lease, expires: until, parents };
@@ -403,6 +392,7 @@ impl<R: Rows> Writer<R> {
             return Ok(row.job.state);
         }
         row.job.finished_at = Some(self.now);
+        self.figures.ended(row.keys.queue, row.job.state, self.now);
         if row.job.state == State::Completed && self.keeps_no_completed(row.keys.queue) {
             self.job_ended(row)?;
             self.forget(Kept::new(row))?;

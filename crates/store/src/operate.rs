@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::job::{MAX_LOG_BYTES, MAX_LOG_LINES, MAX_PROGRESS_BYTES, State};
-use tidewire_core::store::{Bulk, Changed, Control, Moment, QueueLimits};
+use tidewire_core::store::{Bulk, Changed, Control, Moment, QueueFigures, QueueLimits};
 use tidewire_core::{Error, Id, Json, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Call, Pending, Reply};
@@ -47,6 +47,10 @@ pub(crate) enum Operation {
         tenant: Option<TenantId>,
         reply: Reply<BTreeMap<Arc<str>, Timestamp>>,
     },
+    Figures {
+        queue: Arc<str>,
+        reply: Reply<QueueFigures>,
+    },
 }
 
 impl<R: Rows> Writer<R> {
@@ -74,6 +78,13 @@ impl<R: Rows> Writer<R> {
             Operation::Oldest { tenant, reply } => {
                 let oldest = self.oldest_pending(tenant.as_ref())?;
                 drop(reply.send(Ok(oldest)));
+                return Ok(());
+            }
+            Operation::Figures { queue, reply } => {
+                let known = self.rows.find_name(NameKind::Other, &queue)?;
+                drop(
+                    reply.send(Ok(known.map_or_else(QueueFigures::default, |queue| self.figures.of(queue, self.now)))),
+                );
                 return Ok(());
             }
         };
