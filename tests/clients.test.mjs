@@ -214,6 +214,17 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.equal((await inState(tenant, id, "cancelled")).attempt, 1);
     });
 
+    test("tells a handler that its time is over, and tries again what then leaves", async () => {
+      const tenant = server.newTenant();
+      const job = { type: "ship", data: { itemId: "patient" }, timeout: "1s" };
+      const [{ id }] = expectStatus(await tenant.api("/v1/jobs", { body: job }), 201).jobs;
+      const worker = started(tenant);
+      await worker.heard("told", [id]);
+      const { attempt, error, failedAttempts } = await inState(tenant, id, "scheduled");
+      assert.deepEqual([attempt, failedAttempts.length], [1, 1]);
+      assert.match(error, /told to leave/);
+    });
+
     test("lets jobs finish at a stop and gives back those that take too long", async () => {
       const tenant = server.newTenant();
       const [last, patient, deaf] = [await ship(tenant, "last word"), await ship(tenant, "patient"), await ship(tenant, "deaf")];

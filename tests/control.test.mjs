@@ -53,11 +53,25 @@ describe("a waiting job", () => {
     const tenant = server.newTenant();
     const { id } = await tenant.enqueue("pack");
     expectProblem(await tenant.api(path(id), send("PATCH", {})), 400, "request.invalid");
-    expectProblem(await tenant.api(path(id), send("PATCH", { data: {} })), 400, "request.invalid");
     expectProblem(await tenant.api(path(id), send("PATCH", { priority: 6 })), 400, "request.invalid");
     const both = { delay: "1s", runAt: "2030-01-01T00:00:00Z" };
     expectProblem(await tenant.api(path(id), send("PATCH", both)), 400, "job.invalid_option");
     expectProblem(await server.newTenant().api(path(id), send("PATCH", { priority: 1 })), 404, "job.not_found");
+  });
+
+  test("gets other data, if its type takes them and it does not run", async () => {
+    const tenant = server.newTenant();
+    const { id } = await tenant.enqueue("ship", { itemId: "old" });
+    const refused = expectProblem(await tenant.api(path(id), send("PATCH", { data: { itemId: 7 }, priority: 1 })), 400, "job.invalid_data");
+    assert.deepEqual(refused.errors.map(({ path }) => path), ["data.itemId"]);
+    const huge = { data: { itemId: "x".repeat(300_000) } };
+    expectProblem(await tenant.api(path(id), send("PATCH", huge)), 413, "data.too_large");
+    const changed = expectStatus(await tenant.api(path(id), send("PATCH", { data: { itemId: "new" } })), 200);
+    assert.deepEqual([changed.data, changed.priority], [{ itemId: "new" }, 3]);
+    const leased = await tenant.leaseOne({ types: ["ship"] });
+    assert.deepEqual([leased.id, leased.data], [id, { itemId: "new" }]);
+    expectProblem(await tenant.api(path(id), send("PATCH", { data: { itemId: "late" } })), 409, "job.wrong_state");
+    expectProblem(await tenant.api(path("nobody"), send("PATCH", { data: { itemId: "a" } })), 404, "job.not_found");
   });
 
   test("is deleted, and one that runs is not", async () => {

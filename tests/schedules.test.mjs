@@ -110,6 +110,27 @@ describe("a schedule of a tenant", () => {
     expectProblem(await tenant.api("/v1/schedules/none/run", { method: "POST" }), 404, "schedule.not_found");
   });
 
+  test("of the app has jobs that a key for all tenants sees to one by one", async () => {
+    const { jobs } = expectStatus(await server.api("/v1/schedules/nightly/run", { method: "POST" }), 201);
+    const job = (what = "", tenant = "$app") => `/v1/jobs/${encodeURIComponent(jobs[0].id)}${what}?tenant=${tenant}`;
+    const post = async (what) => expectStatus(await server.api(job(what), { method: "POST" }), 200).state;
+    const shown = expectStatus(await server.api(job()), 200);
+    assert.deepEqual([shown.tenant, shown.type, shown.state], ["$app", "tick", "pending"]);
+    assert.equal(await post("/cancel"), "cancelled");
+    assert.equal(await post("/retry"), "pending");
+    assert.deepEqual(expectStatus(await server.api(job("/logs")), 200).items, []);
+    const changed = expectStatus(await server.api(job(), { method: "PATCH", body: { delay: "1h", data: { n: 4 } } }), 200);
+    assert.deepEqual([changed.state, changed.data], ["scheduled", { n: 4 }]);
+    assert.equal(await post("/promote"), "pending");
+
+    const tenant = server.newTenant();
+    expectProblem(await tenant.api(job()), 404, "tenant.unknown");
+    expectProblem(await tenant.api(job("/cancel"), { method: "POST" }), 404, "tenant.unknown");
+    expectProblem(await server.api(job("", "$other")), 400, "tenant.invalid");
+    expectStatus(await server.api(job(), { method: "DELETE" }), 200);
+    expectProblem(await server.api(job()), 404, "job.not_found");
+  });
+
   test("is another tenant's secret", async () => {
     const [mine, theirs] = [server.newTenant(), server.newTenant()];
     expectStatus(await put(mine, "k", { job: "tick", every: "1h" }), 200);

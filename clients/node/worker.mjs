@@ -5,7 +5,8 @@
 //   process.exit(); // a handler that still runs has given its job back and must not go on
 //
 // What a handler returns is the job's result. An error means: try again later. NonRetryable means: it will never work.
-// `signal` aborts when somebody cancelled the job, when its lease was lost, and at the end of a stop. Then leave quickly.
+// `signal` aborts when somebody cancelled the job, when its time is over, when its lease was lost, and at the end of a stop. Then leave
+// quickly. What a run whose time is over comes to still counts: an error is tried again.
 
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -39,14 +40,16 @@ export async function work(handlers, { concurrency = 10, leaseMs = 5_000, graceM
   for (const name of ["SIGTERM", "SIGINT"]) process.once(name, () => stop.abort());
   const stopped = new Promise((done) => stop.signal.addEventListener("abort", done));
 
-  async function run({ job, abort }) {
+  async function run(entry) {
+    const { job, abort } = entry;
     let outcome;
     try {
       const result = await handlers[job.type](job, abort.signal);
       JSON.stringify(result); // a result that is no JSON is the handler's error
       outcome = { verdict: "done", result };
     } catch (error) {
-      const verdict = abort.signal.aborted ? "cancel" : error instanceof NonRetryable ? "fail" : "retry";
+      const isUnwanted = abort.signal.aborted && !entry.timedOut;
+      const verdict = isUnwanted ? "cancel" : error instanceof NonRetryable ? "fail" : "retry";
       outcome = { verdict, error: `${error?.stack ?? error}` };
     }
     if (running.has(job.lease)) await settle(job, outcome);
@@ -70,9 +73,11 @@ export async function work(handlers, { concurrency = 10, leaseMs = 5_000, graceM
       await sleep(leaseMs / 3, undefined, { ref: false });
       const leases = [...running.values()].map(({ job }) => ({ id: job.id, lease: job.lease }));
       const answers = leases.length > 0 ? (await call("/leases/renew", { leases, extend: leaseMs })).leases : [];
-      for (const [index, { cancelled, error }] of answers.entries()) {
+      for (const [index, { cancelled, timedOut, error }] of answers.entries()) {
         const { lease } = leases[index];
-        if (cancelled || error) running.get(lease)?.abort.abort();
+        const entry = running.get(lease);
+        if (entry && timedOut) entry.timedOut = true;
+        if (cancelled || timedOut || error) entry?.abort.abort();
         if (error) running.delete(lease); // lost: the job may run elsewhere by now, so there is nothing to settle
       }
     }

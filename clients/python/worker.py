@@ -5,8 +5,9 @@
     work({"send-mail": send_mail})
 
 What a handler returns is the job's result. An exception means: try again later. NonRetryable means: it will never work.
-`cancelled` is a threading.Event. It is set when somebody cancelled the job, when its lease was lost, and at the end of a stop.
-Look at it now and then and leave quickly, by any exception.
+`cancelled` is a threading.Event. It is set when somebody cancelled the job, when its time is over, when its lease was lost, and at the
+end of a stop. Look at it now and then and leave quickly, by any exception. What a run whose time is over comes to still counts: an
+exception is tried again.
 """
 
 import json, os, queue, signal, sys, threading, time, traceback
@@ -43,6 +44,7 @@ def work(handlers, concurrency=10, lease_seconds=5.0, grace_seconds=10.0):
     Call it in the main thread and end the program after it: its threads end with the process.
     """
     running = {}  # what this worker holds: lease -> (job, cancelled)
+    late = set()  # the leases of runs whose time is over
     outcomes = queue.Queue()  # (job, outcome) of runs that have ended
     free = threading.Semaphore(concurrency)
     stopping = threading.Event()
@@ -55,7 +57,8 @@ def work(handlers, concurrency=10, lease_seconds=5.0, grace_seconds=10.0):
             json.dumps(result)  # a result that is no JSON is the handler's error
             outcome = {"verdict": "done", "result": result}
         except Exception as error:
-            verdict = "cancel" if cancelled.is_set() else "fail" if isinstance(error, NonRetryable) else "retry"
+            unwanted = cancelled.is_set() and job["lease"] not in late
+            verdict = "cancel" if unwanted else "fail" if isinstance(error, NonRetryable) else "retry"
             outcome = {"verdict": verdict, "error": traceback.format_exc()}
         outcomes.put((job, outcome))
 
@@ -73,6 +76,7 @@ def work(handlers, concurrency=10, lease_seconds=5.0, grace_seconds=10.0):
             settle([(job, outcome) for job, outcome in batch if job["lease"] in running])
             for job, _ in batch:
                 running.pop(job["lease"], None)
+                late.discard(job["lease"])
                 free.release()
 
     def renewing():
@@ -84,7 +88,9 @@ def work(handlers, concurrency=10, lease_seconds=5.0, grace_seconds=10.0):
             leases = [{"id": job["id"], "lease": job["lease"]} for job, _ in held]
             answers = call("/leases/renew", {"leases": leases, "extend": f"{int(lease_seconds * 1000)}ms"})["leases"]
             for (job, cancelled), answer in zip(held, answers):
-                if answer.get("cancelled") or "error" in answer:
+                if answer.get("timedOut"):
+                    late.add(job["lease"])
+                if answer.get("cancelled") or answer.get("timedOut") or "error" in answer:
                     cancelled.set()
                 if "error" in answer:  # lost: the job may run elsewhere by now, so there is nothing to settle
                     running.pop(job["lease"], None)

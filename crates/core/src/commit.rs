@@ -454,6 +454,8 @@ pub struct Commit {
     pub flow: Option<FlowHead>,
     /// What to do to schedules; no two of these are about the same one.
     pub schedules: Vec<ScheduleWrite>,
+    /// The most schedules that the tenant may have when another one is put; absent for no bound.
+    pub most_schedules: Option<u32>,
     /// Written once per key.
     pub dedup: Option<(String, Duration)>,
     /// The same request again gets the same answer.
@@ -471,6 +473,7 @@ impl Commit {
             asked_jobs: 0,
             flow: None,
             schedules: Vec::new(),
+            most_schedules: None,
             dedup: None,
             idempotency: None,
         }

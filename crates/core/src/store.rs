@@ -15,15 +15,15 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::catalog::Keep;
-use crate::commit::{Commit, Committed, Enqueue};
-use crate::event::{Epoch, Event, Position};
+use crate::commit::{Commit, Committed, Enqueue, Expansion};
+use crate::event::{Ephemeral, Epoch, Event, Position};
 use crate::job::{FailedAttempt, Job, LogLine, State, Verdict};
 use crate::limit::Rate;
 use crate::schedule::{Overlap, Stored};
 use crate::{Id, Json, Result, TenantId, Timestamp};
 
 pub use figures::{Figures, QueueFigures};
-pub use operate::{Bulk, Change, Changed, Control, JobQuery, Page, QueueTenant, Queues};
+pub use operate::{Bulk, Change, Changed, Control, JobQuery, Page, QueuePace, QueueTenant, Queues};
 
 /// The answer of a store, some time later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -67,7 +67,7 @@ pub trait Commits: Send + Sync {
     /// Writes all of `commit` or none of it.
     ///
     /// Codes: `event.version_conflict`, `idempotency.key_reused`, `job.missing_parent`, `flow.exists`, `queue.backlog_full`,
-    /// `schedule.in_the_past`, `schedule.never_fires`. An event or job whose caller-given id exists is not written
+    /// `schedule.in_the_past`, `schedule.never_fires`, `schedule.too_many`. An event or job whose caller-given id exists is not written
     /// again, nor what rules made of it; the answer shows the one that is there.
     fn commit(&self, commit: Commit) -> Answer<'_, Committed>;
 }
@@ -308,7 +308,10 @@ pub trait Lifecycle: Send + Sync {
     fn cares(&self, moment: Moment, job: &Job) -> bool;
     /// What is committed together with it, each unless its dedup key is known. Runs on the writer's own thread and must not block. The
     /// jobs in it are marked as `system`, and of their lives nobody is told.
-    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Vec<Commit>;
+    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Vec<Expansion>;
+    /// What is only delivered of what followed, when the commit that it belongs to is durable. On the writer's own thread, after the
+    /// followers; must not block.
+    fn committed(&self, ephemeral: &[Ephemeral]);
 }
 
 /// A flow: jobs that wait for each other, and how far they are.

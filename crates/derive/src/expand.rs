@@ -51,6 +51,14 @@ fn settings(options: &Options) -> Vec<TokenStream> {
         let timeout = duration_value(timeout);
         quote!(job.timeout = #some(::tidewire::Delay(#timeout));)
     });
+    let ttl = options.ttl.map(|ttl| {
+        let ttl = duration_value(ttl);
+        quote!(job.ttl = #some(::tidewire::Delay(#ttl));)
+    });
+    let retry_for = options.retry_for.map(|time| {
+        let time = duration_value(time);
+        quote!(job.retry_for = #some(::tidewire::Delay(#time));)
+    });
     let priority = options.priority.map(|priority| quote!(job.priority = #some(::tidewire::Priority(#priority));));
     let key = options.key.as_ref().map(|key| {
         let key = key.value();
@@ -60,7 +68,7 @@ fn settings(options: &Options) -> Vec<TokenStream> {
         let unique = unique.value();
         quote!(job.unique = #some(#unique);)
     });
-    [queue, attempts, backoff, timeout, priority, key, unique].into_iter().flatten().collect()
+    [queue, attempts, backoff, timeout, ttl, retry_for, priority, key, unique].into_iter().flatten().collect()
 }
 
 pub(crate) fn duration_value(duration: Duration) -> TokenStream {

@@ -8,7 +8,7 @@ use syn::{Attribute, Error, Lit, LitInt, LitStr, Result};
 use crate::duration;
 use crate::unique::{Template, Unique};
 
-const KNOWN: &str = "type, queue, attempts, backoff, timeout, priority, key, unique";
+const KNOWN: &str = "type, queue, attempts, backoff, timeout, ttl, retry_for, priority, key, unique";
 
 /// The most runs that a job may have; the store's own bound.
 const MAX_ATTEMPTS: u16 = 1_000;
@@ -24,6 +24,8 @@ pub(crate) struct Options {
     pub(crate) attempts: Option<u16>,
     pub(crate) backoff: Option<Backoff>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) retry_for: Option<Duration>,
     pub(crate) priority: Option<u8>,
     pub(crate) key: Option<Template>,
     pub(crate) unique: Option<Unique>,
@@ -61,7 +63,9 @@ impl Options {
             "queue" => self.queue.replace(name_of(meta)?).is_none(),
             "attempts" => self.attempts.replace(attempts(meta)?).is_none(),
             "backoff" => self.backoff.replace(text(meta, backoff)?).is_none(),
-            "timeout" => self.timeout.replace(text(meta, timeout)?).is_none(),
+            "timeout" => self.timeout.replace(text(meta, |text| some_time("timeout", text))?).is_none(),
+            "ttl" => self.ttl.replace(text(meta, |text| some_time("ttl", text))?).is_none(),
+            "retry_for" => self.retry_for.replace(text(meta, |text| some_time("retry_for", text))?).is_none(),
             "priority" => self.priority.replace(priority(meta)?).is_none(),
             "key" => self.key.replace(text(meta, Template::read)?).is_none(),
             "unique" => self.unique.replace(Unique::read(meta)?).is_none(),
@@ -108,10 +112,10 @@ fn priority(meta: &ParseNestedMeta<'_>) -> Result<u8> {
     })
 }
 
-fn timeout(text: &str) -> std::result::Result<Duration, String> {
+fn some_time(name: &str, text: &str) -> std::result::Result<Duration, String> {
     match duration::parse(text)? {
-        Duration::ZERO => Err("timeout: expected more than 0".to_owned()),
-        timeout => Ok(timeout),
+        Duration::ZERO => Err(format!("{name}: expected more than 0")),
+        time => Ok(time),
     }
 }
 
@@ -243,6 +247,9 @@ mod tests {
             ("priority = 6", "priority: expected 1 (first) to 5"),
             (r#"priority = "urgent""#, "priority: expected 1 (first) to 5"),
             (r#"timeout = "soon""#, "expected a duration such as"),
+            (r#"ttl = "0s""#, "ttl: expected more than 0"),
+            (r#"retry_for = "0s""#, "retry_for: expected more than 0"),
+            (r#"retry_for = "1h", retry_for = "2h""#, "`retry_for` is given twice"),
             (r#"timeout = "0s""#, "timeout: expected more than 0"),
             (r#"backoff = "linear(1s)""#, "expected fixed(…), exponential(…) or a list"),
             (r#"backoff = "often""#, "backoff: expected \"fixed(5s)\", \"exponential("),

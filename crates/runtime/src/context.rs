@@ -10,7 +10,7 @@ use tidewire_core::commit::{NewEvent, NewFlow, NewJob, NewSchedule, Request};
 use tidewire_core::event::Event;
 use tidewire_core::job::Job;
 use tidewire_core::store::{Leased, LogQuery, Parent, Store};
-use tidewire_core::{Result, TenantId};
+use tidewire_core::{Json, Result, TenantId};
 use tokio::sync::Notify;
 
 use crate::extract::States;
@@ -82,6 +82,20 @@ impl JobContext {
     /// Events of the job's tenant, ascending by position.
     pub async fn events(&self, query: LogQuery) -> Result<Vec<Arc<Event>>> {
         self.0.store.read(self.tenant(), query).await
+    }
+
+    /// Keeps how far the run is: any JSON of at most [`MAX_PROGRESS_BYTES`](tidewire_core::job::MAX_PROGRESS_BYTES), in the place of what
+    /// was told before. Not staged: it is there when this returns, whatever becomes of the run, and `job.progress` is told if the catalog
+    /// declares it. Codes `data.too_large`; `job.lease_lost` when the run has ended.
+    pub async fn progress(&self, progress: impl Into<Json>) -> Result<()> {
+        self.0.store.progress(Some(self.tenant()), &self.0.job.id, self.lease(), progress.into()).await
+    }
+
+    /// Adds a line to the job's log, cut at [`MAX_LOG_BYTES`](tidewire_core::job::MAX_LOG_BYTES); the last
+    /// [`MAX_LOG_LINES`](tidewire_core::job::MAX_LOG_LINES) are kept. Not staged: it is there when this returns, also that of a run that
+    /// fails. Code `job.lease_lost` when the run has ended.
+    pub async fn log(&self, line: impl Into<String>) -> Result<()> {
+        self.0.store.log(Some(self.tenant()), &self.0.job.id, self.lease(), vec![line.into()]).await
     }
 
     /// Stages an event.

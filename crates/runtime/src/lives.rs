@@ -5,7 +5,8 @@ use std::sync::{Arc, Weak};
 
 use serde_json::{Map, Value, json};
 use tidewire_core::catalog::{AlertOn, Catalog};
-use tidewire_core::commit::{Commit, Dedup, Delay, Expansion, NewEvent, Origin, Request, publication, rule_job};
+use tidewire_core::commit::{Dedup, Delay, Expansion, NewEvent, Origin, Request, publication, rule_job};
+use tidewire_core::event::Ephemeral;
 use tidewire_core::job::{Job, State};
 use tidewire_core::store::{Lifecycle, Moment};
 use tidewire_core::{Result, Timestamp};
@@ -94,7 +95,7 @@ impl Lives {
         })
     }
 
-    fn expand(&self, job: &Job, request: Request) -> Result<Option<Commit>> {
+    fn expand(&self, job: &Job, request: Request) -> Result<Option<Expansion>> {
         let Some(publisher) = self.publisher.upgrade() else { return Ok(None) };
         let origin = Origin {
             depth: job.depth,
@@ -102,9 +103,7 @@ impl Lives {
             correlation_id: job.correlation_id.clone(),
             system: true,
         };
-        let Expansion { commit, ephemeral } = publisher.expand(&job.tenant, request, &origin)?;
-        publisher.broadcast(&ephemeral);
-        Ok((!commit.is_empty()).then_some(commit))
+        publisher.expand(&job.tenant, request, &origin).map(Some)
     }
 }
 
@@ -113,13 +112,13 @@ impl Lifecycle for Lives {
         self.tells(moment, job) || self.alerts(moment, job)
     }
 
-    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Vec<Commit> {
+    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Vec<Expansion> {
         let event = self.tells(moment, job).then(|| self.event(moment, job, now));
         let alert = self.alerts(moment, job).then(|| self.alert(moment, job, now)).flatten();
-        let commit = |request| {
+        let expansion = |request| {
             // A condition of the catalog is evaluated here; were it to panic, the store must not end.
             match catch_unwind(AssertUnwindSafe(|| self.expand(job, request))) {
-                Ok(Ok(commit)) => commit,
+                Ok(Ok(expansion)) => expansion,
                 Ok(Err(error)) => {
                     tracing::debug!(job = %job.id, kind = %job.kind, %error, "an event about a job was left out");
                     None
@@ -130,7 +129,13 @@ impl Lifecycle for Lives {
                 }
             }
         };
-        event.into_iter().chain(alert).filter_map(commit).collect()
+        event.into_iter().chain(alert).filter_map(expansion).collect()
+    }
+
+    fn committed(&self, ephemeral: &[Ephemeral]) {
+        if let Some(publisher) = self.publisher.upgrade() {
+            publisher.broadcast(ephemeral);
+        }
     }
 }
 

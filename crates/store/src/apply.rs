@@ -56,6 +56,7 @@ impl<R: Rows> Writer<R> {
             self.rows.undo_savepoint()?;
             // Names that were first used inside are gone with it.
             self.names.clear();
+            self.schedule_counts.clear();
         }
         Ok(outcome.map(|(committed, _)| committed))
     }
@@ -89,7 +90,7 @@ impl<R: Rows> Writer<R> {
             refused => return Ok(refused),
         }
         match self.check_jobs(tenant, commit)? {
-            Ok(()) => self.check_schedules(tenant, &commit.schedules),
+            Ok(()) => self.check_schedules(tenant, commit),
             refused => Ok(refused),
         }
     }

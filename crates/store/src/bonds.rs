@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
-use tidewire_core::commit::{After, FlowHead};
+use tidewire_core::commit::{After, Expansion, FlowHead};
 use tidewire_core::job::{Job, OnFailure, State, Unique};
 use tidewire_core::store::Moment;
 use tidewire_core::{Id, Result, Timestamp};
@@ -40,11 +40,15 @@ impl<R: Rows> Writer<R> {
             return Ok(());
         }
         let Some(lifecycle) = self.lifecycle.clone() else { return Ok(()) };
-        for commit in lifecycle.follows(moment, job, self.now) {
-            let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
-            if self.known(tenant, &commit)?.is_none() {
+        for Expansion { commit, ephemeral } in lifecycle.follows(moment, job, self.now) {
+            if !commit.is_empty() {
+                let tenant = self.names.tenant(&mut self.rows, &commit.tenant)?;
+                if self.known(tenant, &commit)?.is_some() {
+                    continue;
+                }
                 self.write(tenant, commit)?;
             }
+            self.told.extend(ephemeral);
         }
         Ok(())
     }

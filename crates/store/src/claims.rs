@@ -22,9 +22,6 @@ const KEEP_SLACK: usize = 64;
 /// The most claims that wait for a job. Each turn looks at them all, and each holds memory.
 const MAX_PARKED: usize = 16_384;
 
-/// How many keys have their rates remembered. At that number those that are free again are forgotten, and all if too many are left.
-const MOST_KEY_RATES: usize = 65_536;
-
 /// Why a job was taken back that did not begin in time.
 const EXPIRED: &str = "it did not begin before it expired";
 
@@ -232,16 +229,7 @@ impl<R: Rows> Writer<R> {
         if row.job.rare.as_ref().is_some_and(|rare| rare.paced_until == Some(row.job.run_at)) {
             return None;
         }
-        if self.key_rates.len() >= MOST_KEY_RATES {
-            let now = self.now;
-            self.key_rates.retain(|_, state| !state.is_idle(now));
-            if self.key_rates.len() > MOST_KEY_RATES / 2 {
-                // Looking through them for every job would cost more than that these rates begin anew.
-                self.key_rates.clear();
-            }
-        }
-        let state = self.key_rates.entry((row.keys.queue, row.keys.tenant, key.into())).or_default();
-        let at = rate.reserve(state, self.now);
+        let at = self.key_rates.reserve((row.keys.queue, row.keys.tenant, key), rate, self.now);
         (at > self.now).then_some(at)
     }
 

@@ -12,8 +12,8 @@ use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_LOG_LINES};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
     Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Figures, Fire, Fired, Flow, Follower, JobQuery,
-    Jobs, Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueueTenant, Queues, Renewed, ScheduleQuery, Schedules,
-    Sessions, Settle, Settled, Store,
+    Jobs, Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
+    Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
@@ -265,6 +265,11 @@ impl<R: Rows, Rd: Reader> Queues for Embedded<R, Rd> {
     fn oldest_pending(&self, tenant: Option<&TenantId>) -> Answer<'_, BTreeMap<Arc<str>, Timestamp>> {
         let tenant = tenant.cloned();
         ask(&self.inbox, |reply| Call::Operate(Operation::Oldest { tenant, reply }))
+    }
+
+    fn queue_pace(&self, queue: &str) -> Answer<'_, QueuePace> {
+        let queue = queue.into();
+        ask(&self.inbox, |reply| Call::Operate(Operation::Pace { queue, reply }))
     }
 
     fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>> {

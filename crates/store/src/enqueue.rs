@@ -1,6 +1,7 @@
 //! Enqueuing: the place of a new job, and what becomes of one whose unique key is taken.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use tidewire_core::commit::{Commit, Enqueue, Enqueued};
 use tidewire_core::job::{Conflict, Job, OnConflict, Rare, State, States, Unique};
@@ -45,7 +46,7 @@ impl<R: Rows> Writer<R> {
             return Ok(Ok(()));
         }
         let mut more: Vec<(NameId, i64, u64)> = Vec::new();
-        for job in &commit.jobs {
+        for (index, job) in commit.jobs.iter().enumerate() {
             let queue = self.names.other(&mut self.rows, &job.queue)?;
             let Some(most) = self.backlog_of(queue, &commit.tenant) else { continue };
             if job.given_id && self.find_job(tenant, &job.id)?.is_some() || !self.adds_one(tenant, job)? {
@@ -62,10 +63,32 @@ impl<R: Rows> Writer<R> {
             of_queue.1 += 1;
             if of_queue.1.unsigned_abs() > most {
                 let detail = format!("queue {:?} holds at most {most} waiting jobs of one tenant", job.queue);
-                return Ok(Err(Error::new(Kind::Limited, "queue.backlog_full", detail)));
+                let full = Error::new(Kind::Limited, "queue.backlog_full", detail);
+                let of_call = |jobs: &[Enqueue]| jobs.iter().filter(|other| other.queue == job.queue).count() as u64;
+                let excess = of_queue.1.unsigned_abs() + of_call(&commit.jobs[index + 1..]) - most;
+                // A call that is too large by itself never fits.
+                let may_fit = of_call(&commit.jobs) <= most;
+                let after = may_fit.then(|| self.room_after(queue, &commit.tenant, excess)).flatten();
+                return Ok(Err(match after {
+                    Some(after) => full.with_retry_after(after),
+                    None => full,
+                }));
             }
         }
         Ok(Ok(()))
+    }
+
+    /// The least time until `excess` waiting jobs of a tenant have begun. Only a rate tells it: without one it depends on the workers, and
+    /// while the queue or the tenant is paused nobody knows.
+    fn room_after(&self, queue: NameId, tenant: &TenantId, excess: u64) -> Option<Duration> {
+        let limits = self.dispatch.limits(queue)?;
+        let own = limits.tenants.get(tenant);
+        if limits.paused || own.is_some_and(|own| own.paused) {
+            return None;
+        }
+        let rates = [limits.rate, own.and_then(|own| own.rate).or(limits.rate_per_tenant)];
+        let slowest = rates.into_iter().flatten().map(|rate| rate.per / rate.amount).max()?;
+        Some(slowest.saturating_mul(u32::try_from(excess).unwrap_or(u32::MAX)))
     }
 
     fn backlog_of(&self, queue: NameId, tenant: &TenantId) -> Option<u64> {

@@ -11,6 +11,7 @@ use tidewire_core::measure::{Counter, Histogram, LONG, SHORT};
 use tidewire_core::store::{Figures, QueueFigures};
 
 use crate::answer::Pending;
+use crate::pace::Paces;
 use crate::rows::NameId;
 
 /// The numbers themselves.
@@ -109,11 +110,13 @@ pub(crate) struct Metering {
     pub(crate) meter: Arc<Meter>,
     /// The queues by number. There are few, so they are searched through.
     queues: Vec<(NameId, Arc<QueueMeter>)>,
+    /// Of the last minutes alone.
+    pub(crate) paces: Paces,
 }
 
 impl Default for Metering {
     fn default() -> Self {
-        Self { meter: Arc::new(Meter::new()), queues: Vec::new() }
+        Self { meter: Arc::new(Meter::new()), queues: Vec::new(), paces: Paces::default() }
     }
 }
 
@@ -143,13 +146,16 @@ impl Metering {
 
     /// A run begins.
     pub(crate) fn started(&mut self, queue: NameId, job: &Job, now: Timestamp) {
+        let wait = now.since(job.run_at);
+        self.paces.began(queue, wait, now);
         let metered = self.queue(queue, &job.queue);
         metered.started.up();
-        metered.wait.observe(now.since(job.run_at));
+        metered.wait.observe(wait);
     }
 
     /// A run has ended; `job` is as it is now.
     pub(crate) fn ended(&mut self, queue: NameId, job: &Job, has_failed: bool, is_loss: bool, now: Timestamp) {
+        self.paces.ended(queue, job.state, now);
         let metered = self.queue(queue, &job.queue);
         match job.state {
             State::Completed => metered.completed.up(),

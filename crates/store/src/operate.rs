@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::job::{MAX_LOG_BYTES, MAX_LOG_LINES, MAX_PROGRESS_BYTES, State};
-use tidewire_core::store::{Bulk, Changed, Control, Moment, QueueLimits};
+use tidewire_core::store::{Bulk, Changed, Control, Moment, QueueLimits, QueuePace};
 use tidewire_core::{Error, Id, Json, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Call, Pending, Reply};
@@ -47,36 +47,48 @@ pub(crate) enum Operation {
         tenant: Option<TenantId>,
         reply: Reply<BTreeMap<Arc<str>, Timestamp>>,
     },
+    Pace {
+        queue: Arc<str>,
+        reply: Reply<QueuePace>,
+    },
 }
 
 impl<R: Rows> Writer<R> {
     pub(crate) fn operate(&mut self, operation: Operation) -> Result<()> {
-        let answer = match operation {
-            Operation::Progress { tenant, id, lease, progress, reply } => {
-                Pending::later(reply, self.progress(tenant.as_ref(), &id, &lease, progress)?)
-            }
-            Operation::Log { tenant, id, lease, lines, reply } => {
-                Pending::later(reply, self.log(tenant.as_ref(), &id, &lease, &lines)?)
-            }
-            Operation::Bulk { seqs, states, action, reply } if self.bulked == self.batch => {
-                // One in each turn: the next one waits behind the calls that came meanwhile.
-                let again = Operation::Bulk { seqs, states, action, reply };
-                drop(self.inbox.send(Call::Operate(again)));
-                return Ok(());
-            }
-            Operation::Bulk { seqs, states, action, reply } => {
-                self.bulked = self.batch;
-                Pending::later(reply, Ok(self.bulk(seqs, &states, action)?))
-            }
-            Operation::PatchQueue { queue, declared, patch, reply } => {
-                Pending::later(reply, self.patch_queue(queue, declared, &patch)?)
-            }
-            Operation::Oldest { tenant, reply } => {
-                let oldest = self.oldest_pending(tenant.as_ref())?;
-                drop(reply.send(Ok(oldest)));
-                return Ok(());
-            }
-        };
+        let answer =
+            match operation {
+                Operation::Progress { tenant, id, lease, progress, reply } => {
+                    Pending::later(reply, self.progress(tenant.as_ref(), &id, &lease, progress)?)
+                }
+                Operation::Log { tenant, id, lease, lines, reply } => {
+                    Pending::later(reply, self.log(tenant.as_ref(), &id, &lease, &lines)?)
+                }
+                Operation::Bulk { seqs, states, action, reply } if self.bulked == self.batch => {
+                    // One in each turn: the next one waits behind the calls that came meanwhile.
+                    let again = Operation::Bulk { seqs, states, action, reply };
+                    drop(self.inbox.send(Call::Operate(again)));
+                    return Ok(());
+                }
+                Operation::Bulk { seqs, states, action, reply } => {
+                    self.bulked = self.batch;
+                    Pending::later(reply, Ok(self.bulk(seqs, &states, action)?))
+                }
+                Operation::PatchQueue { queue, declared, patch, reply } => {
+                    Pending::later(reply, self.patch_queue(queue, declared, &patch)?)
+                }
+                Operation::Oldest { tenant, reply } => {
+                    let oldest = self.oldest_pending(tenant.as_ref())?;
+                    drop(reply.send(Ok(oldest)));
+                    return Ok(());
+                }
+                Operation::Pace { queue, reply } => {
+                    let known = self.rows.find_name(NameKind::Other, &queue)?;
+                    drop(reply.send(Ok(
+                        known.map_or_else(QueuePace::default, |queue| self.metering.paces.of(queue, self.now)),
+                    )));
+                    return Ok(());
+                }
+            };
         self.answers.push(answer);
         Ok(())
     }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tidewire_core::commit::{Enqueue, ScheduleWrite, Scheduled};
+use tidewire_core::commit::{Commit, Enqueue, ScheduleWrite, Scheduled};
 use tidewire_core::schedule::{Overlap, Spec};
 use tidewire_core::store::{Fire, Fired, Planned};
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use crate::rows::{NameId, Rows, ScheduleRow};
 use crate::writer::{Outcome, Writer};
@@ -13,19 +13,46 @@ use crate::writer::{Outcome, Writer};
 /// How soon, and how late, a slot that waits for the job before it is looked at again.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// Of how many tenants it is remembered how many schedules they have. Beyond that all are counted anew.
+const MOST_COUNTS: usize = 65_536;
+
 impl<R: Rows> Writer<R> {
-    /// Whether the schedules of a commit can be put. Codes `schedule.in_the_past`, `schedule.never_fires`.
-    pub(crate) fn check_schedules(&mut self, tenant: NameId, writes: &[ScheduleWrite]) -> Outcome<()> {
-        for write in writes {
+    /// Whether the schedules of a commit can be put. Codes `schedule.in_the_past`, `schedule.never_fires`, `schedule.too_many`.
+    pub(crate) fn check_schedules(&mut self, tenant: NameId, commit: &Commit) -> Outcome<()> {
+        let (mut more, mut fewer) = (0, 0);
+        for write in &commit.schedules {
             if let ScheduleWrite::Put { spec, paused, .. } = write {
                 let (key, user) = write.target();
                 let old = self.rows.schedule(tenant, key, user.unwrap_or_default())?;
+                more += u64::from(old.is_none());
                 if let Err(refused) = replace(old.as_ref(), spec, *paused, self.now) {
                     return Ok(Err(refused));
                 }
+            } else if let ScheduleWrite::Delete { .. } = write {
+                let (key, user) = write.target();
+                fewer += u64::from(self.rows.schedule(tenant, key, user.unwrap_or_default())?.is_some());
             }
         }
+        let Some(most) = commit.most_schedules.map(u64::from).filter(|_| more > fewer) else { return Ok(Ok(())) };
+        let count = self.count_schedules(tenant)?;
+        if count + more - fewer > most {
+            let detail = format!("this tenant has {count} schedules and may have {most}; delete some before");
+            return Ok(Err(Error::new(Kind::Limited, "schedule.too_many", detail)));
+        }
         Ok(Ok(()))
+    }
+
+    /// How many schedules a tenant has. Counted once, then kept as they change.
+    fn count_schedules(&mut self, tenant: NameId) -> Result<u64> {
+        if let Some(count) = self.schedule_counts.get(&tenant) {
+            return Ok(*count);
+        }
+        if self.schedule_counts.len() >= MOST_COUNTS {
+            self.schedule_counts.clear();
+        }
+        let count = self.rows.schedule_count(tenant)?;
+        self.schedule_counts.insert(tenant, count);
+        Ok(count)
     }
 
     /// Does to a schedule what was checked.
@@ -35,12 +62,20 @@ impl<R: Rows> Writer<R> {
         let user = user.unwrap_or_default();
         let next = match &write {
             ScheduleWrite::Delete { .. } => {
+                if let Some(count) = self.schedule_counts.get_mut(&tenant)
+                    && self.rows.schedule(tenant, &key, user)?.is_some()
+                {
+                    *count -= 1;
+                }
                 self.rows.delete_schedule(tenant, &key, user)?;
                 None
             }
             ScheduleWrite::Put { spec, paused, .. } => {
                 let old = self.rows.schedule(tenant, &key, user)?;
                 let row = replace(old.as_ref(), spec, *paused, self.now)?;
+                if let Some(count) = self.schedule_counts.get_mut(&tenant).filter(|_| old.is_none()) {
+                    *count += 1;
+                }
                 if old.is_none_or(|old| old.revision != row.revision) {
                     self.rows.put_schedule(tenant, &key, user, &row)?;
                     self.scheduled = row.next_at.into_iter().chain(self.scheduled).min();

@@ -6,9 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidewire_core::event::{Event, Position};
+use tidewire_core::event::{Ephemeral, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::limit::RateState;
 use tidewire_core::store::{Follower, Lifecycle};
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, Timestamp};
@@ -20,6 +19,7 @@ use crate::counts::Counts;
 use crate::dispatch::Dispatch;
 use crate::failpoint::{self, Point};
 use crate::inbox::Inbox;
+use crate::key_rates::KeyRates;
 use crate::lease::Leases;
 use crate::meter::Metering;
 use crate::names::Names;
@@ -76,8 +76,12 @@ pub(crate) struct Writer<R: Rows> {
     /// How far the keys of a queue have been looked through for jobs that may go on.
     pub(crate) loose_keys: BTreeMap<NameId, (NameId, String)>,
     /// The rates of keys, by queue and tenant.
-    pub(crate) key_rates: HashMap<(NameId, NameId, Box<str>), RateState>,
+    pub(crate) key_rates: KeyRates,
     pub(crate) lifecycle: Option<Arc<dyn Lifecycle>>,
+    /// How many schedules tenants have, as far as that was asked.
+    pub(crate) schedule_counts: HashMap<NameId, u64>,
+    /// What is only delivered of what followed from the lives of jobs in this turn.
+    pub(crate) told: Vec<Ephemeral>,
     /// Leases of this process that were asked to stop in this turn.
     pub(crate) stopped: Vec<Box<str>>,
     /// The earliest next slot of the schedules that were put in this turn.
@@ -129,8 +133,10 @@ impl<R: Rows> Writer<R> {
             metering: Metering::default(),
             bounds_backlogs: false,
             loose_keys: BTreeMap::new(),
-            key_rates: HashMap::new(),
+            key_rates: KeyRates::default(),
             lifecycle: None,
+            schedule_counts: HashMap::new(),
+            told: Vec::new(),
             stopped: Vec::new(),
             scheduled: None,
             held_until: None,
@@ -225,6 +231,10 @@ impl<R: Rows> Writer<R> {
                 follower.committed(&self.events);
             }
             self.events.clear();
+        }
+        if let Some(lifecycle) = self.lifecycle.as_ref().filter(|_| !self.told.is_empty()) {
+            lifecycle.committed(&self.told);
+            self.told.clear();
         }
         if !self.stopped.is_empty() {
             for follower in &self.followers {

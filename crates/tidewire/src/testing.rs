@@ -50,10 +50,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidewire_core::event::Event;
-use tidewire_core::job::{Job as StoredJob, State};
+use tidewire_core::job::{Job as StoredJob, LogLine, MAX_LOG_LINES, State};
 use tidewire_core::store::{Claim, JobQuery, LogQuery};
 use tidewire_core::time::{Clock, ManualClock};
-use tidewire_core::{Id, TenantId, Timestamp};
+use tidewire_core::{Id, Json, TenantId, Timestamp};
 use tidewire_runtime::{Clockwork, EventHandler, Handlers, JobHandler, Middleware, Publisher};
 
 pub use found::{missing_event, missing_job, unwanted_event, unwanted_job};
@@ -275,6 +275,19 @@ impl TestApp {
         let mut jobs = self.list(JobQuery { tenant: Some(tenant.clone()), ..JobQuery::default() }).await;
         jobs.reverse();
         jobs
+    }
+
+    /// What the last run of a job told of its progress; nothing when none did, or there is no such job.
+    pub async fn progress(&self, tenant: &TenantId, id: &Id) -> Option<Json> {
+        let job = self.store().job(tenant, id).await.expect("the store of a test is open");
+        job?.0.rare?.progress
+    }
+
+    /// The log of a job, the oldest line first; empty when there is no such job.
+    pub async fn logs(&self, tenant: &TenantId, id: &Id) -> Vec<LogLine> {
+        let most = u32::try_from(MAX_LOG_LINES).unwrap_or(u32::MAX);
+        let page = self.store().logs(tenant, id, None, most).await.expect("the store of a test is open");
+        page.map_or_else(Vec::new, |page| page.items)
     }
 
     async fn list(&self, mut query: JobQuery) -> Vec<StoredJob> {

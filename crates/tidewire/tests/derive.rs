@@ -29,6 +29,8 @@ priority = 4
     attempts = 7,
     backoff = "exponential(1s, factor 3, cap 1m, jitter 0.5)",
     timeout = "90s",
+    ttl = "10m",
+    retry_for = "1h",
     priority = 2
 )]
 struct SendWelcome {
@@ -64,6 +66,8 @@ fn the_options_are_staged() {
     assert_eq!((job.kind.as_str(), job.data.get()), ("send-welcome", r#"{"to":"ada"}"#));
     assert_eq!((job.queue.as_deref(), job.attempts, job.priority), (Some("slow"), Some(7), Some(Priority(2))));
     assert_eq!(job.timeout, Some(Delay(Duration::from_secs(90))));
+    assert_eq!(job.ttl, Some(Delay(Duration::from_secs(600))));
+    assert_eq!(job.retry_for, Some(Delay(Duration::from_secs(3_600))));
     let (base, cap, jitter) = (Duration::from_secs(1), Duration::from_secs(60), Jitter::Share(0.5));
     assert_eq!(job.backoff, Some(Backoff::Exponential { base, factor: 3.0, cap, jitter }));
 

@@ -248,3 +248,47 @@ mod tidewire_pack {
         order: Option<String>,
     }
 }
+
+#[tokio::test]
+async fn a_run_tells_of_its_progress_and_writes_its_log_whatever_becomes_of_it() {
+    let shop = Shop::new();
+    let told = Told::default();
+    let builder = shop.test().state(told.clone()).job(|_: Pack, cx: JobContext, told: State<Told>| async move {
+        cx.progress(json!({ "done": 1, "of": 3 })).await?;
+        cx.progress(json!({ "done": 2, "of": 3 })).await?;
+        cx.log("found a box").await?;
+        cx.log(format!("attempt {}", cx.job().attempt)).await?;
+        let huge = cx.progress(json!("x".repeat(5_000))).await.expect_err("too large");
+        told.tell(huge.code());
+        retry("no tape")
+    });
+    let app = builder.build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Scheduled]);
+    assert_eq!(told.all(), ["data.too_large"]);
+    let id = app.jobs(&shop.tenant).await.remove(0).id;
+    let progress = app.progress(&shop.tenant, &id).await.expect("it told");
+    assert_eq!(progress.get(), r#"{"done":2,"of":3}"#);
+    let lines = app.logs(&shop.tenant, &id).await;
+    let lines: Vec<_> = lines.iter().map(|line| (line.attempt, &*line.text)).collect();
+    assert_eq!(lines, [(1, "found a box"), (1, "attempt 1")]);
+    let nobody = "nobody".parse().expect("an id");
+    assert!(app.progress(&shop.tenant, &nobody).await.is_none() && app.logs(&shop.tenant, &nobody).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_run_that_has_ended_tells_nothing_more() {
+    let shop = Shop::new();
+    let kept = Arc::new(Mutex::new(None));
+    let keeping = kept.clone();
+    let builder = shop.test().job(move |_: Pack, cx: JobContext| {
+        *keeping.lock().expect("no panic holds it") = Some(cx);
+        async { done() }
+    });
+    let app = builder.build().await.expect("an app");
+    shop.pack(&app).await;
+    app.drain().await;
+    let cx = kept.lock().expect("no panic holds it").take().expect("it ran");
+    assert_eq!(cx.progress(json!(1)).await.expect_err("over").code(), "job.lease_lost");
+    assert_eq!(cx.log("late").await.expect_err("over").code(), "job.lease_lost");
+}

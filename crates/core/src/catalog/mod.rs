@@ -92,8 +92,15 @@ pub struct App {
     pub tenant: Arc<str>,
     /// IANA zone of schedules that name none.
     pub timezone: String,
+    /// The most schedules that one tenant may have beside those of the catalog, those of its users included.
+    pub schedules: u32,
     /// One line for people.
     pub description: String,
+}
+
+impl App {
+    /// How many schedules a tenant may have unless the catalog says otherwise.
+    pub const SCHEDULES: u32 = 100_000;
 }
 
 /// Where a credential may come from, in the order of the catalog. The first one present decides.

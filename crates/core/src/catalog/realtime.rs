@@ -41,6 +41,7 @@ pub(super) fn app(top: &Table<'_>) -> App {
             name: "".into(),
             tenant: "tenant".into(),
             timezone: "UTC".to_owned(),
+            schedules: App::SCHEDULES,
             description: String::new(),
         };
     };
@@ -53,6 +54,7 @@ pub(super) fn app(top: &Table<'_>) -> App {
         name: table.required_text("name").unwrap_or_default().into(),
         tenant: tenant.into(),
         timezone: timezone.unwrap_or_else(|| "UTC".to_owned()),
+        schedules: table.integer("schedules", 0..=10_000_000).unwrap_or(App::SCHEDULES),
         description: table.description(),
     };
     table.finish();

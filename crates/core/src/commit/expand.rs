@@ -109,6 +109,7 @@ impl Expander {
             asked_jobs,
             flow,
             schedules,
+            most_schedules: Some(self.catalog.app.schedules),
             dedup: dedup.transpose()?,
             idempotency: None,
         };

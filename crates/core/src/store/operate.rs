@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{Answer, QueueLimits};
 use crate::catalog::QueueSettings;
 use crate::job::State;
+use crate::time::optional_duration_text;
 use crate::{Id, Json, TenantId, Timestamp};
 
 /// What an operator does to a job.
@@ -130,6 +132,23 @@ pub struct QueueTenant {
     pub counts: BTreeMap<State, u64>,
 }
 
+/// How busy a queue was in the last five minutes, or since the start of the process. Kept in memory alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueuePace {
+    /// Jobs that completed.
+    pub completed_per_minute: f64,
+    /// Jobs that became dead letters.
+    pub failed_per_minute: f64,
+    /// How long half of the runs at most waited from when they were due until they began, told up to a quarter too long; absent when none
+    /// began. Waits beyond an hour are told as one.
+    #[serde(with = "optional_duration_text", skip_serializing_if = "Option::is_none")]
+    pub wait_p50: Option<Duration>,
+    /// How long 99 of 100 runs waited at most, likewise.
+    #[serde(with = "optional_duration_text", skip_serializing_if = "Option::is_none")]
+    pub wait_p99: Option<Duration>,
+}
+
 /// Queues: what was changed about them while they ran, and what waits in them.
 pub trait Queues: Send + Sync {
     /// What was changed about each queue, kept over restarts. Apply it with [`QueueSettings::over`].
@@ -141,6 +160,8 @@ pub trait Queues: Send + Sync {
     /// that are in memory: a line from which nothing was claimed since the start is not known, and a job that was taken back may
     /// still count while it is the first of its line.
     fn oldest_pending(&self, tenant: Option<&TenantId>) -> Answer<'_, BTreeMap<Arc<str>, Timestamp>>;
+    /// How busy a queue is, over all tenants.
+    fn queue_pace(&self, queue: &str) -> Answer<'_, QueuePace>;
     /// The tenants with the most waiting jobs in a queue, the first first, at most `limit`.
     fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>>;
 }

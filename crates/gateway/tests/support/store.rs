@@ -13,8 +13,8 @@ use tidewire_core::job::{FailedAttempt, Job, LogLine};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
     Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
-    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueueTenant, Queues, Renewed, ScheduleQuery, Schedules,
-    Sessions, Settle, Settled, Store,
+    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
+    Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Id, Json, TenantId, Timestamp};
@@ -211,6 +211,9 @@ impl Queues for Fake {
         unused()
     }
     fn oldest_pending(&self, _: Option<&TenantId>) -> Answer<'_, BTreeMap<Arc<str>, Timestamp>> {
+        unused()
+    }
+    fn queue_pace(&self, _: &str) -> Answer<'_, QueuePace> {
         unused()
     }
     fn queue_tenants(&self, _: &str, _: u32) -> Answer<'_, Vec<QueueTenant>> {

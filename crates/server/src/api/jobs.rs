@@ -13,7 +13,7 @@ use tidewire_core::job::{FailedAttempt, Job, MAX_LOG_LINES, State as JobState};
 use tidewire_core::store::{Change, Control, JobQuery};
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp, commit};
 
-use super::extract::{Call, PathText, Query, Tenant, page_limit};
+use super::extract::{Call, PathText, Query, page_limit};
 use super::{Answer, Api, Shared, events};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -112,6 +112,10 @@ pub(super) fn sought(name: &str, text: Option<String>) -> Result<Option<String>>
     }
 }
 
+fn not_found(id: &Id) -> Error {
+    Error::not_found("job.not_found", format!("there is no job {id}"))
+}
+
 async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<ListQuery>) -> Answer {
     let query = query.resolve(&api, &caller, &[])?;
     Ok(Json(api.publisher.store().jobs(query).await?).into_response())
@@ -141,13 +145,30 @@ impl Flat {
     }
 }
 
-async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Tenant>) -> Answer {
+/// Whose job it is that a call is about. A key for all tenants may also say `$app`, as lists show the jobs of app-wide schedules.
+#[derive(Deserialize)]
+struct Owner {
+    tenant: Option<String>,
+}
+
+impl Owner {
+    /// Codes `tenant.required`, `tenant.invalid`, `tenant.unknown`.
+    fn resolve(&self, api: &Api, caller: &Caller) -> Result<TenantId> {
+        let app = TenantId::app();
+        match self.tenant.as_deref() {
+            Some(named) if named == app.as_str() && caller.tenant.is_none() => Ok(app),
+            Some(named) => caller.tenant(Some(&TenantId::new(named)?), api.tenants.as_deref()),
+            None => caller.tenant(None, api.tenants.as_deref()),
+        }
+    }
+}
+
+async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Owner>) -> Answer {
     caller.require(Scope::Read)?;
-    let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let tenant = query.resolve(&api, &caller)?;
     let id = Id::parse(&id)?;
     let found = api.publisher.store().job(&tenant, &id).await?;
-    let (job, failed_attempts) =
-        found.ok_or_else(|| Error::not_found("job.not_found", format!("there is no job {id}")))?;
+    let (job, failed_attempts) = found.ok_or_else(|| not_found(&id))?;
     Ok(Json(JobDetail { job: Flat::new(&job)?, failed_attempts }).into_response())
 }
 
@@ -156,10 +177,10 @@ async fn control(
     State(api): State<Shared>,
     caller: Caller,
     PathText(id): PathText,
-    Query(query): Query<Tenant>,
+    Query(query): Query<Owner>,
 ) -> Answer {
     caller.require(Scope::Enqueue)?;
-    let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let tenant = query.resolve(&api, &caller)?;
     let job = api.publisher.store().control(&tenant, &Id::parse(&id)?, control).await?;
     Ok(Json(job).into_response())
 }
@@ -170,17 +191,18 @@ struct ChangeBody {
     priority: Option<Priority>,
     delay: Option<Delay>,
     run_at: Option<Timestamp>,
+    data: Option<RawJson>,
 }
 
 async fn change(
     State(api): State<Shared>,
     PathText(id): PathText,
-    Query(query): Query<Tenant>,
+    Query(query): Query<Owner>,
     request: Request<Body>,
 ) -> Answer {
     let call = Call::read(&api, request).await?;
     call.caller.require(Scope::Enqueue)?;
-    let tenant = call.caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let tenant = query.resolve(&api, &call.caller)?;
     let body: ChangeBody = call.json()?;
     let run_at = match (body.delay, body.run_at) {
         (Some(_), Some(_)) => {
@@ -189,11 +211,18 @@ async fn change(
         (Some(delay), None) => Some(api.publisher.clock().now() + delay.0),
         (None, run_at) => run_at,
     };
-    let change = Change { priority: body.priority.map(|priority| priority.0), run_at, data: None };
+    let change = Change { priority: body.priority.map(|priority| priority.0), run_at, data: body.data };
     if change == Change::default() {
-        return Err(Error::invalid("request.invalid", "expected priority, runAt or delay").into());
+        return Err(Error::invalid("request.invalid", "expected priority, runAt, delay or data").into());
     }
-    let job = api.publisher.store().control(&tenant, &Id::parse(&id)?, Control::Change(change)).await?;
+    let id = Id::parse(&id)?;
+    if let Some(data) = &change.data {
+        // The type of a job never changes, so what is found here is still so when the change is written.
+        let found = api.publisher.store().job(&tenant, &id).await?;
+        let (job, _) = found.ok_or_else(|| not_found(&id))?;
+        api.publisher.expander().check_job_data(&job.kind, data)?;
+    }
+    let job = api.publisher.store().control(&tenant, &id, Control::Change(change)).await?;
     Ok(Json(job).into_response())
 }
 
@@ -238,7 +267,7 @@ async fn log(State(api): State<Shared>, PathText(id): PathText, request: Request
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LogsQuery {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
 }
@@ -250,10 +279,10 @@ async fn logs(
     Query(query): Query<LogsQuery>,
 ) -> Answer {
     caller.require(Scope::Read)?;
-    let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let tenant = Owner { tenant: query.tenant }.resolve(&api, &caller)?;
     let id = Id::parse(&id)?;
     let limit = page_limit(query.limit, 100, MAX_LOG_LINES as u32)?;
     let page = api.publisher.store().logs(&tenant, &id, query.cursor, limit).await?;
-    let page = page.ok_or_else(|| Error::not_found("job.not_found", format!("there is no job {id}")))?;
+    let page = page.ok_or_else(|| not_found(&id))?;
     Ok(Json(page).into_response())
 }

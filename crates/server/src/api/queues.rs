@@ -15,7 +15,7 @@ use tidewire_core::catalog::{Queue, QueueSettings};
 use tidewire_core::commit::Delay;
 use tidewire_core::job::State as JobState;
 use tidewire_core::limit::Rate;
-use tidewire_core::store::{Bulk, Counts, JobQuery, QueueLimits, QueueTenant};
+use tidewire_core::store::{Bulk, Counts, JobQuery, QueueLimits, QueuePace, QueueTenant};
 use tidewire_core::suggest::suggest;
 use tidewire_core::time::optional_duration_text;
 use tidewire_core::{Error, Json as RawJson, Result, TenantId, Timestamp};
@@ -73,6 +73,8 @@ struct QueueView {
     settings: Option<QueueSettings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tenants: Option<Vec<QueueTenant>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    figures: Option<QueuePace>,
 }
 
 /// What is known of all queues at one time.
@@ -121,6 +123,7 @@ impl Overview {
             oldest_pending: self.oldest.get(name).copied().filter(|_| has_pending),
             settings: self.tenant.is_none().then_some(settings),
             tenants: None,
+            figures: None,
         }
     }
 }
@@ -168,12 +171,13 @@ async fn one(
 }
 
 async fn shown(api: &Api, tenant: Option<TenantId>, queue: &Arc<str>) -> Result<QueueView> {
-    let tenants = match &tenant {
-        None => Some(api.publisher.store().queue_tenants(queue, TENANTS_SHOWN).await?),
-        Some(_) => None,
+    let store = api.publisher.store();
+    let (tenants, figures) = match &tenant {
+        None => (Some(store.queue_tenants(queue, TENANTS_SHOWN).await?), Some(store.queue_pace(queue).await?)),
+        Some(_) => (None, None),
     };
     let overview = Overview::read(api, tenant).await?;
-    Ok(QueueView { tenants, ..overview.view(queue, api.catalog().queues.get(queue)) })
+    Ok(QueueView { tenants, figures, ..overview.view(queue, api.catalog().queues.get(queue)) })
 }
 
 /// The queue of this name: the catalog declares it, or it has or had jobs. Code `queue.not_found`.

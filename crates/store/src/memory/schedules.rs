@@ -13,6 +13,11 @@ use crate::rows::{NameId, SchedulePlace, ScheduleRow, Schedules, after, stored, 
 pub(super) type ScheduleTable = BTreeMap<SchedulePlace, ScheduleRow>;
 
 impl Schedules for MemoryRows {
+    fn schedule_count(&mut self, tenant: NameId) -> Result<u64> {
+        let own = (tenant, String::new(), String::new())..(tenant + 1, String::new(), String::new());
+        Ok(self.tables().schedules.range(own).count() as u64)
+    }
+
     fn schedule(&mut self, tenant: NameId, key: &str, user: &str) -> Result<Option<ScheduleRow>> {
         Ok(self.tables().schedules.get(&(tenant, key.to_owned(), user.to_owned())).cloned())
     }

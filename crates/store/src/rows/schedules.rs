@@ -33,6 +33,8 @@ pub(crate) type Place = (NameId, String, String);
 pub(crate) trait Schedules {
     /// One schedule; no user is the empty text.
     fn schedule(&mut self, tenant: NameId, key: &str, user: &str) -> Result<Option<Row>>;
+    /// How many a tenant has.
+    fn schedule_count(&mut self, tenant: NameId) -> Result<u64>;
     fn put_schedule(&mut self, tenant: NameId, key: &str, user: &str, row: &Row) -> Result<()>;
     /// Writes what a slot changes: slot, time, last, job and runs.
     fn advance_schedule(&mut self, tenant: NameId, key: &str, user: &str, row: &Row) -> Result<()>;

@@ -31,6 +31,11 @@ fn schedule(row: &Row<'_>) -> rusqlite::Result<ScheduleRow> {
 }
 
 impl Schedules for SqliteRows {
+    fn schedule_count(&mut self, tenant: NameId) -> Result<u64> {
+        let sql = "SELECT count(*) FROM schedules WHERE tenant = ?1";
+        Ok(self.one(sql, params![tenant], |row| row.get::<_, i64>(0))?.unwrap_or_default().unsigned_abs())
+    }
+
     fn schedule(&mut self, tenant: NameId, key: &str, user: &str) -> Result<Option<ScheduleRow>> {
         let sql =
             format!("SELECT {COLUMNS} FROM schedules sc WHERE sc.tenant = ?1 AND sc.key = ?2 AND sc.user_id = ?3");

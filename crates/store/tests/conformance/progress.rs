@@ -3,16 +3,18 @@
 use std::sync::{Arc, Mutex};
 
 use tidewire_core::Json;
-use tidewire_core::commit::Commit;
+use tidewire_core::commit::{Commit, Expansion};
+use tidewire_core::event::{Ephemeral, Event};
 use tidewire_core::job::{Job, LogLine, MAX_LOG_BYTES, MAX_LOG_LINES, MAX_PROGRESS_BYTES};
-use tidewire_core::store::{Control, Leased, Lifecycle, Moment};
+use tidewire_core::store::{Control, Follower, Leased, Lifecycle, Moment};
 use tidewire_core::{Id, Result, Timestamp};
 
-use crate::world::{LEASE, World, code, done, retry, tenant, within};
+use crate::world::{LEASE, SECOND, World, any, code, commit, done, retry, tenant, within};
 
 every_engine![
     progress_is_kept_with_the_job,
     progress_is_told,
+    what_is_only_delivered_of_a_life_leaves_when_it_is_durable_and_once_per_dedup_key,
     who_lost_the_lease_tells_nothing,
     a_log_is_read_page_by_page,
     a_log_keeps_its_last_lines,
@@ -60,10 +62,70 @@ impl Lifecycle for Told {
     fn cares(&self, moment: Moment, _: &Job) -> bool {
         moment == Moment::Progress
     }
-    fn follows(&self, _: Moment, job: &Job, _: Timestamp) -> Vec<Commit> {
+    fn follows(&self, _: Moment, job: &Job, _: Timestamp) -> Vec<Expansion> {
         self.0.lock().expect("told").extend(job.rare.as_ref().and_then(|rare| rare.progress.clone()));
         Vec::new()
     }
+    fn committed(&self, _: &[Ephemeral]) {}
+}
+
+/// Writes down what it is asked and told, in order.
+#[derive(Default)]
+struct Order(Mutex<Vec<String>>);
+
+impl Order {
+    fn note(&self, what: &str) {
+        self.0.lock().expect("noted").push(what.to_owned());
+    }
+}
+
+impl Lifecycle for Order {
+    fn cares(&self, moment: Moment, _: &Job) -> bool {
+        moment == Moment::Enqueued || moment == Moment::Completed
+    }
+    fn follows(&self, moment: Moment, job: &Job, now: Timestamp) -> Vec<Expansion> {
+        self.note(&format!("asked about {moment:?}"));
+        let tenant = job.tenant.clone();
+        let (rooms, data) = (Vec::new().into(), Json::empty_object());
+        let id = job.id.clone();
+        let ephemeral = Ephemeral { tenant, id, kind: "job.x".into(), time: now, data, rooms, user_id: None };
+        let dedup = (moment == Moment::Completed).then(|| ("once".to_owned(), SECOND * 60));
+        let commit = Commit { dedup, ..Commit::empty(job.tenant.clone()) };
+        vec![Expansion { commit, ephemeral: vec![ephemeral] }]
+    }
+    fn committed(&self, ephemeral: &[Ephemeral]) {
+        self.note(&format!("told {}", ephemeral.len()));
+    }
+}
+
+impl Follower for Order {
+    fn committed(&self, events: &[Arc<Event>]) {
+        self.note(&format!("{} durable", events.len()));
+    }
+}
+
+/// The followers hear of a turn only when it is durable, so what comes behind them does, too.
+async fn what_is_only_delivered_of_a_life_leaves_when_it_is_durable_and_once_per_dedup_key(world: World) {
+    let a = tenant("a");
+    let order = Arc::new(Order::default());
+    world.store.observe(order.clone());
+    world.store.follow(order.clone());
+    world.commit(commit(&a, vec![world.event("x")], vec![world.job("work"), world.job("work")])).await;
+    let leased = world.claim(any()).await;
+    for leased in &leased {
+        world.settle(leased, done()).await;
+    }
+    world.turn().await;
+    let expected = [
+        "asked about Enqueued",
+        "asked about Enqueued",
+        "1 durable",
+        "told 2",
+        "asked about Completed",
+        "told 1",
+        "asked about Completed",
+    ];
+    assert_eq!(*order.0.lock().expect("noted"), expected);
 }
 
 async fn progress_is_told(world: World) {

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use tidewire_core::Json;
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::commit::Enqueue;
-use tidewire_core::job::State;
-use tidewire_core::store::{Claim, QueueLimits};
+use tidewire_core::job::{State, Verdict};
+use tidewire_core::store::{Claim, QueueLimits, QueuePace, TenantLimits};
 
-use crate::world::{HOUR, MINUTE, World, any, code, done, tenant, within};
+use crate::world::{HOUR, MINUTE, SECOND, World, any, code, commit, done, tenant, within};
 
 every_engine![
     a_limit_is_changed_at_once_and_given_back,
@@ -17,6 +17,8 @@ every_engine![
     a_claim_that_waits_is_woken_by_a_resumed_queue,
     refused_settings_change_nothing,
     the_oldest_pending_job_is_told,
+    it_is_told_how_busy_a_queue_is,
+    a_full_backlog_says_when_there_is_room_where_a_rate_tells_it,
     the_tenants_of_a_queue_are_listed_by_what_waits,
 ];
 
@@ -118,4 +120,56 @@ async fn the_tenants_of_a_queue_are_listed_by_what_waits(world: World) {
     let listed = within(world.store.queue_tenants("q", 2)).await.expect("tenants");
     let names: Vec<&str> = listed.iter().map(|of| of.tenant.as_str()).collect();
     assert_eq!(names, ["c", "a"], "what runs does not wait");
+}
+
+async fn it_is_told_how_busy_a_queue_is(world: World) {
+    let pace = async |queue: &str| within(world.store.queue_pace(queue)).await.expect("pace");
+    assert_eq!(pace("q").await, QueuePace::default());
+    fill(&world, "a", 4).await;
+    world.advance(SECOND).await;
+    let leased = world.claim(any()).await;
+    world.settle_all(&leased[..3], &done()).await;
+    world.settle_all(&leased[3..], &Verdict::Fail { error: "no".to_owned() }).await;
+    let busy = pace("q").await;
+    assert_eq!((busy.completed_per_minute, busy.failed_per_minute), (3.0, 1.0));
+    let wait = busy.wait_p99.expect("four waited");
+    assert!(wait >= SECOND && wait <= SECOND * 5 / 4, "{wait:?}");
+    assert_eq!(busy.wait_p50, busy.wait_p99);
+    assert_eq!(pace("other").await, QueuePace::default());
+    world.advance(SECOND * 600).await;
+    assert_eq!(pace("q").await, QueuePace::default());
+}
+
+async fn a_full_backlog_says_when_there_is_room_where_a_rate_tells_it(world: World) {
+    let a = tenant("a");
+    let full = |rate: Option<&str>, own: TenantLimits, paused| QueueLimits {
+        backlog: Some(4),
+        rate: rate.map(|rate| rate.parse().expect("rate")),
+        paused,
+        tenants: [(a.clone(), own)].into(),
+        ..QueueLimits::default()
+    };
+    let own = |rate: Option<&str>, paused| TenantLimits {
+        rate: rate.map(|rate| rate.parse().expect("rate")),
+        paused,
+        ..TenantLimits::default()
+    };
+    fill(&world, "a", 3).await;
+    let asked = async |limits: QueueLimits, count: usize| {
+        world.limit(limits).await;
+        let jobs = (0..count).map(|_| world.job("work")).collect();
+        let refused = world.try_commit(commit(&a, Vec::new(), jobs)).await.expect_err("full");
+        assert_eq!(refused.code(), "queue.backlog_full");
+        refused.retry_after()
+    };
+    // There is room for one of three.
+    let after = async |limits: QueueLimits| asked(limits, 3).await;
+    assert_eq!(after(full(None, own(None, false), false)).await, None, "it depends on the workers");
+    assert_eq!(after(full(Some("2/s"), own(None, false), false)).await, Some(SECOND));
+    assert_eq!(after(full(Some("2/s"), own(Some("10/m"), false), false)).await, Some(SECOND * 12), "the slower one");
+    assert_eq!(asked(full(Some("2/s"), own(None, false), false), 5).await, None, "so many never fit");
+    assert_eq!(after(full(Some("2/s"), own(None, false), true)).await, None, "nobody knows when it goes on");
+    assert_eq!(after(full(Some("2/s"), own(None, true), false)).await, None);
+    world.limit(QueueLimits::default()).await;
+    assert_eq!(world.claim(any()).await.len(), 3, "nothing of a refused call is there");
 }

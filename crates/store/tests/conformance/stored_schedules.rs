@@ -28,6 +28,7 @@ every_engine![
     users_and_tenants_have_their_own,
     pages_are_in_order_and_whole,
     a_follower_is_told_of_the_next_slot,
+    a_tenant_has_no_more_than_it_may,
 ];
 
 /// Each hour, as `START` is 36 s over a multiple of 4 minutes.
@@ -399,4 +400,30 @@ async fn a_follower_is_told_of_the_next_slot(world: World) {
     world.commit(Commit { schedules: both, ..Commit::empty(tenant("a")) }).await;
     world.turn().await;
     assert_eq!(*told.0.lock().expect("told"), [slot(1), START + SECOND]);
+}
+
+async fn a_tenant_has_no_more_than_it_may(world: World) {
+    let (a, b) = (tenant("a"), tenant("b"));
+    let bounded = async |tenant: &TenantId, schedules: Vec<ScheduleWrite>| {
+        let most_schedules = Some(3);
+        world.try_commit(Commit { schedules, most_schedules, ..Commit::empty(tenant.clone()) }).await
+    };
+    let new = |key: &str| of(key, hourly(), false);
+    let delete = |key: &str| ScheduleWrite::Delete { key: key.into(), user_id: None };
+    bounded(&a, vec![new("1"), new("2")]).await.expect("two of three");
+    assert_eq!(code(bounded(&a, vec![new("3"), new("4")]).await), "schedule.too_many");
+    assert!(kept(&world, "3").await.is_none(), "all or nothing");
+    let of_user =
+        ScheduleWrite::Put { key: "1".into(), user_id: Some("u".into()), spec: Box::new(hourly()), paused: false };
+    bounded(&a, vec![of_user]).await.expect("three, with that of a user");
+    assert_eq!(code(bounded(&a, vec![new("3")]).await), "schedule.too_many");
+    bounded(&a, vec![of("1", hourly(), true)]).await.expect("it is there already");
+    bounded(&a, vec![delete("2"), delete("nobody"), new("3")]).await.expect("one for one");
+    assert_eq!(code(bounded(&a, vec![delete("2"), new("4")]).await), "schedule.too_many");
+    bounded(&b, vec![new("1")]).await.expect("others have their own");
+    bounded(&a, vec![delete("3")]).await.expect("deleted");
+    bounded(&a, vec![new("4")]).await.expect("there is room again");
+    // Who has more than a new bound allows keeps them.
+    world.commit(Commit { schedules: vec![new("5")], ..Commit::empty(a.clone()) }).await;
+    bounded(&a, vec![of("5", hourly(), true)]).await.expect("changed");
 }

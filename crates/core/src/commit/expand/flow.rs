@@ -1,11 +1,12 @@
 //! Jobs that wait for jobs: references, flows and what follows them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::jobs::option;
 use super::{Origin, Place, Run};
 use crate::commit::{After, Enqueue, FlowHead, NewFlow, NewJob};
-use crate::job::{OnFailure, Rare};
+use crate::job::{OnConflict, OnFailure, Rare, State};
 use crate::{Error, Id, Result};
 
 /// The most jobs that one job may name to wait for. The last job of a flow waits for all the others.
@@ -153,7 +154,8 @@ impl Run<'_> {
             self.jobs[first + index].after = after;
             before.push(inside);
         }
-        match cycle(&before) {
+        let circle = cycle(&before).or_else(|| cycle(&merged(&self.jobs[first..], before)));
+        match circle {
             None => Ok(()),
             Some(cycle) => {
                 let name = |index: &usize| {
@@ -167,6 +169,32 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Who waits for whom when those of one unique key have become one: it stands for all of them and waits only for what the first waits
+/// for. Without this, two of a key of which one waits, through a third, for the other would wait for ever.
+fn merged(jobs: &[Enqueue], mut before: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+    let mut first: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut stands_for: Vec<usize> = (0..before.len()).collect();
+    for (index, job) in jobs.iter().enumerate().take(before.len()) {
+        let Some(unique) = job.rare.as_ref().and_then(|rare| rare.unique.as_ref()) else { continue };
+        // One that waits is blocked. Whoever supersedes it takes its place and does not become one with it.
+        let merges = unique.on_conflict != OnConflict::Supersede && unique.states.contains(State::Blocked);
+        match first.entry((&job.kind, &unique.key)) {
+            Entry::Occupied(known) if merges => stands_for[index] = *known.get(),
+            Entry::Occupied(mut known) => drop(known.insert(index)),
+            Entry::Vacant(vacant) => drop(vacant.insert(index)),
+        }
+    }
+    for (index, after) in before.iter_mut().enumerate() {
+        if stands_for[index] != index {
+            after.clear();
+        }
+        after.iter_mut().for_each(|parent| *parent = stands_for[*parent]);
+        // A job never waits for itself.
+        after.retain(|parent| *parent != index);
+    }
+    before
 }
 
 /// Some jobs that wait for each other in a circle. `before[n]` are the jobs that job n waits for.

@@ -9,7 +9,7 @@ use crate::catalog::JobType;
 use crate::commit::{Enqueue, NewJob, NewUnique};
 use crate::job::{Rare, States, Unique};
 use crate::room::RoomTemplate;
-use crate::{Error, Result, Timestamp};
+use crate::{Error, Json, Result, Timestamp};
 
 /// The most runs that a job may have.
 const MAX_ATTEMPTS: u16 = 1_000;
@@ -21,6 +21,13 @@ impl Expander {
     /// One checked job, for a slot of a schedule.
     pub fn job(&self, job: NewJob, origin: &Origin, now: Timestamp) -> Result<Enqueue> {
         self.enqueue(job, Place::ALONE, origin, now)
+    }
+
+    /// Whether a job of a type that is declared takes this data. Codes `job.unknown_type`, `job.invalid_data`, `data.too_large`.
+    pub fn check_job_data(&self, kind: &str, data: &Json) -> Result<()> {
+        let declared = self.job_type(kind, Place::ALONE)?;
+        check_size(data, Place::ALONE)?;
+        check_data("job.invalid_data", declared.data.as_ref(), data, Place::ALONE).map(drop)
     }
 
     pub(super) fn enqueue(&self, job: NewJob, at: Place, origin: &Origin, now: Timestamp) -> Result<Enqueue> {

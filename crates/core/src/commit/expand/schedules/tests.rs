@@ -13,6 +13,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
 const CATALOG: &str = r#"
 [app]
+schedules = 7
 name = "shop"
 tenant = "shopId"
 timezone = "Europe/Rome"
@@ -43,7 +44,9 @@ fn expand(schedules: Vec<NewSchedule>) -> Result<Vec<ScheduleWrite>> {
     let expander = Expander::new(Arc::new(parse(CATALOG).expect("the catalog")), Vec::new(), ids);
     let request = Request { schedules, ..Request::default() };
     let tenant = TenantId::new("rome").expect("tenant");
-    Ok(expander.expand(&tenant, request, &Origin::default(), NOW)?.commit.schedules)
+    let commit = expander.expand(&tenant, request, &Origin::default(), NOW)?.commit;
+    assert_eq!(commit.most_schedules, Some(7), "the catalog says how many");
+    Ok(commit.schedules)
 }
 
 fn put(schedule: NewSchedule) -> Spec {

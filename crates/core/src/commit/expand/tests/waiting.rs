@@ -130,6 +130,28 @@ fn a_flow_adds_its_undoing_and_what_comes_last() {
     }
 }
 
+/// Two jobs of one unique key, the first of which waits through another for the second.
+fn one_of_a_key(conflict: &str) -> Value {
+    let unique = json!({ "key": "u", "onConflict": conflict });
+    json!([
+        { "type": "plain", "ref": "first", "after": ["between"], "unique": unique },
+        { "type": "plain", "ref": "between", "after": ["second"] },
+        { "type": "plain", "ref": "second", "unique": unique }
+    ])
+}
+
+#[test]
+fn jobs_of_one_unique_key_may_wait_for_each_other_where_they_do_not_become_one() {
+    jobs_of(json!({ "jobs": one_of_a_key("supersede") })).expect("the second takes the place of the first");
+    let mut running = one_of_a_key("keep");
+    running[2]["unique"]["while"] = json!(["processing"]);
+    jobs_of(json!({ "jobs": running })).expect("the second is enqueued beside the first, which waits");
+    let mut known = one_of_a_key("keep");
+    known[0]["after"] = json!([]);
+    known[2]["after"] = json!(["first"]);
+    jobs_of(json!({ "jobs": known })).expect("what is merged into another waits for nobody");
+}
+
 #[test]
 fn what_is_wrong_with_a_flow_is_said() {
     let with = |more: Value| {
@@ -139,6 +161,7 @@ fn what_is_wrong_with_a_flow_is_said() {
     };
     let by_id = |id: &str, after: &str| json!({ "type": "plain", "id": id, "after": [after] });
     let undo = json!({ "type": "plain", "after": ["a"] });
+    let one_of_a_key = |conflict: &str| json!({ "jobs": one_of_a_key(conflict) });
     for (request, code, detail) in [
         (
             json!({ "jobs": [plain("a", &["b"]), plain("b", &["c"]), plain("c", &["a"])] }),
@@ -148,6 +171,8 @@ fn what_is_wrong_with_a_flow_is_said() {
         (json!({ "jobs": [plain("a", &["a"])] }), "flow.cycle", "a after a"),
         (json!({ "jobs": [by_id("x", "y"), by_id("y", "x")] }), "flow.cycle", "x after y after x"),
         (json!({ "jobs": [by_id("x", "x")] }), "flow.cycle", "x after x"),
+        (one_of_a_key("keep"), "flow.cycle", "first after between after first"),
+        (one_of_a_key("latest"), "flow.cycle", "first after between after first"),
         (json!({ "jobs": [plain("a", &[]), plain("a", &[])] }), "flow.duplicate_ref", "jobs[0] has the ref \"a\", too"),
         (json!({ "jobs": [], "flow": {} }), "job.invalid_option", "at least one job"),
         (json!({ "jobs": [with(json!({ "compensate": { "type": "plain" } }))] }), "job.invalid_option", "of a flow"),
