@@ -156,7 +156,7 @@ pub(crate) async fn authenticate(session: &Session, auth: &Value) -> Result<Prin
     Ok(principal)
 }
 
-fn admit(shared: &Shared, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
+pub(crate) fn admit(shared: &Shared, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
     if tenant.directory.lock().sockets.len() >= shared.options.max_per_tenant {
         return Err(Crowded::Tenant);
     }
@@ -165,8 +165,17 @@ fn admit(shared: &Shared, tenant: &Tenant, principal: &Principal) -> Result<(), 
     tenant.directory.lock().admit(user, shared.options.max_per_user, rate, shared.clock.now())
 }
 
+/// What a client is told that may not have one more socket.
+pub(crate) fn too_many(shared: &Shared, crowded: &Crowded) -> Error {
+    let error = Error::new(Kind::Limited, crowded.code(), "too many connections, or too many at once, in this tenant");
+    match crowded {
+        Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
+        Crowded::Sockets | Crowded::Tenant => error,
+    }
+}
+
 /// Its own rooms without those it left, and the ones it had asked for that it may still be in.
-fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<Allowed>, Saved) {
+pub(crate) fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<Allowed>, Saved) {
     let mut rooms = policy::auto_rooms(&shared.catalog, principal);
     rooms.retain(|room| !saved.left.iter().any(|left| **left == *room.name));
     for name in &saved.rooms {
@@ -181,7 +190,7 @@ fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<A
 }
 
 /// The data of `connected`, and without `recovered` that of `tenant:switched`.
-fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<bool>) -> String {
+pub(crate) fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<bool>) -> String {
     let principal = socket.principal();
     let mut hello = json!({
         "socketId": &*socket.sid,
@@ -202,7 +211,7 @@ fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<
 }
 
 /// In which of its tenants a client joins: where the session is that it comes back to, else the one that it names, else its home.
-fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
+pub(crate) fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
     let catalog = &shared.catalog;
     let tenants = tenancy::tenants(catalog, &principal);
     let named = auth[&*catalog.app.tenant].as_str();
@@ -223,7 +232,7 @@ fn exists(shared: &Shared, tenant: &TenantId) -> bool {
 }
 
 /// The token with which the credential is checked again; only kept where that will be.
-fn kept_credential(principal: &Principal, auth: &Value) -> Option<Box<str>> {
+pub(crate) fn kept_credential(principal: &Principal, auth: &Value) -> Option<Box<str>> {
     principal.recheck.and_then(|_| auth["token"].as_str()).map(Into::into)
 }
 
@@ -251,13 +260,7 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     }
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await?;
-    admit(shared, &tenant, &principal).map_err(|crowded| {
-        let error = Error::new(Kind::Limited, crowded.code(), "too many sockets, or too many at once, in that tenant");
-        match crowded {
-            Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
-            Crowded::Sockets | Crowded::Tenant => error,
-        }
-    })?;
+    admit(shared, &tenant, &principal).map_err(|crowded| too_many(shared, &crowded))?;
     shared.stats.sockets.up();
     let nsp = socket.namespace_name();
     let saved = socket.saved();

@@ -27,7 +27,7 @@ use crate::hub::Hub;
 use crate::options::Options;
 use crate::recovery::{Recent, Signer};
 use crate::relay::{self, Feeder, Follow};
-use crate::session::{Closing, Session};
+use crate::session::{Closing, Opening, Session};
 use crate::socket::Socket;
 use crate::stats::{Counters, Stats};
 
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) ids: UuidV7,
     pub(crate) options: Options,
     pub(crate) routes: HashMap<Arc<str>, Route>,
+    /// The route of every event to those who follow the whole log.
+    pub(crate) log: Route,
     pub(crate) hub: Hub,
     pub(crate) feeder: Feeder,
     pub(crate) wheel: Wheel,
@@ -102,6 +104,7 @@ impl Gateway {
     ) -> Self {
         let shared = Arc::new(Shared {
             routes: Route::all(&catalog),
+            log: Route::log(),
             hub: Hub::default(),
             feeder: Feeder::default(),
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
@@ -196,16 +199,16 @@ impl Shared {
     }
 
     /// Opens a session; `None` when there are too many or the gateway is draining.
-    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, websocket: bool) -> Option<Arc<Session>> {
+    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, opening: Opening) -> Option<Arc<Session>> {
         if self.is_draining() || self.stats.connections.get() >= self.options.max_connections as u64 {
             self.stats.refused.up();
             return None;
         }
-        let session = Session::new(self.clone(), handshake, websocket);
+        let session = Session::new(self.clone(), handshake, opening);
         self.stats.connections.up();
         self.stats.opened.up();
         self.sessions.part(&session.id).lock().insert(session.id.clone(), session.clone());
-        self.wheel.plan(&session, self.options.ping_interval.min(self.options.connect_timeout));
+        self.wheel.plan(&session, session.heartbeat().min(self.options.connect_timeout));
         Some(session)
     }
 

@@ -48,6 +48,7 @@ mod gateway;
 
 mod http;
 mod polling;
+mod stream;
 mod websocket;
 
 mod outbox;
@@ -83,3 +84,4 @@ pub use parser::Parser;
 pub use presence::{Member, Members};
 pub use registry::{ConnectionInfo, RoomInfo, Whom};
 pub use stats::Stats;
+pub use stream::{EventStream, Hangup, Reader};

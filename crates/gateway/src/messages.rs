@@ -3,7 +3,7 @@
 //! Every message may wait for an acknowledgement, `{ok: true, …}` or `{ok: false, error: {code, message}}`. A message without one is dealt with all
 //! the same. Messages of one connection are dealt with one after the other.
 
-mod builtin;
+pub(crate) mod builtin;
 mod declared;
 mod history;
 

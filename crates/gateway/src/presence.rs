@@ -150,7 +150,7 @@ pub(crate) fn tell(shared: &Shared, tenant: &Tenant) {
         let Some(note) = tenant.presence.state.lock().notes.pop_front() else { return };
         let data = json!({ "room": &*note.room, "userId": &*note.user }).to_string();
         let members = tenant.rooms.read().members(&note.room).to_vec();
-        let mut frames: Vec<((u8, Position), Bytes)> = Vec::new();
+        let mut frames: Vec<((u8, bool, Position), Bytes)> = Vec::new();
         for socket in members.iter().filter(|socket| socket.user.is_some()) {
             socket.notify(note.name, &data, &mut frames);
         }

@@ -13,10 +13,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tidewire_core::event::{Offset, Position};
+use tidewire_core::event::{Event, Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
-use tidewire_core::{Error, Result, TenantId};
+use tidewire_core::{Error, Result, TenantId, Timestamp};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
@@ -203,7 +203,7 @@ pub(crate) async fn claim(
     }
     // With acknowledgements, what was received but not dealt with comes again.
     let after = saved.acked.map_or(after, |acked| after.min(acked.max(joined_at)));
-    if !is_in_history(shared, tenant, after).await? {
+    if !is_in_history(shared, tenant, after).await.map_err(|error| unavailable(&error))? {
         shared.stats.lost_history.up();
         return Ok(Return::New);
     }
@@ -232,20 +232,30 @@ pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> R
 }
 
 /// Whether every event after this position is still in what the catalog calls history.
-async fn is_in_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<bool, Closing> {
-    // What a client has may be on its way to others still.
-    let head = tenant.begun();
+pub(crate) async fn is_in_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<bool> {
     let realtime = &shared.catalog.realtime;
-    if after > head || head.0 - after.0 > u64::from(realtime.history_count) {
+    if tenant.begun().0.saturating_sub(after.0) > u64::from(realtime.history_count) {
         return Ok(false);
     }
-    if after == head {
-        return Ok(true);
+    has_all_after(shared, tenant, after, Some(shared.clock.now() - realtime.history_age)).await
+}
+
+/// Whether the log still has every event after this position, and none of them is older than `oldest`.
+pub(crate) async fn has_all_after(
+    shared: &Shared,
+    tenant: &Tenant,
+    after: Position,
+    oldest: Option<Timestamp>,
+) -> Result<bool> {
+    // What a client has may be on its way to others still.
+    let head = tenant.begun();
+    if after >= head {
+        return Ok(after == head);
     }
     let query = LogQuery { after, limit: 1, ..LogQuery::default() };
-    let first = shared.store.read(&tenant.id, query).await.map_err(|error| unavailable(&error))?;
-    let oldest = shared.clock.now() - realtime.history_age;
-    Ok(first.first().is_some_and(|event| event.position == after.next() && event.time >= oldest))
+    let first = shared.store.read(&tenant.id, query).await?;
+    let is_young = |event: &Event| oldest.is_none_or(|oldest| event.time >= oldest);
+    Ok(first.first().is_some_and(|event| event.position == after.next() && is_young(event)))
 }
 
 /// Reads a parked socket up to date and puts it on the live feed, or leaves it parked when the client has to take something first.

@@ -196,6 +196,12 @@ impl Relay<'_> {
             }
             self.count(&cast);
         }
+        if !rooms.followers().is_empty() {
+            self.ticket += 1;
+            let mut cast = Cast::of_log(self.shared, event, self.ticket);
+            rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE));
+            self.count(&cast);
+        }
         tenant.finish(event.position);
         Next::Done
     }

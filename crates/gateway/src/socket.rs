@@ -13,6 +13,7 @@ use tidewire_core::{Error, Kind, Result, Timestamp};
 
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
+use crate::cast::Form;
 use crate::connect;
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
@@ -57,6 +58,8 @@ struct State {
     /// The credential is being checked again.
     checking: bool,
     credential: Option<Box<str>>,
+    /// It gets every logged event of its tenant, whatever the rooms.
+    whole_log: bool,
     closed: bool,
 }
 
@@ -105,6 +108,7 @@ impl Socket {
                 warned: false,
                 checking: false,
                 credential,
+                whole_log: session.form() == Form::Log,
                 closed: false,
             }),
             session,
@@ -168,6 +172,9 @@ impl Socket {
         match fed {
             None => state.fed = live_from,
             Some(fed) => self.park(&mut state, fed),
+        }
+        if state.whole_log {
+            table.follow(self);
         }
         for room in own {
             let name = table.join(&room.name, self);
@@ -366,6 +373,10 @@ impl Socket {
 
     fn save(&self, state: &mut State, now: Timestamp) {
         state.changed = false;
+        // A stream says at each start what it wants, so nothing of it has to be kept.
+        if self.session.streaming.is_some() {
+            return;
+        }
         let saved = state.to_save();
         // A socket that never had more than its own rooms is never written; one that had may have to be written empty.
         if state.saved.is_none() && saved.is_empty() {
@@ -400,7 +411,7 @@ impl Socket {
                     let expires = now + shared.catalog.realtime.history_age;
                     shared.store.put_session(&self.tenant.id, &self.sid, Saved::ended().to_text(), expires);
                 }
-            } else if state.saved.is_some() || !saved.is_empty() {
+            } else if self.session.streaming.is_none() && (state.saved.is_some() || !saved.is_empty()) {
                 state.changed = true;
                 self.save(&mut state, now);
                 shared.recent.put(&self.sid, saved);
@@ -414,6 +425,9 @@ impl Socket {
         for room in &rooms {
             let mut table = if room.app { shared.hub.app.write() } else { self.tenant.rooms.write() };
             table.leave(&room.name, self);
+        }
+        if self.session.form() == Form::Log {
+            self.tenant.rooms.write().unfollow(self);
         }
         let mut directory = self.tenant.directory.lock();
         if directory.sockets.get(&self.sid).is_some_and(|socket| socket.key == self.key) {

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidewire_core::catalog::{Join, Pattern};
+use tidewire_core::catalog::{Catalog, Join, Pattern};
 use tidewire_core::event::{Offset, Position};
 use tidewire_core::{Error, Kind, Result};
 
 use super::{Outcome, fields};
-use crate::auth::Refusal;
 use crate::connect;
 use crate::policy;
 use crate::presence::{self, Members};
@@ -30,7 +29,7 @@ pub(super) fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
         for pattern in &types {
             let declared = socket.shared().catalog.events.keys().any(|name| pattern.matches(name));
             if !declared {
-                return Err(unknown_type(socket, pattern));
+                return Err(unknown_type(&socket.shared().catalog, "eventTypes", pattern));
             }
         }
         socket.subscribe(types, &[])?;
@@ -90,14 +89,7 @@ pub(super) async fn renew(socket: &Arc<Socket>, args: &Value) -> Outcome {
     if token.is_none() {
         return Err(Error::invalid("message.invalid_data", "auth: expected {token: \"…\"}"));
     }
-    let principal = connect::authenticate(&socket.session, &args).await.map_err(|refusal| {
-        let detail = match &refusal {
-            Refusal::Invalid(detail) if !detail.is_empty() => format!("{}: {detail}", refusal.message()),
-            Refusal::Invalid(_) | Refusal::Missing | Refusal::Unchecked => refusal.message().to_owned(),
-        };
-        let kind = if refusal == Refusal::Unchecked { Kind::Unavailable } else { Kind::Unauthenticated };
-        Error::new(kind, refusal.code(), detail)
-    })?;
+    let principal = connect::authenticate(&socket.session, &args).await?;
     let principal = tenancy::enter(&socket.shared().catalog, &principal, &socket.tenant.id);
     let Some(principal) = principal.filter(|principal| principal.user == socket.user) else {
         return Err(Error::new(
@@ -212,16 +204,17 @@ fn room_name(args: &Value) -> Result<&str> {
 }
 
 /// One answer for rooms that do not exist and rooms that are closed: a client learns nothing about others' rooms.
-fn refused(room: &str) -> Error {
+pub(crate) fn refused(room: &str) -> Error {
     let shown: String = room.chars().take(80).collect();
     Error::new(Kind::Forbidden, "room.forbidden", format!("this user may not join {shown:?}"))
 }
 
-fn unknown_type(socket: &Socket, pattern: &Pattern) -> Error {
+/// The field `field` names a type that the catalog does not have.
+pub(crate) fn unknown_type(catalog: &Catalog, field: &str, pattern: &Pattern) -> Error {
     let (Pattern::Exact(name) | Pattern::Prefix(name)) = pattern;
     let shown: String = name.chars().take(80).collect();
-    let mut detail = format!("eventTypes: no event of this app is called {shown:?}");
-    let known = socket.shared().catalog.events.keys().map(|known| &**known);
+    let mut detail = format!("{field}: no event of this app is called {shown:?}");
+    let known = catalog.events.keys().map(|known| &**known);
     if let Some(close) = tidewire_core::suggest::suggest(name, known) {
         detail.push_str(&format!("; did you mean {close:?}?"));
     }
