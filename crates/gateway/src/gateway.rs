@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Authenticate, Handshake};
 use crate::cast::Route;
+use crate::cursors::Cursors;
 use crate::heartbeat::{self, Wheel};
 use crate::hub::Hub;
 use crate::options::Options;
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
+    pub(crate) cursors: Cursors,
     pub(crate) stats: Counters,
     /// Seeded anew in each process, so that nobody can choose keys that collide.
     pub(crate) hasher: RandomState,
@@ -110,6 +112,7 @@ impl Gateway {
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
+            cursors: Cursors::default(),
             stats: Counters::default(),
             hasher: RandomState::new(),
             tracker: TaskTracker::new(),

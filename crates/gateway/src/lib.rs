@@ -56,6 +56,7 @@ mod session;
 
 mod auth;
 mod connect;
+mod cursors;
 mod policy;
 mod presence;
 mod recovery;

@@ -219,6 +219,17 @@ pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> R
     shared.recent.put(sid, Saved::ended());
     // As long as a token of it could be used.
     let expires = shared.clock.now() + shared.catalog.realtime.history_age;
+    keep(shared, tenant, sid, text, expires).await
+}
+
+/// Writes what is kept under `sid`, and waits until it is durable in the sense of the store. Code `unavailable`.
+pub(crate) async fn keep(
+    shared: &Shared,
+    tenant: &TenantId,
+    sid: &str,
+    text: String,
+    expires: Timestamp,
+) -> Result<()> {
     shared.store.put_session(tenant, sid, text.clone(), expires);
     // The store answers no write of a session, so it is asked.
     let shown = async {
@@ -227,7 +238,7 @@ pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> R
         }
         Ok(())
     };
-    let late = |_| Err(Error::unavailable("the store did not keep the end of the session in time"));
+    let late = |_| Err(Error::unavailable("the store did not keep it in time; try again"));
     tokio::time::timeout(KEEP_TIMEOUT, shown).await.unwrap_or_else(late)
 }
 

@@ -305,7 +305,8 @@ impl Socket {
     /// Remembers what the client has dealt with.
     pub(crate) fn acknowledge(&self, position: Position) {
         let mut state = self.state.lock();
-        state.acked = state.acked.max(Some(position.min(self.tenant.delivered())));
+        // What this client has may be on its way to others still.
+        state.acked = state.acked.max(Some(position.min(self.tenant.begun())));
         // Not counted as a change: it would cost a write per event. It is kept with the next one, or at the end.
     }
 

@@ -352,7 +352,7 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     session.push_frame(format!("retry: {}\n\n", RETRY_MS + u16::from_be_bytes(random()) % (2 * RETRY_MS)).into());
     let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let hello = |position, recovered| connect::hello(&socket, &names, position, Some(recovered));
+    let hello = |position, recovered| connect::hello(&socket, &names, position, Some(recovered)).to_string();
     match after {
         Some(after) => {
             socket.attach(rooms, Some(after), |_| ());

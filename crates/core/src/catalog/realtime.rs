@@ -22,8 +22,8 @@ const RESERVED_EVENTS: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Messages that every app understands.
-const BUILT_IN_MESSAGES: [&str; 9] =
-    ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence"];
+const BUILT_IN_MESSAGES: [&str; 10] =
+    ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence", "unread"];
 
 const ALGORITHMS: [&str; 12] =
     ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];

@@ -1,4 +1,4 @@
-//! `subscribe`, `unsubscribe`, `join`, `leave`, `auth` and `ack`.
+//! `subscribe`, `unsubscribe`, `join`, `leave`, `auth`, `ack`, `presence` and `switch`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use tidewire_core::{Error, Kind, Result};
 
 use super::{Outcome, fields};
 use crate::connect;
+use crate::cursors;
 use crate::policy;
 use crate::presence::{self, Members};
 use crate::socket::Socket;
@@ -137,10 +138,24 @@ pub(super) async fn switch(socket: &Arc<Socket>, args: &Value) -> Outcome {
 }
 
 /// `position`, `{position}` or an offset: everything up to here has been dealt with. What was received after it comes again when the client comes back.
-pub(super) fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
+///
+/// With `{position, cursor}` a cursor of the user moves instead, durably, and with `{cursor, forget: true}` it goes.
+pub(super) async fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let cursor = if args.is_object() { cursors::name("cursor", &args["cursor"])? } else { None };
+    let (shared, tenant) = (socket.shared(), &socket.tenant.id);
+    if let (Some(name), Some(user), true) = (cursor, &socket.user, args["forget"] == true) {
+        let forgotten = cursors::forget(shared, tenant, user, name).await?;
+        return Ok(fields([("cursor", json!(name)), ("forgotten", json!(forgotten))]));
+    }
     let named = if args.is_object() { &args["position"] } else { args };
     let position = position(socket, named)?
         .ok_or_else(|| Error::invalid("message.invalid_data", "ack: expected {position: 42}"))?;
+    if let (Some(name), Some(user)) = (cursor, &socket.user) {
+        // Nobody has dealt with what was not sent to anybody.
+        let position = position.min(socket.tenant.begun());
+        let position = cursors::advance(shared, tenant, user, name, position).await?;
+        return Ok(fields([("cursor", json!(name)), ("position", json!(position))]));
+    }
     socket.acknowledge(position);
     Ok(fields([]))
 }

@@ -126,7 +126,8 @@ fn publish(publication: &Publication, scope: &Value) -> Option<NewEvent> {
 fn unknown(catalog: &Catalog, name: &str) -> Error {
     let shown: String = name.chars().take(80).collect();
     let mut detail = format!("no message of this app is called {shown:?}");
-    let builtin = ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence"];
+    let builtin =
+        ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence", "unread"];
     let known = catalog.messages.keys().map(|known| &**known).chain(builtin);
     if let Some(close) = tidewire_core::suggest::suggest(name, known) {
         detail.push_str(&format!("; did you mean {close:?}?"));
