@@ -15,6 +15,7 @@ use crate::echo;
 use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
+use crate::presence;
 use crate::recovery::{self, Owner, Return, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
@@ -259,6 +260,14 @@ pub(crate) fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved
         }
     }
     rooms.truncate(shared.options.max_rooms_per_socket);
+    for (name, data) in &saved.data {
+        // By the catalog of today, which may have another shape for it.
+        if let Some(room) = rooms.iter_mut().find(|room| *room.name == **name)
+            && let Ok(data) = data.to_value()
+        {
+            room.data = presence::member_data(&shared.catalog, name, &data).unwrap_or(None);
+        }
+    }
     (rooms, saved)
 }
 

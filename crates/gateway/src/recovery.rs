@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tidewire_core::event::{Event, Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
-use tidewire_core::{Error, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Json, Result, TenantId, Timestamp};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
@@ -34,6 +34,9 @@ pub(crate) struct Saved {
     /// Rooms of its own that it left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) left: Vec<Box<str>>,
+    /// What the user told of itself, by the room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) data: Vec<(Box<str>, Json)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) types: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -20,7 +20,6 @@ use tidewire_wire::socket::{Assembler, Packet};
 use tidewire_wire::{socket as packet, websocket};
 
 use crate::auth::Handshake;
-use crate::cast::Form;
 use crate::gateway::Shared;
 use crate::outbox::{Frame, Outbox, Pushed};
 use crate::parser::Parser;
@@ -207,7 +206,7 @@ impl Session {
                 sockets: Vec::new(),
                 joined_once: false,
                 opened: now,
-                next_ping: now + heartbeat(&shared, streaming.is_some()),
+                next_ping: now + stream::heartbeat(&shared, streaming.is_some()),
                 pong_due: None,
                 closed: false,
             }),
@@ -223,11 +222,6 @@ impl Session {
             turn: AtomicU32::new(0),
             shared,
         })
-    }
-
-    /// The time between two signs of life.
-    pub(crate) fn heartbeat(&self) -> Duration {
-        heartbeat(&self.shared, self.streaming.is_some())
     }
 
     /// The engine's first packet.
@@ -277,18 +271,8 @@ impl Session {
         self.compressed.store(true, Ordering::SeqCst);
     }
 
-    fn is_compressed(&self) -> bool {
+    pub(crate) fn is_compressed(&self) -> bool {
         self.compressed.load(Ordering::SeqCst)
-    }
-
-    /// How events are written for this client.
-    pub(crate) fn form(&self) -> Form {
-        match &self.streaming {
-            Some(streaming) if streaming.whole_log => Form::Log,
-            Some(_) => Form::Stream,
-            None if self.is_compressed() => Form::Compressed,
-            None => Form::Packets,
-        }
     }
 
     /// Queues frames, plain ones, that must not be lost.
@@ -576,11 +560,6 @@ impl Session {
         let pushed = self.push_frame(self.shared.options.parser.connect_error(namespace, message, data));
         self.close_if_full(pushed);
     }
-}
-
-fn heartbeat(shared: &Shared, streams: bool) -> Duration {
-    let interval = shared.options.ping_interval;
-    if streams { interval.min(stream::HEARTBEAT) } else { interval }
 }
 
 /// 20 characters from 120 random bits.

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
-use tidewire_core::{Error, Kind, Result, Timestamp};
+use tidewire_core::{Error, Json, Kind, Result, Timestamp};
 
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
@@ -69,6 +69,8 @@ struct Joined {
     app: bool,
     auto: bool,
     presence: bool,
+    /// What the user tells of itself there.
+    data: Option<Json>,
 }
 
 /// What a socket begins with.
@@ -178,7 +180,7 @@ impl Socket {
         }
         for room in own {
             let name = table.join(&room.name, self);
-            let joined = Joined { name, app: false, auto: room.auto, presence: room.presence };
+            let joined = Joined { name, app: false, auto: room.auto, presence: room.presence, data: room.data };
             self.enter(&joined);
             state.rooms.push(joined);
         }
@@ -191,12 +193,27 @@ impl Socket {
         }
     }
 
-    /// Puts the socket into a room it may be in. Answers whether it was not there before.
+    /// Puts the socket into a room it may be in, or lets the user tell something else of itself where it is already. Answers whether it was
+    /// not there before. Codes `limit.rooms`, `data.too_large`.
     pub(crate) fn join(self: &Arc<Self>, room: Allowed) -> Result<bool> {
         let most = self.shared().options.max_rooms_per_socket;
         let mut table = self.table(room.app).write();
         let mut state = self.state.lock();
-        if state.closed || state.rooms.iter().any(|joined| *joined.name == *room.name) {
+        if state.closed {
+            return Ok(false);
+        }
+        if let Some(data) = &room.data {
+            state.has_room_for(&room.name, data)?;
+        }
+        if let Some(at) = state.rooms.iter().position(|joined| *joined.name == *room.name) {
+            if let (Some(data), Some(user)) = (room.data, &self.user) {
+                self.tenant.presence.update(&state.rooms[at].name, user, &data);
+                state.rooms[at].data = Some(data);
+                state.changed = true;
+            }
+            drop(state);
+            drop(table);
+            presence::tell(self.shared(), &self.tenant);
             return Ok(false);
         }
         if state.rooms.len() >= most {
@@ -205,7 +222,7 @@ impl Socket {
         }
         let name = table.join(&room.name, self);
         state.left.retain(|left| **left != *name);
-        let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence };
+        let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence, data: room.data };
         self.enter(&joined);
         state.rooms.push(joined);
         state.changed = true;
@@ -241,7 +258,7 @@ impl Socket {
     /// is left.
     fn enter(&self, room: &Joined) {
         if let (true, Some(user)) = (room.presence, &self.user) {
-            self.tenant.presence.enter(&room.name, user, self.shared().clock.now());
+            self.tenant.presence.enter(&room.name, user, self.shared().clock.now(), room.data.as_ref());
         }
     }
 
@@ -446,11 +463,25 @@ impl Socket {
 /// How long before the end of a credential the client is told.
 const WARNING: Duration = Duration::from_secs(60);
 
+/// The most bytes that the user of one socket tells of itself in all rooms together: they are kept with its session.
+const MAX_MEMBER_DATA: usize = 32 * 1024;
+
 impl State {
+    /// Whether `data` fits beside what is told in the other rooms.
+    fn has_room_for(&self, room: &str, data: &Json) -> Result<()> {
+        let others = self.rooms.iter().filter(|joined| *joined.name != *room).filter_map(|joined| joined.data.as_ref());
+        if others.map(|data| data.get().len()).sum::<usize>() + data.get().len() <= MAX_MEMBER_DATA {
+            return Ok(());
+        }
+        let detail = format!("data: a socket tells at most {MAX_MEMBER_DATA} bytes in all its rooms; leave one first");
+        Err(Error::new(Kind::TooLarge, "data.too_large", detail))
+    }
+
     fn to_save(&self) -> Saved {
         Saved {
             rooms: self.rooms.iter().filter(|room| !room.auto).map(|room| (*room.name).into()).collect(),
             left: self.left.clone(),
+            data: self.rooms.iter().filter_map(|room| Some(((*room.name).into(), room.data.clone()?))).collect(),
             types: self.types.as_ref().map(|types| types.iter().map(pattern_text).collect()),
             acked: self.acked,
             ended: false,

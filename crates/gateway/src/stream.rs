@@ -23,6 +23,7 @@ use tidewire_core::{Error, Kind, Result, TenantId};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{ClientAddress, Handshake};
+use crate::cast::Form;
 use crate::connect;
 use crate::gateway::{Gateway, Shared};
 use crate::http::{Answer, Origin, parse_query, preflight_of};
@@ -36,7 +37,7 @@ use crate::session::{Closing, Opening, Session, random, random_id};
 use crate::socket::{Beginning, Socket};
 
 /// The time between two signs of life, if pings are not more frequent.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(15);
+const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client has to take what still waits when its stream ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The most bytes that are handed to the connection at once, if there is more than one event.
@@ -92,6 +93,29 @@ impl Streaming {
     pub(crate) fn hang_up(&self, closing: Closing) {
         if let Some(hangup) = self.hangup.get() {
             hangup.ask(if closing.drops_backlog() { Duration::ZERO } else { LAST_WORDS });
+        }
+    }
+}
+
+/// The time between two signs of life of a session.
+pub(crate) fn heartbeat(shared: &Shared, streams: bool) -> Duration {
+    let interval = shared.options.ping_interval;
+    if streams { interval.min(HEARTBEAT) } else { interval }
+}
+
+impl Session {
+    /// The time between two signs of life.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        heartbeat(&self.shared, self.streaming.is_some())
+    }
+
+    /// How events are written for this client.
+    pub(crate) fn form(&self) -> Form {
+        match &self.streaming {
+            Some(streaming) if streaming.whole_log => Form::Log,
+            Some(_) => Form::Stream,
+            None if self.is_compressed() => Form::Compressed,
+            None => Form::Packets,
         }
     }
 }

@@ -11,7 +11,7 @@ use tidewire_core::{Error, Kind, Result};
 use super::{Outcome, fields};
 use crate::connect;
 use crate::cursors;
-use crate::policy;
+use crate::policy::{self, Allowed};
 use crate::presence::{self, Members};
 use crate::socket::Socket;
 use crate::tenancy;
@@ -54,17 +54,22 @@ pub(super) fn unsubscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
     Ok(standing(socket))
 }
 
-/// `room` or `{room}`.
+/// `room` or `{room, data?}`, where `data` is what the user tells of itself in a room with presence. In a room that it is in already, it
+/// replaces what was told before.
 pub(super) fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let room = room_name(args)?;
-    enter(socket, room)?;
+    let data = if args.is_object() { &args["data"] } else { &Value::Null };
+    enter(socket, room, data)?;
     Ok(fields([("room", json!(room))]))
 }
 
-/// Puts the socket into a room that its credential allows. Code `room.forbidden`.
-pub(super) fn enter(socket: &Arc<Socket>, room: &str) -> Result<()> {
-    let allowed = policy::may_join(&socket.shared().catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
-    socket.join(allowed)?;
+/// Puts the socket into a room that its credential allows. Codes `room.forbidden`, `limit.rooms`, `message.invalid_data`,
+/// `data.too_large`.
+pub(super) fn enter(socket: &Arc<Socket>, room: &str, data: &Value) -> Result<()> {
+    let catalog = &socket.shared().catalog;
+    let allowed = policy::may_join(catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
+    let data = presence::member_data(catalog, room, data)?;
+    socket.join(Allowed { data, ..allowed })?;
     socket.keep();
     Ok(())
 }

@@ -46,7 +46,7 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
         outcome.extend(fields([("events", json!(committed.events))]));
     }
     if let Some(room) = join {
-        builtin::enter(socket, &room)?;
+        builtin::enter(socket, &room, &Value::Null)?;
         outcome.extend(fields([("room", json!(room))]));
     }
     if let Some(template) = &message.leave {
