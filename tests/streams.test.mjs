@@ -2,11 +2,12 @@
 
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
+import { join } from "node:path";
 import { before, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
 import { connect } from "./clients.mjs";
-import { ADMIN_KEY, eventually, expectProblem, expectStatus, freePort, start } from "./harness.mjs";
+import { ADMIN_KEY, APPS, eventually, expectProblem, expectStatus, freePort, start } from "./harness.mjs";
 import { Stream, follow, refusal } from "./streams.mjs";
 
 const CONFIG = `
@@ -132,6 +133,19 @@ describe("a user's stream", () => {
     assert.deepEqual(stream.all.map(({ type }) => type), ["connected", "item:moved"]);
   });
 
+  test("is in the tenant that it names, of those of its user", async () => {
+    const [home, away] = [server.newTenant(), server.newTenant()];
+    const token = home.token("ann", { roles: ["admin"], tenants: { [away.name]: ["agent"] } });
+    for (const name of ["tenant", "orgId"]) {
+      const stream = await follow(server, { token, query: `${name}=${away.name}` });
+      assert.deepEqual([stream.hello.tenant, stream.hello.roles], [away.name, ["agent"]]);
+      await home.publish("item:sold", { itemId: "at home" });
+      await away.publish("item:sold", { itemId: "away" });
+      assert.deepEqual((await stream.until("item:sold")).data, { itemId: "away" });
+      stream.close();
+    }
+  });
+
   test("ends with its credential: revoked, expired, disconnected", async () => {
     const tenant = server.newTenant();
     const soon = Math.floor(Date.now() / 1000) - 27;
@@ -164,6 +178,31 @@ describe("a user's stream", () => {
     await eventually("a place", async () => (await new Stream(server, { token }).begin()) instanceof Stream);
   });
 
+  test("counts among the sockets of its tenant, and so does a program's", async () => {
+    const own = await start({ app: shop(), config: "[realtime]\nmaxPerTenant = 2\n" });
+    const [tenant, other] = [own.newTenant(), own.newTenant()];
+    await follow(own, { token: tenant.token("ann") });
+    await follow(own, { token: tenant.key });
+    for (const token of [tenant.token("bob"), tenant.key]) {
+      expectProblem(await refusal(own, { token }), 429, "limit.tenant");
+    }
+    await follow(own, { token: other.key });
+    await own.kill();
+  });
+
+  test("has envelopes where the app's sockets have them", async () => {
+    const umroh = await start({ app: join(APPS, "travel-umroh"), tenantClaim: "tenantId" });
+    const tenant = umroh.newTenant();
+    const stream = await follow(umroh, { token: tenant.token("ann") });
+    const published = await tenant.publish("jamaah.created", { jamaahId: "j1" }, { correlationId: "c1" });
+    const { data, id } = await stream.until("jamaah.created");
+    const { items } = expectStatus(await tenant.api("/v1/events"), 200);
+    const { tenant: _, ...envelope } = items[0];
+    assert.deepEqual(data, envelope);
+    assert.deepEqual([data.id, id.split(".")[1]], [published.id, "1"]);
+    await umroh.kill();
+  });
+
   test("is refused with a reason", async () => {
     const tenant = server.newTenant();
     const token = tenant.token("ann");
@@ -179,6 +218,7 @@ describe("a user's stream", () => {
       [{ token, query: "type=item:sold" }, 400, "request.invalid"],
       [{ token, query: "after=soon" }, 400, "request.invalid"],
       [{ token, query: `tenant=${none}` }, 404, "tenant.unknown"],
+      [{ token: tenant.key, query: `orgId=${none}` }, 400, "request.invalid"],
       [{ token, lastEventId: "what" }, 400, "offset.invalid"],
       [{ token, query: "lastEventId=12" }, 400, "offset.invalid"],
       [{ token, headers: { origin: "https://evil.example.com" } }, 403, "origin.forbidden"],

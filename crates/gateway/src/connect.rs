@@ -70,6 +70,19 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     };
     // What a session knows of itself is newer than what its user has told of all of them.
     let cursor = cursor.filter(|_| matches!(returned, Return::New));
+    let acked = match cursor {
+        None => Acked::NotAsked,
+        Some((name, user)) => match reach(shared, &tenant, user, name).await {
+            Ok(acked) => acked,
+            Err(error) if error.kind() == Kind::Limited => {
+                let data = json!({ "code": error.code(), "detail": error.detail() });
+                session.refuse(nsp, "Too many cursors", Some(&data.to_string()));
+                return Ok(());
+            }
+            Err(error) => return Err(recovery::unavailable(&error)),
+        },
+    };
+    // From here to the new socket nothing is waited for: who is counted and then given up would be counted for ever.
     if let Err(crowded) = admit(shared, &tenant, &principal) {
         shared.stats.refused.up();
         let mut data = json!({ "code": crowded.code() });
@@ -78,22 +91,6 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         }
         session.refuse(nsp, "Too many connections", Some(&data.to_string()));
         return Ok(());
-    }
-    let mut acked = Acked::NotAsked;
-    if let Some((name, user)) = cursor {
-        acked = match reach(shared, &tenant, user, name).await {
-            Ok(acked) => acked,
-            Err(error) if error.kind() == Kind::Limited => {
-                tenant.directory.lock().release(user);
-                let data = json!({ "code": error.code(), "detail": error.detail() });
-                session.refuse(nsp, "Too many cursors", Some(&data.to_string()));
-                return Ok(());
-            }
-            Err(error) => {
-                tenant.directory.lock().release(user);
-                return Err(recovery::unavailable(&error));
-            }
-        };
     }
     shared.stats.sockets.up();
     let namespace = u8::try_from(namespace).unwrap_or(u8::MAX);

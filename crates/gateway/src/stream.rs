@@ -255,7 +255,7 @@ impl Query {
                 }
                 "rooms" if *reader == Reader::EndUser => rooms.extend(values().map(str::to_owned)),
                 "tenant" => tenant = Some(value.clone()),
-                name if name == &*catalog.app.tenant => tenant = Some(value.clone()),
+                name if name == &*catalog.app.tenant && *reader == Reader::EndUser => tenant = Some(value.clone()),
                 "lastEventId" => last = Some(value.as_str()),
                 "after" => match value.parse() {
                     Ok(position) => after = Some(Position(position)),
