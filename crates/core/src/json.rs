@@ -68,3 +68,5 @@ impl PartialEq for Json {
         self.get() == other.get()
     }
 }
+
+impl Eq for Json {}

@@ -394,3 +394,24 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
         ]
     );
 }
+
+#[test]
+fn presence_is_a_flag_or_says_what_members_tell() {
+    let rooms = |presence: &str| format!("[rooms.\"desk:{{deskId}}\"]\njoin = \"request\"\npresence = {presence}\n");
+    for (presence, expected) in
+        [("false", (false, false)), ("true", (true, false)), ("{ data = { name = \"string\" } }", (true, true))]
+    {
+        let catalog = with_app(&rooms(presence)).expect(presence);
+        assert_eq!((catalog.rooms[0].presence, catalog.rooms[0].member_data.is_some()), expected, "{presence}");
+    }
+    for (presence, expected) in [
+        ("\"yes\"", "presence: expected true or false"),
+        ("{}", "presence.data: "),
+        ("{ data = \"string\" }", "presence.data: expected a table of fields"),
+        ("{ data = { name = \"text\" } }", "presence.data: name: "),
+        ("{ data = { name = \"string\" }, date = 1 }", "presence.date: "),
+    ] {
+        let found = problems(&rooms(presence));
+        assert!(found.len() == 1 && found[0].contains(expected), "{presence}: {found:?}");
+    }
+}

@@ -10,7 +10,7 @@ use http::header::{AUTHORIZATION, COOKIE};
 use serde_json::{Value, json};
 use tidewire_core::catalog::{Auth, Catalog, CredentialSource, Join};
 use tidewire_core::principal::Principal;
-use tidewire_core::{TenantId, Timestamp};
+use tidewire_core::{Error, Kind, TenantId, Timestamp};
 
 /// A credential as it was found: the first source of the catalog that has one.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +79,17 @@ impl Refusal {
             Self::Invalid(_) | Self::Missing | Self::Unchecked => json!({ "code": self.code() }),
         }
         .to_string()
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        let detail = match &refusal {
+            Refusal::Invalid(detail) if !detail.is_empty() => format!("{}: {detail}", refusal.message()),
+            Refusal::Invalid(_) | Refusal::Missing | Refusal::Unchecked => refusal.message().to_owned(),
+        };
+        let kind = if refusal == Refusal::Unchecked { Kind::Unavailable } else { Kind::Unauthenticated };
+        Self::new(kind, refusal.code(), detail)
     }
 }
 

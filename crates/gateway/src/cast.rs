@@ -27,6 +27,19 @@ pub(crate) struct Route {
     targets: Vec<Target>,
 }
 
+/// How events are written for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Packets in frames.
+    Packets,
+    /// The same, compressed.
+    Compressed,
+    /// Server-sent events, each with what a socket gets.
+    Stream,
+    /// Server-sent events, each with the whole event as the log has it.
+    Log,
+}
+
 /// What the members of a room get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -34,6 +47,11 @@ pub(crate) struct Target {
     pub(crate) app: bool,
     /// The redacted copy, by its index; `None` is the whole event.
     pub(crate) view: Option<u16>,
+}
+
+impl Target {
+    /// The whole event.
+    pub(crate) const WHOLE: Self = Self { app: false, view: None };
 }
 
 impl Route {
@@ -50,6 +68,23 @@ impl Route {
             Self { targets: whole.chain(views).collect(), declared: declared.clone() }
         };
         catalog.events.iter().map(|(name, declared)| (name.clone(), route(declared))).collect()
+    }
+
+    /// The way of every event to those who follow the whole log: to no room, and everybody may see it.
+    pub(crate) fn log() -> Self {
+        let declared = EventType {
+            name: "".into(),
+            rooms: Vec::new(),
+            data: None,
+            ephemeral: false,
+            reply: false,
+            visible: None,
+            stream: None,
+            conflate: None,
+            views: Vec::new(),
+            description: String::new(),
+        };
+        Self { declared: Arc::new(declared), targets: Vec::new() }
     }
 
     /// Whether a room of this type spans tenants.
@@ -120,6 +155,8 @@ pub(crate) struct Cast<'a> {
     shared: &'a Shared,
     tenant: &'a TenantId,
     pub(crate) body: Body<'a>,
+    /// Of an event that goes to those who follow the whole log.
+    whole: Option<&'a Event>,
     pub(crate) route: &'a Route,
     /// Sockets remember the last one they saw, so that an event for two rooms of a socket arrives once. 0 in a replay.
     pub(crate) ticket: u64,
@@ -140,7 +177,7 @@ pub(crate) struct Cast<'a> {
 #[derive(Clone, PartialEq, Eq)]
 struct Key {
     namespace: u8,
-    compressed: bool,
+    form: Form,
     view: Option<u16>,
     /// The position in the tenant's log that the client is to remember.
     at: Position,
@@ -160,6 +197,7 @@ impl<'a> Cast<'a> {
             shared,
             tenant,
             body,
+            whole: None,
             route,
             ticket,
             at,
@@ -171,6 +209,12 @@ impl<'a> Cast<'a> {
             deliveries: 0,
             delivery_bytes: 0,
         }
+    }
+
+    /// An event on its way to those who follow the whole log.
+    pub(crate) fn of_log(shared: &'a Shared, event: &'a Event, ticket: u64) -> Self {
+        let cast = Self::new(shared, &event.tenant, &shared.log, Body::logged(event), event.position, ticket);
+        Self { whole: Some(event), ..cast }
     }
 
     pub(crate) fn class(&self) -> Class {
@@ -208,7 +252,7 @@ impl<'a> Cast<'a> {
     /// The frames for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.
     pub(crate) fn frame(&mut self, socket: &Socket, view: Option<u16>, own: Position) -> Bytes {
         let at = if socket.tenant.id == *self.tenant { self.at } else { own };
-        self.shared_frame(Key { namespace: socket.namespace, compressed: socket.session.is_compressed(), view, at })
+        self.shared_frame(Key { namespace: socket.namespace, form: socket.session.form(), view, at })
     }
 
     /// Made once for each key, and compressed once out of the plain one.
@@ -216,21 +260,28 @@ impl<'a> Cast<'a> {
         if let Some((_, frame)) = self.frames.iter().find(|(known, _)| *known == key) {
             return frame.clone();
         }
-        let frame = if key.compressed {
-            let plain = self.shared_frame(Key { compressed: false, ..key.clone() });
-            self.shared.compress(plain)
-        } else {
-            self.encode(&key)
+        let frame = match key.form {
+            Form::Compressed => {
+                let plain = self.shared_frame(Key { form: Form::Packets, ..key.clone() });
+                self.shared.compress(plain)
+            }
+            Form::Packets | Form::Stream | Form::Log => self.encode(&key),
         };
         self.frames.push((key, frame.clone()));
         frame
     }
 
     fn encode(&self, key: &Key) -> Bytes {
-        let Key { namespace, view, at, compressed: _ } = *key;
+        let Key { namespace, view, at, form } = *key;
         let realtime = &self.shared.catalog.realtime;
         let offset = Offset { epoch: self.shared.store.epoch().clone(), position: at }.to_string();
         let fields = view.map(|view| self.route.declared.views[usize::from(view)].fields.as_slice());
+        if let (Form::Log, Some(event)) = (form, self.whole) {
+            return encode::stream_event(&offset, &event.kind, &encode::json(event));
+        }
+        if matches!(form, Form::Stream | Form::Log) {
+            return encode::streamed(realtime.profile, self.body, fields, &offset);
+        }
         let namespace = &realtime.namespaces[usize::from(namespace)];
         encode::event(self.shared.options.parser, namespace, realtime.profile, self.body, fields, &offset)
     }

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidewire_core::catalog::Pattern;
-use tidewire_core::event::Position;
+use tidewire_core::event::{Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, TenantId};
 
 use crate::auth::{Refusal, has_ended};
+use crate::cursors;
 use crate::echo;
 use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
+use crate::presence;
 use crate::recovery::{self, Owner, Return, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
@@ -51,12 +53,39 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let principal = choose_tenant(shared, nsp, &auth, principal);
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await.map_err(|error| recovery::unavailable(&error))?;
+    let cursor = match cursors::name("auth.after", &auth["after"]) {
+        Ok(name) => name.zip(principal.user.as_ref()),
+        Err(error) => {
+            session.refuse(
+                nsp,
+                "Invalid cursor",
+                Some(&json!({ "code": error.code(), "detail": error.detail() }).to_string()),
+            );
+            return Ok(());
+        }
+    };
     let offset = auth["offset"].as_str();
     let owner = Owner::new(nsp, &principal, &*shared.store);
     let returned = match auth["pid"].as_str().filter(|_| shared.options.recovery) {
         Some(pid) => recovery::claim(shared, &tenant, &owner, pid, offset).await?,
         None => Return::New,
     };
+    // What a session knows of itself is newer than what its user has told of all of them.
+    let cursor = cursor.filter(|_| matches!(returned, Return::New));
+    let acked = match cursor {
+        None => Acked::NotAsked,
+        Some((name, user)) => match reach(shared, &tenant, user, name).await {
+            Ok(acked) => acked,
+            Err(error) if error.kind() == Kind::Limited => {
+                shared.stats.by.connects.up(error.code());
+                let data = json!({ "code": error.code(), "detail": error.detail() });
+                session.refuse(nsp, "Too many cursors", Some(&data.to_string()));
+                return Ok(());
+            }
+            Err(error) => return Err(recovery::unavailable(&error)),
+        },
+    };
+    // From here to the new socket nothing is waited for: who is counted and then given up would be counted for ever.
     if let Err(crowded) = admit(session, &tenant, &principal) {
         shared.stats.refused.up();
         shared.stats.by.connects.up(crowded.code());
@@ -75,9 +104,10 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     };
     let (rooms, saved) = allowed_rooms(shared, &principal, saved);
     let types = saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect());
-    let (left, acked) = (saved.left, saved.acked);
+    let (left, own_acked) = (saved.left, saved.acked);
     let credential = kept_credential(&principal, &auth);
-    let beginning = Beginning { sid, namespace, principal: principal.clone(), types, left, acked, credential };
+    let beginning =
+        Beginning { sid, namespace, principal: principal.clone(), types, left, acked: own_acked, credential };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
     let before = tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
     if let Some(before) = before {
@@ -93,21 +123,31 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &socket.sid, pid))
     };
-    match back {
-        Some((after, joined_at)) => {
+    match (back, acked) {
+        (Some((after, joined_at)), _) => {
             // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
-            socket.emit_after(|| accept(joined_at), "connected", &hello);
+            socket.emit_after(|| accept(joined_at), "connected", &hello.to_string());
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
             // Still parked when there is more than fits at once.
             session.drained();
         }
-        None => {
+        (None, Acked::At(after)) => {
+            let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            socket.attach(rooms, Some(after), |_| ());
+            let mut hello = hello(&socket, &names, tenant.delivered(), Some(false));
+            hello["acked"] = json!(after);
+            // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
+            socket.emit_after(|| accept(after), "connected", &hello.to_string());
+            session.drained();
+        }
+        (None, acked) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let mut joined_at = Position(0);
@@ -118,9 +158,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                     session.push_frame(echo::greet(&socket, &auth));
                     return;
                 }
-                socket.emit_at("connected", &hello(&socket, &names, position, Some(false)), position);
+                let mut hello = hello(&socket, &names, position, Some(false));
+                if let Acked::Lost(lost) = &acked {
+                    hello["acked"] = json!(lost.position);
+                }
+                socket.emit_at("connected", &hello.to_string(), position);
             });
-            if let Some(offset) = offset {
+            let lost = match &acked {
+                Acked::Lost(lost) => Some(lost.to_string()),
+                Acked::NotAsked | Acked::At(_) => offset.map(str::to_owned),
+            };
+            if let Some(offset) = lost {
                 socket.emit("continuity:lost", &json!({ "position": joined_at, "offset": offset }).to_string());
             }
         }
@@ -137,6 +185,32 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let user = principal.user.as_deref().unwrap_or("visitor");
     tracing::debug!(tenant = %tenant.id, user, socket = %socket.sid, recovered = back.is_some(), "socket connected");
     Ok(())
+}
+
+/// Where a new session begins that asked to begin at a cursor of its user.
+enum Acked {
+    NotAsked,
+    At(Position),
+    /// Not everything after it can be given.
+    Lost(Offset),
+}
+
+/// Looks for a cursor; one that is not there yet begins here, so that nothing is missed before its first `ack`.
+async fn reach(shared: &Shared, tenant: &Tenant, user: &Arc<str>, name: &str) -> Result<Acked, Error> {
+    let Some(at) = cursors::find(shared, &tenant.id, user, name).await? else {
+        return cursors::advance(shared, &tenant.id, user, name, tenant.delivered()).await.map(Acked::At);
+    };
+    if at.epoch != *shared.store.epoch() {
+        shared.lose(&shared.stats.lost_epoch, "epoch");
+        return Ok(Acked::Lost(at));
+    }
+    Ok(match recovery::beyond_history(shared, tenant, at.position).await? {
+        None => Acked::At(at.position),
+        Some(reason) => {
+            shared.lose(&shared.stats.lost_history, reason);
+            Acked::Lost(at)
+        }
+    })
 }
 
 /// Who is asking: by the first credential there is, or a visitor where the catalog has rooms for such.
@@ -160,7 +234,7 @@ pub(crate) async fn authenticate(session: &Session, auth: &Value) -> Result<Prin
     Ok(principal)
 }
 
-fn admit(session: &Session, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
+pub(crate) fn admit(session: &Session, tenant: &Tenant, principal: &Principal) -> Result<(), Crowded> {
     let shared = &session.shared;
     if tenant.directory.lock().sockets.len() >= shared.options.max_per_tenant {
         return Err(Crowded::Tenant);
@@ -173,8 +247,17 @@ fn admit(session: &Session, tenant: &Tenant, principal: &Principal) -> Result<()
     tenant.directory.lock().admit(user, shared.options.max_per_user, rate, shared.clock.now())
 }
 
+/// What a client is told that may not have one more socket.
+pub(crate) fn too_many(shared: &Shared, crowded: &Crowded) -> Error {
+    let error = Error::new(Kind::Limited, crowded.code(), "too many connections, or too many at once, in this tenant");
+    match crowded {
+        Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
+        Crowded::Sockets | Crowded::Tenant | Crowded::Address => error,
+    }
+}
+
 /// Its own rooms without those it left, and the ones it had asked for that it may still be in.
-fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<Allowed>, Saved) {
+pub(crate) fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<Allowed>, Saved) {
     let mut rooms = policy::auto_rooms(&shared.catalog, principal);
     rooms.retain(|room| !saved.left.iter().any(|left| **left == *room.name));
     for name in &saved.rooms {
@@ -185,11 +268,19 @@ fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<A
         }
     }
     rooms.truncate(shared.options.max_rooms_per_socket);
+    for (name, data) in &saved.data {
+        // By the catalog of today, which may have another shape for it.
+        if let Some(room) = rooms.iter_mut().find(|room| *room.name == **name)
+            && let Ok(data) = data.to_value()
+        {
+            room.data = presence::member_data(&shared.catalog, name, &data).unwrap_or(None);
+        }
+    }
     (rooms, saved)
 }
 
 /// The data of `connected`, and without `recovered` that of `tenant:switched`.
-fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<bool>) -> String {
+pub(crate) fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<bool>) -> Value {
     let principal = socket.principal();
     let mut hello = json!({
         "socketId": &*socket.sid,
@@ -206,11 +297,11 @@ fn hello(socket: &Socket, rooms: &[&str], position: Position, recovered: Option<
     if tenants.len() > 1 {
         hello["tenants"] = json!(tenants);
     }
-    hello.to_string()
+    hello
 }
 
 /// In which of its tenants a client joins: where the session is that it comes back to, else the one that it names, else its home.
-fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
+pub(crate) fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
     let catalog = &shared.catalog;
     let tenants = tenancy::tenants(catalog, &principal);
     let named = auth[&*catalog.app.tenant].as_str();
@@ -231,7 +322,7 @@ fn exists(shared: &Shared, tenant: &TenantId) -> bool {
 }
 
 /// The token with which the credential is checked again; only kept where that will be.
-fn kept_credential(principal: &Principal, auth: &Value) -> Option<Box<str>> {
+pub(crate) fn kept_credential(principal: &Principal, auth: &Value) -> Option<Box<str>> {
     principal.recheck.and_then(|_| auth["token"].as_str()).map(Into::into)
 }
 
@@ -259,13 +350,7 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     }
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await?;
-    admit(session, &tenant, &principal).map_err(|crowded| {
-        let error = Error::new(Kind::Limited, crowded.code(), "too many sockets, or too many at once, in that tenant");
-        match crowded {
-            Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
-            Crowded::Sockets | Crowded::Tenant | Crowded::Address => error,
-        }
-    })?;
+    admit(session, &tenant, &principal).map_err(|crowded| too_many(shared, &crowded))?;
     shared.stats.sockets.up();
     let nsp = socket.namespace_name();
     let saved = socket.saved();
@@ -296,7 +381,7 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let owner = Owner::new(nsp, &principal, &*shared.store);
     next.attach(rooms, None, |position| {
-        next.emit_at("tenant:switched", &hello(&next, &names, position, None), position);
+        next.emit_at("tenant:switched", &hello(&next, &names, position, None).to_string(), position);
         let pid = shared.signer.sign(&next.sid, position, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &next.sid, pid));

@@ -75,6 +75,35 @@ pub(crate) fn event(
     }
 }
 
+/// The same as a server-sent event.
+pub(crate) fn streamed(profile: Profile, body: Body<'_>, fields: Option<&[String]>, offset: &str) -> Bytes {
+    let redacted = fields.map(|fields| redact(body.data, fields));
+    let data = redacted.as_ref().unwrap_or(body.data);
+    match profile {
+        Profile::Named => stream_event(offset, body.kind, data.get()),
+        Profile::Envelope => stream_event(offset, body.kind, &json(&envelope(body, data, fields.is_some()))),
+    }
+}
+
+/// One server-sent event (WHATWG HTML, section 9.2). JSON keeps the line ends between its parts, so its lines become lines of `data`.
+pub(crate) fn stream_event(offset: &str, name: &str, data: &str) -> Bytes {
+    let mut out = String::with_capacity(offset.len() + name.len() + data.len() + 24);
+    out.extend(["id: ", offset, "\nevent: "]);
+    // A line end in a name would begin another field.
+    out.extend(name.chars().filter(|c| !matches!(c, '\n' | '\r')));
+    out.push('\n');
+    for line in data.split(['\n', '\r']).filter(|line| !line.is_empty()) {
+        out.extend(["data: ", line, "\n"]);
+    }
+    out.push('\n');
+    out.into()
+}
+
+/// A sign of life in a stream. It has no data, so the client is told of nothing, but remembers how far it is.
+pub(crate) fn stream_beat(offset: &str) -> Bytes {
+    format!(": still here\nid: {offset}\n\n").into()
+}
+
 /// The JSON text of what always has one.
 pub(crate) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned())
@@ -91,6 +120,13 @@ mod tests {
         let data = Json::parse(r#"{"a":1,"b":{"x":2},"c":"geheim"}"#.to_owned()).expect("json");
         assert_eq!(redact(&data, &["b".to_owned(), "z".to_owned()]).get(), r#"{"b":{"x":2}}"#);
         assert_eq!(redact(&Json::parse("[1]".to_owned()).expect("json"), &["a".to_owned()]).get(), "{}");
+    }
+
+    #[test]
+    fn a_streamed_event_keeps_its_lines_apart() {
+        let text = stream_event("e.7", "x:y\nid: e.9", "{\r\n \"a\":\n1}");
+        assert_eq!(&text[..], b"id: e.7\nevent: x:yid: e.9\ndata: {\ndata:  \"a\":\ndata: 1}\n\n");
+        assert_eq!(&stream_beat("e.7")[..], b": still here\nid: e.7\n\n");
     }
 
     #[test]

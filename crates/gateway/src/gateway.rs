@@ -23,13 +23,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Authenticate, Handshake};
 use crate::cast::Route;
+use crate::cursors::Cursors;
 use crate::heartbeat::{self, Wheel};
 use crate::http::Refused;
 use crate::hub::Hub;
 use crate::options::Options;
 use crate::recovery::{Recent, Signer};
 use crate::relay::{self, Feeder, Follow};
-use crate::session::{Closing, Session};
+use crate::session::{Closing, Opening, Session};
 use crate::socket::Socket;
 use crate::stats::{Counters, Stats};
 use crate::visitors::Visitors;
@@ -60,12 +61,15 @@ pub(crate) struct Shared {
     pub(crate) ids: UuidV7,
     pub(crate) options: Options,
     pub(crate) routes: HashMap<Arc<str>, Route>,
+    /// The route of every event to those who follow the whole log.
+    pub(crate) log: Route,
     pub(crate) hub: Hub,
     pub(crate) feeder: Feeder,
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
     pub(crate) visitors: Visitors,
+    pub(crate) cursors: Cursors,
     pub(crate) stats: Counters,
     /// Seeded anew in each process, so that nobody can choose keys that collide.
     pub(crate) hasher: RandomState,
@@ -106,12 +110,14 @@ impl Gateway {
     ) -> Self {
         let shared = Arc::new(Shared {
             routes: Route::all(&catalog),
+            log: Route::log(),
             hub: Hub::default(),
             feeder: Feeder::default(),
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
             visitors: Visitors::default(),
+            cursors: Cursors::default(),
             stats: Counters::default(),
             hasher: RandomState::new(),
             tracker: TaskTracker::new(),
@@ -207,7 +213,7 @@ impl Shared {
     }
 
     /// Opens a session, unless there are too many or the gateway is draining.
-    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, websocket: bool) -> Result<Arc<Session>, Refused> {
+    pub(crate) fn open(self: &Arc<Self>, handshake: Handshake, opening: Opening) -> Result<Arc<Session>, Refused> {
         if self.is_draining() {
             self.stats.refused.up();
             return Err(Refused::Draining);
@@ -216,11 +222,11 @@ impl Shared {
             self.stats.refused.up();
             return Err(Refused::Busy);
         }
-        let session = Session::new(self.clone(), handshake, websocket);
+        let session = Session::new(self.clone(), handshake, opening);
         self.stats.connections.up();
         self.stats.opened.up();
         self.sessions.part(&session.id).lock().insert(session.id.clone(), session.clone());
-        self.wheel.plan(&session, self.options.ping_interval.min(self.options.connect_timeout));
+        self.wheel.plan(&session, session.heartbeat().min(self.options.connect_timeout));
         Ok(session)
     }
 

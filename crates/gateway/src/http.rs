@@ -120,7 +120,7 @@ where
 
 /// What the `Origin` header says about the page that asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Origin {
+pub(crate) enum Origin {
     /// None (not a browser), or the server's own.
     Own,
     /// An allowed one.
@@ -132,7 +132,7 @@ enum Origin {
 }
 
 impl Origin {
-    fn of(allowed: &[String], headers: &HeaderMap) -> Self {
+    pub(crate) fn of(allowed: &[String], headers: &HeaderMap) -> Self {
         let Some(header) = headers.get(ORIGIN) else { return Self::Own };
         let Ok(origin) = header.to_str() else { return Self::Foreign };
         if allowed.iter().any(|allowed| allowed.trim_end_matches('/').eq_ignore_ascii_case(origin)) {
@@ -148,7 +148,7 @@ impl Origin {
         if allowed.iter().any(|allowed| allowed == "*") { Self::Anyone } else { Self::Foreign }
     }
 
-    fn mark(&self, headers: &mut HeaderMap) {
+    pub(crate) fn mark(&self, headers: &mut HeaderMap) {
         match self {
             Self::Own | Self::Foreign => {}
             Self::Named(origin) => {
@@ -164,10 +164,14 @@ impl Origin {
 }
 
 fn preflight(headers: &HeaderMap) -> Answer {
+    preflight_of(headers, "GET,POST")
+}
+
+pub(crate) fn preflight_of(headers: &HeaderMap, methods: &'static str) -> Answer {
     let mut answer = plain(StatusCode::NO_CONTENT, "text/plain", "");
     let asked = headers.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let out = answer.headers_mut();
-    out.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET,POST"));
+    out.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
     out.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(HeaderValue::from_static("content-type,authorization")));
     out.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     answer
@@ -189,7 +193,7 @@ pub(crate) fn plain(status: StatusCode, kind: &'static str, body: impl Into<Byte
 }
 
 /// The parameters of a query, percent-decoded. What is not UTF-8 after decoding is left out; at most 64 are read.
-fn parse_query(query: &str) -> Vec<(String, String)> {
+pub(crate) fn parse_query(query: &str) -> Vec<(String, String)> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         Some((decode(key)?, decode(value)?))

@@ -261,7 +261,11 @@ impl Directory {
 
 /// A table of rooms. A room is there as long as it has a member.
 #[derive(Default)]
-pub(crate) struct Rooms(HashMap<Arc<str>, Room>);
+pub(crate) struct Rooms {
+    rooms: HashMap<Arc<str>, Room>,
+    /// Who gets every logged event of the tenant, whatever its rooms.
+    followers: Room,
+}
 
 /// The members of a room, in no order. Larger rooms keep an index, so that leaving costs the same in all of them.
 #[derive(Default)]
@@ -275,31 +279,43 @@ const INDEXED_FROM: usize = 64;
 
 impl Rooms {
     pub(crate) fn members(&self, room: &str) -> &[Arc<Socket>] {
-        self.0.get(room).map_or(&[], |room| &room.members)
+        self.rooms.get(room).map_or(&[], |room| &room.members)
+    }
+
+    pub(crate) fn followers(&self) -> &[Arc<Socket>] {
+        &self.followers.members
+    }
+
+    pub(crate) fn follow(&mut self, socket: &Arc<Socket>) {
+        self.followers.insert(socket.clone());
+    }
+
+    pub(crate) fn unfollow(&mut self, socket: &Socket) {
+        self.followers.remove(socket.key);
     }
 
     /// Puts a socket into a room it is not in. Answers the room's name as the table keeps it.
     pub(crate) fn join(&mut self, room: &str, socket: &Arc<Socket>) -> Arc<str> {
-        let name = self.0.get_key_value(room).map_or_else(|| room.into(), |(name, _)| name.clone());
-        self.0.entry(name.clone()).or_default().insert(socket.clone());
+        let name = self.rooms.get_key_value(room).map_or_else(|| room.into(), |(name, _)| name.clone());
+        self.rooms.entry(name.clone()).or_default().insert(socket.clone());
         name
     }
 
     pub(crate) fn leave(&mut self, room: &str, socket: &Socket) {
-        let Some(found) = self.0.get_mut(room) else { return };
+        let Some(found) = self.rooms.get_mut(room) else { return };
         found.remove(socket.key);
         if found.members.is_empty() {
-            self.0.remove(room);
+            self.rooms.remove(room);
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.rooms.len()
     }
 
     /// Every room and its number of members.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.0.iter().map(|(name, room)| (&**name, room.members.len()))
+        self.rooms.iter().map(|(name, room)| (&**name, room.members.len()))
     }
 }
 

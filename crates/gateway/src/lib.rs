@@ -1,6 +1,7 @@
-//! The Socket.IO server: Engine.IO v4 over polling and WebSocket, Socket.IO v5 on top, for the stock `socket.io-client` 4.
+//! The Socket.IO server: Engine.IO v4 over polling and WebSocket, Socket.IO v5 on top, for the stock `socket.io-client` 4. And
+//! server-sent events for those who only listen.
 //!
-//! A [`Gateway`] takes HTTP requests ([`Gateway::handle`]), follows a store ([`Gateway::follower`]) and brings committed events to the
+//! A [`Gateway`] takes HTTP requests ([`Gateway::handle`], [`Gateway::follow`]), follows a store ([`Gateway::follower`]) and brings committed events to the
 //! sockets that may see them. What there is to say, to whom, and who may ask for what, comes from the catalog; who a client is, from
 //! an [`Authenticate`]; what clients publish goes through a [`Publish`].
 //!
@@ -26,7 +27,7 @@
 //!
 //! The store's writer tells the follower, which queues the event ([`relay`]). The relay looks up the rooms in the tenant's table ([`hub`]) and
 //! offers the event to each socket ([`socket`]), which decides by subscription and visibility, takes the shared frame from the [`cast`]
-//! and puts it into the session's [`outbox`]. The connection's task ([`websocket`]) or a waiting poll ([`polling`]) writes what is there.
+//! and puts it into the session's [`outbox`]. The connection's task ([`websocket`]), a waiting poll ([`polling`]) or the body of a long answer ([`stream`]) writes what is there.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -48,6 +49,7 @@ mod gateway;
 
 mod http;
 mod polling;
+mod stream;
 mod websocket;
 
 mod outbox;
@@ -55,6 +57,7 @@ mod session;
 
 mod auth;
 mod connect;
+mod cursors;
 mod policy;
 mod presence;
 mod recovery;
@@ -89,3 +92,4 @@ pub use parser::Parser;
 pub use presence::{Member, Members};
 pub use registry::{ConnectionInfo, RoomInfo, Whom};
 pub use stats::Stats;
+pub use stream::{EventStream, Hangup, Reader};

@@ -3,7 +3,7 @@
 //! Every message may wait for an acknowledgement, `{ok: true, …}` or `{ok: false, error: {code, message}}`. A message without one is dealt with all
 //! the same. Messages of one connection are dealt with one after the other.
 
-mod builtin;
+pub(crate) mod builtin;
 mod declared;
 mod history;
 
@@ -88,7 +88,8 @@ async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
         "leave" | "leave room" => builtin::leave(socket, first),
         "history" => history::history(socket, first).await,
         "auth" => builtin::renew(socket, first).await,
-        "ack" => builtin::acknowledge(socket, first),
+        "ack" => builtin::acknowledge(socket, first).await,
+        "unread" => history::unread(socket, first).await,
         "presence" => builtin::presence(socket, first),
         "switch" => builtin::switch(socket, first).await,
         _ => declared::handle(socket, name, args).await,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
+use tidewire_core::Json;
 use tidewire_core::catalog::{Catalog, Join, Room};
 use tidewire_core::principal::Principal;
 
@@ -19,6 +20,8 @@ pub(crate) struct Allowed {
     pub(crate) auto: bool,
     /// Whether it is told who is in it.
     pub(crate) presence: bool,
+    /// What the user tells of itself there.
+    pub(crate) data: Option<Json>,
 }
 
 /// The rooms that `principal` is in by itself, in the order of the catalog: a user in the `auto` rooms that the claims fill, a visitor in the
@@ -33,7 +36,8 @@ pub(crate) fn auto_rooms(catalog: &Catalog, principal: &Principal) -> Vec<Allowe
         }
         let Ok(name) = room.template.render(|name| own_param(catalog, principal, name)) else { continue };
         if !found.iter().any(|known| known.name == name) && holds(catalog, room, principal, &name) {
-            found.push(Allowed { name, app: room.crosses_tenants, auto: true, presence: room.presence });
+            let (app, presence) = (room.crosses_tenants, room.presence);
+            found.push(Allowed { name, app, auto: true, presence, data: None });
         }
     }
     found
@@ -61,6 +65,7 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
         app: room.crosses_tenants,
         auto: false,
         presence: room.presence,
+        data: None,
     })
 }
 

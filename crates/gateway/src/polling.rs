@@ -15,7 +15,7 @@ use crate::auth::Handshake;
 use crate::gateway::Shared;
 use crate::http::{Answer, Refused, plain};
 use crate::outbox::Taken;
-use crate::session::{Closing, Probe, Session, Step, Transport};
+use crate::session::{Closing, Opening, Probe, Session, Step, Transport};
 
 /// The most packets in one POST. The body's size is the real bound; this one keeps tiny packets from costing more than it.
 const MAX_PACKETS: usize = 10_000;
@@ -28,7 +28,7 @@ const TEXT: &str = "text/plain; charset=UTF-8";
 
 /// Opens a session.
 pub(crate) fn open(shared: &Arc<Shared>, handshake: Handshake) -> Result<Answer, Refused> {
-    let session = shared.open(handshake, false)?;
+    let session = shared.open(handshake, Opening::Polling)?;
     Ok(plain(StatusCode::OK, TEXT, session.open_packet(false)))
 }
 
@@ -40,7 +40,7 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
             polling.getting = true;
             Begin::Wait(polling.probe)
         }
-        Transport::WebSocket => Begin::Moved,
+        Transport::WebSocket | Transport::Stream => Begin::Moved,
     };
     let probe = match session.transport(begin).ok_or(TransportError::UnknownSid)? {
         Begin::Wait(probe) => probe,
@@ -112,7 +112,7 @@ where
 {
     let begin = |transport: &mut Transport| match transport {
         Transport::Polling(polling) => Some(!std::mem::replace(&mut polling.posting, true)),
-        Transport::WebSocket => None,
+        Transport::WebSocket | Transport::Stream => None,
     };
     match session.transport(begin).ok_or(TransportError::UnknownSid)? {
         Some(true) => {}

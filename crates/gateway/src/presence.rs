@@ -12,10 +12,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tidewire_core::catalog::Catalog;
 use tidewire_core::event::Position;
-use tidewire_core::{Error, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Json, Kind, Result, TenantId, Timestamp};
 
 use crate::gateway::{Gateway, Shared};
 use crate::hub::Tenant;
@@ -30,6 +30,9 @@ pub struct Member {
     pub sockets: u32,
     /// When the first of them came.
     pub since: Timestamp,
+    /// What the user told of itself there, the last time it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Json>,
 }
 
 /// Some of the users in a room, in the order of their ids.
@@ -61,26 +64,51 @@ struct Here {
     sockets: u32,
     since: Timestamp,
     gone_at: Option<Instant>,
+    data: Option<Json>,
+}
+
+impl Here {
+    /// Answers whether this is news.
+    fn tell(&mut self, data: Option<&Json>) -> bool {
+        let is_news = data.is_some() && self.data.as_ref() != data;
+        if is_news {
+            self.data = data.cloned();
+        }
+        is_news
+    }
 }
 
 struct Note {
     name: &'static str,
     room: Arc<str>,
     user: Arc<str>,
+    data: Option<Json>,
 }
 
 impl Presence {
-    /// One more socket of `user` is in `room`.
-    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp) {
+    /// One more socket of `user` is in `room`, and may tell something of the user.
+    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp, data: Option<&Json>) {
         let mut state = self.state.lock();
-        let here = state.rooms.entry(room.clone()).or_default();
-        if let Some(here) = here.get_mut(user) {
+        let users = state.rooms.entry(room.clone()).or_default();
+        if let Some(here) = users.get_mut(user) {
             here.sockets += 1;
             here.gone_at = None;
+            if here.tell(data) {
+                state.note("presence:update", room, user, data);
+            }
             return;
         }
-        here.insert(user.clone(), Here { sockets: 1, since: now, gone_at: None });
-        state.notes.push_back(Note { name: "presence:join", room: room.clone(), user: user.clone() });
+        users.insert(user.clone(), Here { sockets: 1, since: now, gone_at: None, data: data.cloned() });
+        state.note("presence:join", room, user, data);
+    }
+
+    /// A user that is in `room` tells something else of itself.
+    pub(crate) fn update(&self, room: &Arc<str>, user: &Arc<str>, data: &Json) {
+        let mut state = self.state.lock();
+        let here = state.rooms.get_mut(room).and_then(|users| users.get_mut(user));
+        if here.is_some_and(|here| here.tell(Some(data))) {
+            state.note("presence:update", room, user, Some(data));
+        }
     }
 
     /// One socket less. If it was the last one, the user is gone now, or at `gone_at` unless another one comes.
@@ -123,6 +151,7 @@ impl Presence {
             user_id: user.clone(),
             sockets: here.sockets,
             since: here.since,
+            data: here.data.clone(),
         };
         Members { members: page.map(member).collect(), total: users.len() }
     }
@@ -135,7 +164,11 @@ impl State {
         if users.is_empty() {
             self.rooms.remove(room);
         }
-        self.notes.push_back(Note { name: "presence:leave", room: room.clone(), user: user.clone() });
+        self.note("presence:leave", room, user, None);
+    }
+
+    fn note(&mut self, name: &'static str, room: &Arc<str>, user: &Arc<str>, data: Option<&Json>) {
+        self.notes.push_back(Note { name, room: room.clone(), user: user.clone(), data: data.cloned() });
     }
 }
 
@@ -148,9 +181,13 @@ pub(crate) fn tell(shared: &Shared, tenant: &Tenant) {
     let _telling = tenant.presence.telling.lock();
     loop {
         let Some(note) = tenant.presence.state.lock().notes.pop_front() else { return };
-        let data = json!({ "room": &*note.room, "userId": &*note.user }).to_string();
+        let mut data = json!({ "room": &*note.room, "userId": &*note.user });
+        if let Some(told) = &note.data {
+            data["data"] = json!(told);
+        }
+        let data = data.to_string();
         let members = tenant.rooms.read().members(&note.room).to_vec();
-        let mut frames: Vec<((u8, Position), Bytes)> = Vec::new();
+        let mut frames: Vec<((u8, bool, Position), Bytes)> = Vec::new();
         for socket in members.iter().filter(|socket| socket.user.is_some()) {
             socket.notify(note.name, &data, &mut frames);
         }
@@ -164,6 +201,32 @@ pub(crate) fn require(catalog: &Catalog, name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid("presence.off", "the catalog does not say `presence = true` for this room"))
+}
+
+/// The most bytes that a user tells of itself in one room.
+const MAX_MEMBER_DATA: usize = 1_024;
+
+/// What a user tells of itself in a room, checked; nothing for `null`. Codes `message.invalid_data`, `data.too_large`.
+pub(crate) fn member_data(catalog: &Catalog, room: &str, data: &Value) -> Result<Option<Json>> {
+    if data.is_null() {
+        return Ok(None);
+    }
+    let declared = catalog.rooms.iter().find(|declared| declared.template.matches(room));
+    let Some(shape) = declared.and_then(|declared| declared.member_data.as_ref()) else {
+        let detail = "data: the catalog says nothing of data in the presence of this room";
+        return Err(Error::invalid("message.invalid_data", detail));
+    };
+    let mut errors = Vec::new();
+    shape.validate(data, "data", &mut errors);
+    if !errors.is_empty() {
+        return Err(Error::invalid("message.invalid_data", "").with_fields(errors));
+    }
+    let data = Json::from_serialize(data)?;
+    if data.get().len() > MAX_MEMBER_DATA {
+        let detail = format!("data: expected at most {MAX_MEMBER_DATA} bytes of JSON");
+        return Err(Error::new(Kind::TooLarge, "data.too_large", detail));
+    }
+    Ok(Some(data))
 }
 
 impl Gateway {
@@ -189,7 +252,7 @@ mod tests {
     fn a_user_comes_once_and_goes_once_and_a_reconnect_makes_no_noise() {
         let (presence, room, ann): (_, Arc<str>, Arc<str>) = (Presence::default(), "r".into(), "ann".into());
         let (now, grace) = (Instant::now(), Duration::from_secs(5));
-        let enter = || presence.enter(&room, &ann, Timestamp::from_millis(1));
+        let enter = || presence.enter(&room, &ann, Timestamp::from_millis(1), None);
         enter();
         enter();
         assert_eq!(notes(&presence), [("presence:join", "ann".to_owned())]);
@@ -207,7 +270,9 @@ mod tests {
     #[test]
     fn a_list_goes_on_after_the_last_of_a_page() {
         let (presence, room): (_, Arc<str>) = (Presence::default(), "r".into());
-        ["c", "a", "b"].into_iter().for_each(|user| presence.enter(&room, &user.into(), Timestamp::from_millis(1)));
+        ["c", "a", "b"]
+            .into_iter()
+            .for_each(|user| presence.enter(&room, &user.into(), Timestamp::from_millis(1), None));
         let page = |after| {
             let page = presence.members("r", after, 2);
             (page.members.iter().map(|member| member.user_id.to_string()).collect::<Vec<_>>().concat(), page.total)

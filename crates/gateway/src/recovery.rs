@@ -13,10 +13,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tidewire_core::event::{Offset, Position};
+use tidewire_core::event::{Event, Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
-use tidewire_core::{Error, Result, TenantId};
+use tidewire_core::{Error, Json, Result, TenantId, Timestamp};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
@@ -34,6 +34,9 @@ pub(crate) struct Saved {
     /// Rooms of its own that it left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) left: Vec<Box<str>>,
+    /// What the user told of itself, by the room.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) data: Vec<(Box<str>, Json)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) types: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,7 +206,7 @@ pub(crate) async fn claim(
     }
     // With acknowledgements, what was received but not dealt with comes again.
     let after = saved.acked.map_or(after, |acked| after.min(acked.max(joined_at)));
-    if let Some(reason) = beyond_history(shared, tenant, after).await? {
+    if let Some(reason) = beyond_history(shared, tenant, after).await.map_err(|error| unavailable(&error))? {
         shared.lose(&shared.stats.lost_history, reason);
         return Ok(Return::New);
     }
@@ -219,6 +222,17 @@ pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> R
     shared.recent.put(sid, Saved::ended());
     // As long as a token of it could be used.
     let expires = shared.clock.now() + shared.catalog.realtime.history_age;
+    keep(shared, tenant, sid, text, expires).await
+}
+
+/// Writes what is kept under `sid`, and waits until it is durable in the sense of the store. Code `unavailable`.
+pub(crate) async fn keep(
+    shared: &Shared,
+    tenant: &TenantId,
+    sid: &str,
+    text: String,
+    expires: Timestamp,
+) -> Result<()> {
     shared.store.put_session(tenant, sid, text.clone(), expires);
     // The store answers no write of a session, so it is asked.
     let shown = async {
@@ -227,30 +241,37 @@ pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> R
         }
         Ok(())
     };
-    let late = |_| Err(Error::unavailable("the store did not keep the end of the session in time"));
+    let late = |_| Err(Error::unavailable("the store did not keep it in time; try again"));
     tokio::time::timeout(KEEP_TIMEOUT, shown).await.unwrap_or_else(late)
 }
 
 /// Why not every event after this position is in what the catalog calls history, in the words of the counters: the log ends before it, so it
 /// is of another incarnation; there were more since than are kept, or older ones. Nothing when all are there.
-async fn beyond_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<Option<&'static str>, Closing> {
-    // What a client has may be on its way to others still.
-    let head = tenant.begun();
+pub(crate) async fn beyond_history(shared: &Shared, tenant: &Tenant, after: Position) -> Result<Option<&'static str>> {
     let realtime = &shared.catalog.realtime;
-    if after > head {
-        return Ok(Some("epoch"));
-    }
-    if head.0 - after.0 > u64::from(realtime.history_count) {
+    if tenant.begun().0.saturating_sub(after.0) > u64::from(realtime.history_count) {
         return Ok(Some("trimmed"));
     }
-    if after == head {
-        return Ok(None);
+    beyond_log(shared, tenant, after, Some(shared.clock.now() - realtime.history_age)).await
+}
+
+/// The same of what the log still has, with none of it older than `oldest`.
+pub(crate) async fn beyond_log(
+    shared: &Shared,
+    tenant: &Tenant,
+    after: Position,
+    oldest: Option<Timestamp>,
+) -> Result<Option<&'static str>> {
+    // What a client has may be on its way to others still.
+    let head = tenant.begun();
+    if after >= head {
+        return Ok((after > head).then_some("epoch"));
     }
     let query = LogQuery { after, limit: 1, ..LogQuery::default() };
-    let first = shared.store.read(&tenant.id, query).await.map_err(|error| unavailable(&error))?;
-    let oldest = shared.clock.now() - realtime.history_age;
+    let first = shared.store.read(&tenant.id, query).await?;
+    let is_young = |event: &Event| oldest.is_none_or(|oldest| event.time >= oldest);
     Ok(match first.first() {
-        Some(event) if event.position == after.next() && event.time >= oldest => None,
+        Some(event) if event.position == after.next() && is_young(event) => None,
         Some(event) if event.position == after.next() => Some("expired"),
         Some(_) | None => Some("trimmed"),
     })

@@ -26,7 +26,7 @@ pub struct ConnectionInfo {
     pub roles: Vec<String>,
     /// Its namespace.
     pub namespace: String,
-    /// `websocket` or `polling`.
+    /// `websocket`, `polling` or, for server-sent events, `sse`.
     pub transport: &'static str,
     /// Where the client is, as far as that is known.
     pub address: Option<IpAddr>,

@@ -200,6 +200,14 @@ impl Relay<'_> {
             }
             self.count(&cast, Some(tenant));
         }
+        if !rooms.followers().is_empty() {
+            self.ticket += 1;
+            let mut cast = Cast::of_log(self.shared, event, self.ticket);
+            cast.since = since;
+            rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE));
+            tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes);
+            self.since_pause.1 += cast.deliveries;
+        }
         tenant.finish(event.position);
         Next::Done
     }

@@ -26,6 +26,7 @@ use crate::hub::Over;
 use crate::outbox::{Frame, Outbox, Pushed};
 use crate::parser::Parser;
 use crate::socket::Socket;
+use crate::stream::{self, Streaming};
 use crate::{connect, messages, recovery};
 
 /// Why a session, or one of its sockets, ended.
@@ -116,6 +117,8 @@ pub(crate) struct Session {
     catching_up: AtomicBool,
     /// Compressed frames may be queued: the client is on a WebSocket for good, and agreed to it.
     compressed: AtomicBool,
+    /// Of a client that only listens, over server-sent events.
+    pub(crate) streaming: Option<Streaming>,
     /// Which of the wheel's entries counts.
     pub(crate) turn: AtomicU32,
 }
@@ -130,11 +133,20 @@ struct Control {
     closed: bool,
 }
 
+/// How a session begins.
+pub(crate) enum Opening {
+    Polling,
+    WebSocket,
+    Stream(Streaming),
+}
+
 /// How the client is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Polling(Polling),
     WebSocket,
+    /// The body of one long answer.
+    Stream,
 }
 
 /// What is going on over HTTP.
@@ -180,9 +192,13 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), Closing>> + Send>>
 static PING: LazyLock<Bytes> = LazyLock::new(|| websocket::text(PacketType::Ping.as_str().as_bytes()));
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>, handshake: Handshake, websocket: bool) -> Arc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, handshake: Handshake, opening: Opening) -> Arc<Self> {
         let now = Instant::now();
-        let transport = if websocket { Transport::WebSocket } else { Transport::Polling(Polling::default()) };
+        let (transport, streaming) = match opening {
+            Opening::Polling => (Transport::Polling(Polling::default()), None),
+            Opening::WebSocket => (Transport::WebSocket, None),
+            Opening::Stream(streaming) => (Transport::Stream, Some(streaming)),
+        };
         Arc::new(Self {
             id: random_id(),
             outbox: Outbox::default(),
@@ -192,7 +208,7 @@ impl Session {
                 sockets: Vec::new(),
                 joined_once: false,
                 opened: now,
-                next_ping: now + shared.options.ping_interval,
+                next_ping: now + stream::heartbeat(&shared, streaming.is_some()),
                 pong_due: None,
                 closed: false,
             }),
@@ -204,6 +220,7 @@ impl Session {
             behind: AtomicBool::new(false),
             catching_up: AtomicBool::new(false),
             compressed: AtomicBool::new(false),
+            streaming,
             turn: AtomicU32::new(0),
             shared,
         })
@@ -242,6 +259,7 @@ impl Session {
         match self.control.lock().transport {
             Transport::Polling(_) => "polling",
             Transport::WebSocket => "websocket",
+            Transport::Stream => "sse",
         }
     }
 
@@ -430,19 +448,23 @@ impl Session {
         }
         self.shared.forget(&self.id);
         self.outbox.end(closing);
+        if let Some(streaming) = &self.streaming {
+            streaming.hang_up(closing);
+        }
     }
 
     /// Deals with what is due: pings, missing pongs, ending credentials, stalled sockets. Answers when to look again, `None` when closed.
     pub(crate) fn tend(self: &Arc<Self>) -> Option<Duration> {
         let (now, options) = (Instant::now(), &self.shared.options);
-        let (mut due, sockets, mut ping) = {
+        let streams = self.streaming.is_some();
+        let (mut due, sockets, ping) = {
             let mut control = self.control.lock();
             if control.closed {
                 return None;
             }
             if control.pong_due.is_some_and(|due| due <= now) {
                 drop(control);
-                self.close(Closing::Silent);
+                self.close(if streams { Closing::TooSlow } else { Closing::Silent });
                 return None;
             }
             let unused_at = control.opened + options.connect_timeout;
@@ -451,20 +473,32 @@ impl Session {
                 self.close(Closing::Unused);
                 return None;
             }
-            let ping = control.pong_due.is_none() && control.next_ping <= now;
-            if ping {
+            let mut ping = control.next_ping <= now && (streams || control.pong_due.is_none());
+            if ping && streams {
+                // A stream has no pongs. But a client that reads takes what waits for it, and then it needs no sign of life either.
+                control.next_ping = now + self.heartbeat();
+                ping = self.outbox.bytes() == 0;
+                if !ping {
+                    control.pong_due.get_or_insert(now + options.max_stall);
+                }
+            } else if ping {
                 // Counted from when the ping was due, so that a client can rely on interval and timeout together; but a ping that this
                 // side was late with leaves most of the time for its pong all the same.
                 let due = control.next_ping + options.ping_timeout;
                 control.pong_due = Some(due.max(now + options.ping_timeout * 3 / 4));
             }
             let mut due = control.pong_due.unwrap_or(control.next_ping);
+            if streams {
+                due = due.min(control.next_ping);
+            }
             if !control.joined_once {
                 due = due.min(unused_at);
             }
             (due.saturating_duration_since(now), control.sockets.clone(), ping)
         };
-        if std::mem::take(&mut ping) {
+        if ping && streams {
+            sockets.iter().for_each(|socket| socket.beat());
+        } else if ping {
             let pushed = self.push_frame(PING.clone());
             self.close_if_full(pushed);
         }
@@ -484,6 +518,12 @@ impl Session {
 
     pub(crate) fn set_behind(&self) {
         self.behind.store(true, Ordering::SeqCst);
+    }
+
+    /// A stream's client has taken something: it is there.
+    pub(crate) fn taken(self: &Arc<Self>) {
+        self.control.lock().pong_due = None;
+        self.drained();
     }
 
     /// The writer has made room, or a socket was parked: if both is so, catching up begins. Cheap when nobody is behind.

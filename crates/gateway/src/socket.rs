@@ -9,10 +9,11 @@ use parking_lot::{Mutex, RwLock};
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
-use tidewire_core::{Error, Kind, Result, Timestamp};
+use tidewire_core::{Error, Json, Kind, Result, Timestamp};
 
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
+use crate::cast::Form;
 use crate::connect;
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
@@ -57,6 +58,8 @@ struct State {
     /// The credential is being checked again.
     checking: bool,
     credential: Option<Box<str>>,
+    /// It gets every logged event of its tenant, whatever the rooms.
+    whole_log: bool,
     closed: bool,
 }
 
@@ -66,6 +69,8 @@ struct Joined {
     app: bool,
     auto: bool,
     presence: bool,
+    /// What the user tells of itself there.
+    data: Option<Json>,
 }
 
 /// What a socket begins with.
@@ -105,6 +110,7 @@ impl Socket {
                 warned: false,
                 checking: false,
                 credential,
+                whole_log: session.form() == Form::Log,
                 closed: false,
             }),
             session,
@@ -169,9 +175,12 @@ impl Socket {
             None => state.fed = live_from,
             Some(fed) => self.park(&mut state, fed),
         }
+        if state.whole_log {
+            table.follow(self);
+        }
         for room in own {
             let name = table.join(&room.name, self);
-            let joined = Joined { name, app: false, auto: room.auto, presence: room.presence };
+            let joined = Joined { name, app: false, auto: room.auto, presence: room.presence, data: room.data };
             self.enter(&joined);
             state.rooms.push(joined);
         }
@@ -184,12 +193,27 @@ impl Socket {
         }
     }
 
-    /// Puts the socket into a room it may be in. Answers whether it was not there before.
+    /// Puts the socket into a room it may be in, or lets the user tell something else of itself where it is already. Answers whether it was
+    /// not there before. Codes `limit.rooms`, `data.too_large`.
     pub(crate) fn join(self: &Arc<Self>, room: Allowed) -> Result<bool> {
         let most = self.shared().options.max_rooms_per_socket;
         let mut table = self.table(room.app).write();
         let mut state = self.state.lock();
-        if state.closed || state.rooms.iter().any(|joined| *joined.name == *room.name) {
+        if state.closed {
+            return Ok(false);
+        }
+        if let Some(data) = &room.data {
+            state.has_room_for(&room.name, data)?;
+        }
+        if let Some(at) = state.rooms.iter().position(|joined| *joined.name == *room.name) {
+            if let (Some(data), Some(user)) = (room.data, &self.user) {
+                self.tenant.presence.update(&state.rooms[at].name, user, &data);
+                state.rooms[at].data = Some(data);
+                state.changed = true;
+            }
+            drop(state);
+            drop(table);
+            presence::tell(self.shared(), &self.tenant);
             return Ok(false);
         }
         if state.rooms.len() >= most {
@@ -198,7 +222,7 @@ impl Socket {
         }
         let name = table.join(&room.name, self);
         state.left.retain(|left| **left != *name);
-        let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence };
+        let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence, data: room.data };
         self.enter(&joined);
         state.rooms.push(joined);
         state.changed = true;
@@ -251,7 +275,7 @@ impl Socket {
     /// is left.
     fn enter(&self, room: &Joined) {
         if let (true, Some(user)) = (room.presence, &self.user) {
-            self.tenant.presence.enter(&room.name, user, self.shared().clock.now());
+            self.tenant.presence.enter(&room.name, user, self.shared().clock.now(), room.data.as_ref());
         }
     }
 
@@ -315,7 +339,8 @@ impl Socket {
     /// Remembers what the client has dealt with.
     pub(crate) fn acknowledge(&self, position: Position) {
         let mut state = self.state.lock();
-        state.acked = state.acked.max(Some(position.min(self.tenant.delivered())));
+        // What this client has may be on its way to others still.
+        state.acked = state.acked.max(Some(position.min(self.tenant.begun())));
         // Not counted as a change: it would cost a write per event. It is kept with the next one, or at the end.
     }
 
@@ -383,6 +408,10 @@ impl Socket {
 
     fn save(&self, state: &mut State, now: Timestamp) {
         state.changed = false;
+        // A stream says at each start what it wants, so nothing of it has to be kept.
+        if self.session.streaming.is_some() {
+            return;
+        }
         let saved = state.to_save();
         // A socket that never had more than its own rooms is never written; one that had may have to be written empty.
         if state.saved.is_none() && saved.is_empty() {
@@ -417,7 +446,7 @@ impl Socket {
                     let expires = now + shared.catalog.realtime.history_age;
                     shared.store.put_session(&self.tenant.id, &self.sid, Saved::ended().to_text(), expires);
                 }
-            } else if state.saved.is_some() || !saved.is_empty() {
+            } else if self.session.streaming.is_none() && (state.saved.is_some() || !saved.is_empty()) {
                 state.changed = true;
                 self.save(&mut state, now);
                 shared.recent.put(&self.sid, saved);
@@ -435,6 +464,9 @@ impl Socket {
             if room.app {
                 self.audit(&room.name, "left a room that spans tenants");
             }
+        }
+        if self.session.form() == Form::Log {
+            self.tenant.rooms.write().unfollow(self);
         }
         let mut directory = self.tenant.directory.lock();
         if directory.sockets.get(&self.sid).is_some_and(|socket| socket.key == self.key) {
@@ -455,11 +487,25 @@ impl Socket {
 /// How long before the end of a credential the client is told.
 const WARNING: Duration = Duration::from_secs(60);
 
+/// The most bytes that the user of one socket tells of itself in all rooms together: they are kept with its session.
+const MAX_MEMBER_DATA: usize = 32 * 1024;
+
 impl State {
+    /// Whether `data` fits beside what is told in the other rooms.
+    fn has_room_for(&self, room: &str, data: &Json) -> Result<()> {
+        let others = self.rooms.iter().filter(|joined| *joined.name != *room).filter_map(|joined| joined.data.as_ref());
+        if others.map(|data| data.get().len()).sum::<usize>() + data.get().len() <= MAX_MEMBER_DATA {
+            return Ok(());
+        }
+        let detail = format!("data: a socket tells at most {MAX_MEMBER_DATA} bytes in all its rooms; leave one first");
+        Err(Error::new(Kind::TooLarge, "data.too_large", detail))
+    }
+
     fn to_save(&self) -> Saved {
         Saved {
             rooms: self.rooms.iter().filter(|room| !room.auto).map(|room| (*room.name).into()).collect(),
             left: self.left.clone(),
+            data: self.rooms.iter().filter_map(|room| Some(((*room.name).into(), room.data.clone()?))).collect(),
             types: self.types.as_ref().map(|types| types.iter().map(pattern_text).collect()),
             acked: self.acked,
             ended: false,

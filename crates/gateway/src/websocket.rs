@@ -33,7 +33,7 @@ use crate::gateway::Shared;
 use crate::http::{Answer, Refused, plain};
 use crate::latency::Latency;
 use crate::outbox::Frame;
-use crate::session::{Closing, Probe, Session, Step, Transport, Work};
+use crate::session::{Closing, Opening, Probe, Session, Step, Transport, Work};
 
 /// The most frames in one write.
 const MAX_SLICES: usize = 64;
@@ -68,7 +68,7 @@ pub(crate) fn open<B>(
     let upgrade = hyper::upgrade::on(&mut request);
     match session {
         None => {
-            let session = shared.open(handshake, true)?;
+            let session = shared.open(handshake, Opening::WebSocket)?;
             if shared.options.echo != Some(Echo::WebSocket) {
                 session.push(&session.open_packet(true));
             }
@@ -80,7 +80,7 @@ pub(crate) fn open<B>(
                     polling.probe = Probe::Opened;
                     true
                 }
-                Transport::Polling(_) | Transport::WebSocket => false,
+                Transport::Polling(_) | Transport::WebSocket | Transport::Stream => false,
             };
             if session.transport(begin) == Some(true) {
                 shared.tracker.spawn(probe(upgrade, session, extension.is_some()));

@@ -10,6 +10,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tidewire_gateway::Hangup;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -26,9 +28,20 @@ const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
 
+/// The place of a connection among the most that are open, in the extensions of every request on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+impl Place {
+    /// Lets another connection in, because somebody else counts this one from now on.
+    pub(crate) fn give_back(&self) {
+        drop(self.0.lock().take());
+    }
+}
+
 /// Serves `router` until `stop`, then refuses new connections and lets open requests finish for up to `drain`.
 ///
-/// At most `most` connections are open, those not counted that have become a `WebSocket`. Over that, the next ones wait in the system's queue until one closes.
+/// At most `most` connections are open, those not counted that have become a `WebSocket` or a stream. Over that, the next ones wait in the system's queue until one closes.
 pub async fn serve(most: usize, listener: TcpListener, router: Router, stop: CancellationToken, drain: Duration) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -53,20 +66,29 @@ pub async fn serve(most: usize, listener: TcpListener, router: Router, stop: Can
         drop(stream.set_nodelay(true));
         let (builder, router, stop) = (builder.clone(), router.clone(), stop.clone());
         connections.spawn(async move {
-            let _place = place;
+            let place = Place(Arc::new(Mutex::new(place)));
+            let hangup = Hangup::default();
+            let asked = hangup.clone();
             let service = service_fn(move |request: http::Request<Incoming>| {
                 let mut request = request.map(Body::new);
-                request.extensions_mut().insert(peer);
+                let extensions = request.extensions_mut();
+                extensions.insert(peer);
+                extensions.insert(place.clone());
+                extensions.insert(hangup.clone());
                 router.clone().oneshot(request)
             });
             let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
             let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                // An error here is a client that went away or sent no HTTP; it has been answered as far as it can be.
-                ended = connection.as_mut() => drop(ended),
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    drop(connection.await);
+            let mut stopping = false;
+            loop {
+                tokio::select! {
+                    // An error here is a client that went away or sent no HTTP; it has been answered as far as it can be.
+                    ended = connection.as_mut() => return drop(ended),
+                    () = stop.cancelled(), if !stopping => {
+                        stopping = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    within = asked.asked() => return drop(tokio::time::timeout(within, connection).await),
                 }
             }
         });

@@ -204,6 +204,8 @@ pub struct Room {
     pub when: Option<Expr>,
     /// Whether it is told who comes and goes.
     pub presence: bool,
+    /// The shape of what a user tells of itself there; absent when that is nothing.
+    pub member_data: Option<Schema>,
     /// One line for people.
     pub description: String,
 }

@@ -22,8 +22,8 @@ const RESERVED_EVENTS: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Messages that every app understands.
-const BUILT_IN_MESSAGES: [&str; 9] =
-    ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence"];
+const BUILT_IN_MESSAGES: [&str; 10] =
+    ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence", "unread"];
 
 const ALGORITHMS: [&str; 12] =
     ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
@@ -188,7 +188,7 @@ pub(super) fn rooms(top: &Table<'_>, auth: &Auth) -> Vec<Room> {
         let (join, app_wide) =
             (table.one_of("join", &join), table.one_of("scope", &[("app", true), ("tenant", false)]));
         table.require("join");
-        let presence = table.flag("presence");
+        let (presence, member_data) = presence(&table);
         if presence && app_wide == Some(true) {
             table.wrong("presence", "a room that spans tenants tells nobody who is in it; leave presence out");
         }
@@ -201,12 +201,24 @@ pub(super) fn rooms(top: &Table<'_>, auth: &Auth) -> Vec<Room> {
                     report_name(&table, format!("makes the same rooms as {:?}", same.template.source()));
                 }
                 let (join, crosses_tenants) = (join.unwrap_or(Join::Request), app_wide.unwrap_or(false));
-                rooms.push(Room { template, join, crosses_tenants, when, presence, description });
+                rooms.push(Room { template, join, crosses_tenants, when, presence, member_data, description });
             }
         }
         table.finish();
     }
     rooms
+}
+
+/// `presence = true`, or a table when members tell something of themselves.
+fn presence(table: &Table<'_>) -> (bool, Option<Schema>) {
+    if !table.item("presence").is_some_and(|item| matches!(item.value, Node::Table(_))) {
+        return (table.flag("presence"), None);
+    }
+    let Some(presence) = table.table("presence") else { return (true, None) };
+    let data = schema(&presence, "data");
+    presence.require("data");
+    presence.finish();
+    (true, data)
 }
 
 /// A condition over `vars`. A role that it mentions is one of the declared ones, when roles are declared.

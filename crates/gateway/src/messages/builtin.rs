@@ -1,17 +1,17 @@
-//! `subscribe`, `unsubscribe`, `join`, `leave`, `auth` and `ack`.
+//! `subscribe`, `unsubscribe`, `join`, `leave`, `auth`, `ack`, `presence` and `switch`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidewire_core::catalog::{Join, Pattern};
+use tidewire_core::catalog::{Catalog, Join, Pattern};
 use tidewire_core::event::{Offset, Position};
 use tidewire_core::{Error, Kind, Result};
 
 use super::{Outcome, fields};
-use crate::auth::Refusal;
 use crate::connect;
-use crate::policy;
+use crate::cursors;
+use crate::policy::{self, Allowed};
 use crate::presence::{self, Members};
 use crate::socket::Socket;
 use crate::tenancy;
@@ -30,7 +30,7 @@ pub(super) fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
         for pattern in &types {
             let declared = socket.shared().catalog.events.keys().any(|name| pattern.matches(name));
             if !declared {
-                return Err(unknown_type(socket, pattern));
+                return Err(unknown_type(&socket.shared().catalog, "eventTypes", pattern));
             }
         }
         socket.subscribe(types, &[])?;
@@ -54,17 +54,22 @@ pub(super) fn unsubscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
     Ok(standing(socket))
 }
 
-/// `room` or `{room}`.
+/// `room` or `{room, data?}`, where `data` is what the user tells of itself in a room with presence. In a room that it is in already, it
+/// replaces what was told before.
 pub(super) fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let room = room_name(args)?;
-    enter(socket, room)?;
+    let data = if args.is_object() { &args["data"] } else { &Value::Null };
+    enter(socket, room, data)?;
     Ok(fields([("room", json!(room))]))
 }
 
-/// Puts the socket into a room that its credential allows. Code `room.forbidden`.
-pub(super) fn enter(socket: &Arc<Socket>, room: &str) -> Result<()> {
-    let allowed = policy::may_join(&socket.shared().catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
-    socket.join(allowed)?;
+/// Puts the socket into a room that its credential allows. Codes `room.forbidden`, `limit.rooms`, `message.invalid_data`,
+/// `data.too_large`.
+pub(super) fn enter(socket: &Arc<Socket>, room: &str, data: &Value) -> Result<()> {
+    let catalog = &socket.shared().catalog;
+    let allowed = policy::may_join(catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
+    let data = presence::member_data(catalog, room, data)?;
+    socket.join(Allowed { data, ..allowed })?;
     socket.keep();
     Ok(())
 }
@@ -90,14 +95,7 @@ pub(super) async fn renew(socket: &Arc<Socket>, args: &Value) -> Outcome {
     if token.is_none() {
         return Err(Error::invalid("message.invalid_data", "auth: expected {token: \"…\"}"));
     }
-    let principal = connect::authenticate(&socket.session, &args).await.map_err(|refusal| {
-        let detail = match &refusal {
-            Refusal::Invalid(detail) if !detail.is_empty() => format!("{}: {detail}", refusal.message()),
-            Refusal::Invalid(_) | Refusal::Missing | Refusal::Unchecked => refusal.message().to_owned(),
-        };
-        let kind = if refusal == Refusal::Unchecked { Kind::Unavailable } else { Kind::Unauthenticated };
-        Error::new(kind, refusal.code(), detail)
-    })?;
+    let principal = connect::authenticate(&socket.session, &args).await?;
     let principal = tenancy::enter(&socket.shared().catalog, &principal, &socket.tenant.id);
     let Some(principal) = principal.filter(|principal| principal.user == socket.user) else {
         return Err(Error::new(
@@ -145,10 +143,24 @@ pub(super) async fn switch(socket: &Arc<Socket>, args: &Value) -> Outcome {
 }
 
 /// `position`, `{position}` or an offset: everything up to here has been dealt with. What was received after it comes again when the client comes back.
-pub(super) fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
+///
+/// With `{position, cursor}` a cursor of the user moves instead, durably, and with `{cursor, forget: true}` it goes.
+pub(super) async fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let cursor = if args.is_object() { cursors::name("cursor", &args["cursor"])? } else { None };
+    let (shared, tenant) = (socket.shared(), &socket.tenant.id);
+    if let (Some(name), Some(user), true) = (cursor, &socket.user, args["forget"] == true) {
+        let forgotten = cursors::forget(shared, tenant, user, name).await?;
+        return Ok(fields([("cursor", json!(name)), ("forgotten", json!(forgotten))]));
+    }
     let named = if args.is_object() { &args["position"] } else { args };
     let position = position(socket, named)?
         .ok_or_else(|| Error::invalid("message.invalid_data", "ack: expected {position: 42}"))?;
+    if let (Some(name), Some(user)) = (cursor, &socket.user) {
+        // Nobody has dealt with what was not sent to anybody.
+        let position = position.min(socket.tenant.begun());
+        let position = cursors::advance(shared, tenant, user, name, position).await?;
+        return Ok(fields([("cursor", json!(name)), ("position", json!(position))]));
+    }
     socket.acknowledge(position);
     Ok(fields([]))
 }
@@ -212,16 +224,17 @@ fn room_name(args: &Value) -> Result<&str> {
 }
 
 /// One answer for rooms that do not exist and rooms that are closed: a client learns nothing about others' rooms.
-fn refused(room: &str) -> Error {
+pub(crate) fn refused(room: &str) -> Error {
     let shown: String = room.chars().take(80).collect();
     Error::new(Kind::Forbidden, "room.forbidden", format!("this user may not join {shown:?}"))
 }
 
-fn unknown_type(socket: &Socket, pattern: &Pattern) -> Error {
+/// The field `field` names a type that the catalog does not have.
+pub(crate) fn unknown_type(catalog: &Catalog, field: &str, pattern: &Pattern) -> Error {
     let (Pattern::Exact(name) | Pattern::Prefix(name)) = pattern;
     let shown: String = name.chars().take(80).collect();
-    let mut detail = format!("eventTypes: no event of this app is called {shown:?}");
-    let known = socket.shared().catalog.events.keys().map(|known| &**known);
+    let mut detail = format!("{field}: no event of this app is called {shown:?}");
+    let known = catalog.events.keys().map(|known| &**known);
     if let Some(close) = tidewire_core::suggest::suggest(name, known) {
         detail.push_str(&format!("; did you mean {close:?}?"));
     }

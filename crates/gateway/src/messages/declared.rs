@@ -46,7 +46,7 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
         outcome.extend(fields([("events", json!(committed.events))]));
     }
     if let Some(room) = join {
-        builtin::enter(socket, &room)?;
+        builtin::enter(socket, &room, &Value::Null)?;
         outcome.extend(fields([("room", json!(room))]));
     }
     if let Some(template) = &message.leave {
@@ -126,7 +126,8 @@ fn publish(publication: &Publication, scope: &Value) -> Option<NewEvent> {
 fn unknown(catalog: &Catalog, name: &str) -> Error {
     let shown: String = name.chars().take(80).collect();
     let mut detail = format!("no message of this app is called {shown:?}");
-    let builtin = ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence"];
+    let builtin =
+        ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence", "unread"];
     let known = catalog.messages.keys().map(|known| &**known).chain(builtin);
     if let Some(close) = tidewire_core::suggest::suggest(name, known) {
         detail.push_str(&format!("; did you mean {close:?}?"));

@@ -1,4 +1,4 @@
-//! `history`: what happened lately, as far as this user may see it.
+//! `history` and `unread`: what happened lately, as far as this user may see it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tidewire_core::{Error, Result, Timestamp};
 use super::builtin::{patterns_of, position};
 use super::{Outcome, fields};
 use crate::cast::Body;
+use crate::cursors;
 use crate::encode;
 use crate::socket::Socket;
 
@@ -21,6 +22,8 @@ const MOST: usize = 200;
 const USUAL: usize = 100;
 /// How many events of the log are looked at in one call; a filter that matches less gets the rest with the next one.
 const MOST_READ: u64 = 5_000;
+/// The most events that are counted as unread.
+const MOST_UNREAD: usize = 1_000;
 /// How many are read at once.
 const PAGE: u32 = 250;
 
@@ -57,6 +60,34 @@ pub(super) async fn history(socket: &Arc<Socket>, args: &Value) -> Outcome {
     };
     let events = events.iter().filter_map(|event| reader.show(event)).collect();
     Ok(fields([("events", Value::Array(events)), ("complete", json!(reached)), ("position", json!(read_to))]))
+}
+
+/// `{cursor?, types?}` -> `{cursor, position, unread, more}`: how many events after the cursor this socket's user may see in its rooms.
+///
+/// At most 1,000 are counted, and 5,000 events of the log looked at. `more` is true when there may be others: beyond these bounds, or
+/// before what the history reaches back to. A user without such a cursor has dealt with nothing. Code `history.other_epoch`.
+pub(super) async fn unread(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let shared = socket.shared();
+    let name = cursors::name("cursor", &args["cursor"])?.unwrap_or(cursors::USUAL);
+    let types = patterns_of(args, "types")?;
+    let user =
+        socket.user.as_ref().ok_or_else(|| Error::internal("a visitor has no cursor", "visitors get no further"))?;
+    let cursor = cursors::find(shared, &socket.tenant.id, user, name).await?;
+    if cursor.as_ref().is_some_and(|cursor| cursor.epoch != *shared.store.epoch()) {
+        return Err(Error::conflict(
+            "history.other_epoch",
+            "the cursor is of another incarnation of the log; move it anew",
+        ));
+    }
+    let after = cursor.map_or(Position(0), |cursor| cursor.position);
+    let head = socket.tenant.delivered();
+    let floor = Position(head.0.saturating_sub(u64::from(shared.catalog.realtime.history_count)));
+    let oldest = shared.clock.now() - shared.catalog.realtime.history_age;
+    let reader = Reader { socket, head, oldest, types };
+    let (events, read_to) = reader.forward(after.max(floor).min(head), MOST_UNREAD).await?;
+    let whole = read_to >= head && after >= floor && reader.has_all_after(after).await?;
+    let counted = [("cursor", json!(name)), ("position", json!(after)), ("unread", json!(events.len()))];
+    Ok(fields(counted).into_iter().chain(fields([("more", json!(!whole))])).collect())
 }
 
 struct Reader<'a> {

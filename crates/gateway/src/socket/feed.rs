@@ -7,6 +7,7 @@ use tidewire_core::event::{Event, Offset, Position};
 
 use super::{Socket, State};
 use crate::cast::{Body, Cast, Target};
+use crate::encode;
 use crate::gateway::Shared;
 use crate::latency::Stamp;
 use crate::outbox::{Class, Frame, Pushed};
@@ -212,19 +213,32 @@ impl Socket {
         // The state stays locked until the frames are queued: an event queued in between would have the later offset.
         let state = self.state.lock();
         let before = first();
-        let position = match state.feed {
-            Feed::Live => state.fed.max(self.tenant.delivered()),
-            Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
-        };
-        let pushed = self.emit_at(name, data, position);
+        let pushed = self.emit_at(name, data, self.is_at(&state));
         drop(state);
         self.session.close_if_full(before);
         self.session.close_if_full(pushed);
     }
 
+    /// How far a client is that has everything that is queued for it.
+    fn is_at(&self, state: &State) -> Position {
+        match state.feed {
+            Feed::Live => state.fed.max(self.tenant.delivered()),
+            Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
+        }
+    }
+
+    /// A sign of life in a stream. It says how far the log has been read for it, so that a client which few events are for comes back
+    /// to where it left, and not to the last event that it saw.
+    pub(crate) fn beat(&self) {
+        let state = self.state.lock();
+        let pushed = self.session.push_frame(encode::stream_beat(&self.offset(self.is_at(&state))));
+        drop(state);
+        self.session.close_if_full(pushed);
+    }
+
     /// Sends an event of the gateway's own that may be lost: a client that is slow or being caught up does not get it. `frames` has what
     /// was encoded for others with the same offset.
-    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Vec<((u8, Position), Bytes)>) {
+    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Vec<((u8, bool, Position), Bytes)>) {
         let shared = self.shared();
         let state = self.state.lock();
         if state.closed {
@@ -233,13 +247,11 @@ impl Socket {
         if !matches!(state.feed, Feed::Live) {
             return shared.stats.drop_copies("behind", 1);
         }
-        let key = (self.namespace, state.fed.max(self.tenant.delivered()));
+        let key = (self.namespace, self.session.streaming.is_some(), self.is_at(&state));
         let bytes = match frames.iter().find(|(known, _)| *known == key) {
             Some((_, bytes)) => bytes.clone(),
             None => {
-                let offset = Offset { epoch: shared.store.epoch().clone(), position: key.1 }.to_string();
-                let offset = shared.options.recovery.then_some(offset.as_str());
-                let bytes = shared.options.parser.event(self.namespace_name(), name, &[data], offset);
+                let bytes = self.packet(name, data, key.2);
                 frames.push((key, bytes.clone()));
                 bytes
             }
@@ -250,10 +262,21 @@ impl Socket {
 
     /// The same as `emit` with an offset that the caller knows, and without closing a full transport.
     pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
-        let shared = self.shared();
-        let offset = Offset { epoch: shared.store.epoch().clone(), position }.to_string();
-        let offset = shared.options.recovery.then_some(offset.as_str());
-        self.session.push_frame(shared.options.parser.event(self.namespace_name(), name, &[data], offset))
+        self.session.push_frame(self.packet(name, data, position))
+    }
+
+    fn packet(&self, name: &str, data: &str, position: Position) -> Bytes {
+        let options = &self.shared().options;
+        let offset = self.offset(position);
+        if self.session.streaming.is_some() {
+            return encode::stream_event(&offset, name, data);
+        }
+        let offset = options.recovery.then_some(offset.as_str());
+        options.parser.event(self.namespace_name(), name, &[data], offset)
+    }
+
+    fn offset(&self, position: Position) -> String {
+        Offset { epoch: self.shared().store.epoch().clone(), position }.to_string()
     }
 }
 
@@ -267,6 +290,9 @@ impl State {
     }
 
     fn sees<'a>(&self, shared: &'a Shared, event: &'a Event) -> Option<(Cast<'a>, Target)> {
+        if self.whole_log {
+            return Some((Cast::of_log(shared, event, 0), Target::WHOLE));
+        }
         // A type that the catalog no longer has: nobody knows who may see it.
         let route = shared.routes.get(&event.kind)?;
         let rooms = route.rooms(&event.rooms).into_iter().filter(|(_, target)| !target.app);

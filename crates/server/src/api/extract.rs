@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::BodyExt;
@@ -44,10 +44,16 @@ impl<T: DeserializeOwned> FromRequestParts<Shared> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _api: &Shared) -> Result<Self, Problem> {
-        axum::extract::Query::try_from_uri(&parts.uri).map(|query| Self(query.0)).map_err(|error| {
+        Ok(Self::of(&parts.uri)?)
+    }
+}
+
+impl<T: DeserializeOwned> Query<T> {
+    pub(super) fn of(uri: &Uri) -> Result<Self> {
+        axum::extract::Query::try_from_uri(uri).map(|query| Self(query.0)).map_err(|error| {
             let error: &dyn std::error::Error = &error;
             let detail = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            Error::invalid("request.invalid", format!("query: {detail}")).into()
+            Error::invalid("request.invalid", format!("query: {detail}"))
         })
     }
 }

@@ -74,6 +74,11 @@ impl Api {
     fn catalog(&self) -> &Arc<Catalog> {
         self.publisher.expander().catalog()
     }
+
+    /// Whether credentials of end users are checked at all.
+    fn knows_users(&self) -> bool {
+        self.tokens.is_some() || self.catalog().auth.introspect.is_some()
+    }
 }
 
 /// The routes of Tidewire, to be served alone or merged into an app's own router.
