@@ -18,7 +18,7 @@ pub use schedules::{NewSchedule, ScheduleWrite, Scheduled};
 use crate::event::{Ephemeral, Position};
 use crate::job::{Conflict, OnConflict, OnFailure, Rare, State, States};
 use crate::retry::Backoff;
-use crate::time::duration_text;
+use crate::time::duration_or_millis;
 use crate::{Id, Json, TenantId, Timestamp};
 
 /// The most events and jobs that one commit may hold, expansion included.
@@ -277,28 +277,9 @@ impl TryFrom<PriorityText> for Priority {
     }
 }
 
-/// A duration in a request: `"60s"`, or a number of milliseconds.
+/// A duration in a request: `"60s"`, or a number of milliseconds; at most ten years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "DelayText")]
-pub struct Delay(pub Duration);
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a duration of at most ten years such as \"60s\", or milliseconds")]
-enum DelayText {
-    Text(#[serde(with = "duration_text")] Duration),
-    Millis(u64),
-}
-
-impl TryFrom<DelayText> for Delay {
-    type Error = String;
-    fn try_from(text: DelayText) -> Result<Self, String> {
-        match text {
-            DelayText::Text(duration) => Ok(Self(duration)),
-            DelayText::Millis(millis) if millis <= 315_360_000_000 => Ok(Self(Duration::from_millis(millis))),
-            DelayText::Millis(_) => Err("expected at most ten years".to_owned()),
-        }
-    }
-}
+pub struct Delay(#[serde(with = "duration_or_millis")] pub Duration);
 
 /// A key that is remembered for a while: while it is, the whole commit is not written again.
 #[derive(Clone, Debug, Deserialize)]

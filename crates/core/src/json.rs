@@ -49,6 +49,15 @@ impl Json {
             .map_err(|error| Error::invalid("json.invalid", format!("valid JSON that cannot be read: {error}")))
     }
 
+    /// How many clients write a text in JSON: what is not ASCII as `\uXXXX` (RFC 8259 section 7). `None` when that changes nothing.
+    pub fn in_ascii(text: &str) -> Option<String> {
+        let unit = |unit: &u16| match u8::try_from(*unit) {
+            Ok(byte) if byte.is_ascii() => char::from(byte).to_string(),
+            Ok(_) | Err(_) => format!("\\u{unit:04x}"),
+        };
+        (!text.is_ascii()).then(|| text.encode_utf16().map(|code| unit(&code)).collect())
+    }
+
     /// Reads the value as `T`.
     pub fn to<T: for<'de> Deserialize<'de>>(&self) -> Result<T> {
         serde_json::from_str(self.get())

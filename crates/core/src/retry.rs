@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::{duration_text, format_duration, parse_duration};
+use crate::time::{duration_or_millis, duration_text, format_duration};
 use crate::{Error, Result};
 
 /// The longest list of delays.
@@ -17,7 +17,7 @@ pub enum Backoff {
     /// The same every time.
     Fixed {
         /// The delay.
-        #[serde(with = "duration_text")]
+        #[serde(with = "duration_or_millis")]
         base: Duration,
         /// What is added or taken off at random.
         #[serde(default)]
@@ -26,13 +26,13 @@ pub enum Backoff {
     /// `base · factor^(attempt-1)`, at most `cap`.
     Exponential {
         /// The delay after the first attempt.
-        #[serde(with = "duration_text")]
+        #[serde(with = "duration_or_millis")]
         base: Duration,
         /// What each further delay is multiplied by.
         #[serde(default = "two")]
         factor: f64,
         /// The longest delay.
-        #[serde(with = "duration_text", default = "five_minutes")]
+        #[serde(with = "duration_or_millis", default = "five_minutes")]
         cap: Duration,
         /// What is added or taken off at random.
         #[serde(default)]
@@ -132,23 +132,36 @@ impl Jitter {
 }
 
 mod delay_list {
-    use super::{Duration, format_duration, parse_duration};
+    use super::{Duration, duration_or_millis, format_duration};
     use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    struct Asked(#[serde(with = "duration_or_millis")] Duration);
 
     pub(super) fn serialize<S: Serializer>(delays: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(delays.iter().map(|delay| format_duration(*delay)))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
-        let texts = Vec::<String>::deserialize(deserializer)?;
-        let parse = |text: String| parse_duration(&text).map_err(|error| serde::de::Error::custom(error.detail()));
-        texts.into_iter().map(parse).collect()
+        Ok(Vec::<Asked>::deserialize(deserializer)?.into_iter().map(|asked| asked.0).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn milliseconds_do_as_well_as_text() {
+        let same = |text, number| assert_eq!(backoff(text), backoff(number));
+        same(r#"{"kind":"fixed","base":"1s"}"#, r#"{"kind":"fixed","base":1000}"#);
+        same(r#"{"kind":"exponential","base":"1s","cap":"1m"}"#, r#"{"kind":"exponential","base":1000,"cap":60000}"#);
+        same(r#"{"kind":"delays","delays":["0s","1s"]}"#, r#"{"kind":"delays","delays":[0,1000]}"#);
+        for wrong in ["-1", "1.5", "null", "315360000001"] {
+            let fixed = format!(r#"{{"kind":"fixed","base":{wrong}}}"#);
+            assert!(serde_json::from_str::<Backoff>(&fixed).is_err(), "{wrong}");
+        }
+    }
 
     fn backoff(json: &str) -> Backoff {
         serde_json::from_str(json).expect(json)

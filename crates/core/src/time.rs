@@ -94,6 +94,9 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
+/// The longest duration: longer than any job waits, short enough that adding it to a timestamp cannot overflow.
+const TEN_YEARS_SECONDS: u64 = 315_360_000;
+
 /// Reads a duration as configuration writes it: a number and one of `ms s m h d`, such as `250ms`, `30s` or `1.5h`.
 pub fn parse_duration(text: &str) -> Result<Duration> {
     let wrong = || {
@@ -114,8 +117,7 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         _ => return Err(wrong()),
     };
     let seconds = number * unit_seconds;
-    // Ten years: longer than any job waits, short enough that adding it to a timestamp cannot overflow.
-    if !(0.0..=315_360_000.0).contains(&seconds) {
+    if !(0.0..=TEN_YEARS_SECONDS as f64).contains(&seconds) {
         return Err(wrong());
     }
     Ok(Duration::from_micros((seconds * 1e6).round() as u64))
@@ -151,19 +153,42 @@ pub mod duration_text {
     }
 }
 
-/// Serde for durations in the written form that may be absent.
+/// Serde for durations in requests: in the written form, or as a whole number of milliseconds.
+pub mod duration_or_millis {
+    use super::{Deserialize, Deserializer, Duration, TEN_YEARS_SECONDS, duration_text};
+
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a duration of at most ten years such as \"60s\", or milliseconds")]
+    enum Asked {
+        Text(#[serde(with = "duration_text")] Duration),
+        Millis(u64),
+    }
+
+    pub use super::duration_text::serialize;
+
+    /// Reads `"30s"` or `30000`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        match Asked::deserialize(deserializer)? {
+            Asked::Text(duration) => Ok(duration),
+            Asked::Millis(millis) if millis <= TEN_YEARS_SECONDS * 1_000 => Ok(Duration::from_millis(millis)),
+            Asked::Millis(_) => Err(serde::de::Error::custom("expected at most ten years")),
+        }
+    }
+}
+
+/// Serde for durations in requests that may be absent.
 pub mod optional_duration_text {
-    use super::{Deserialize, Deserializer, Duration, Serializer, duration_text};
+    use super::{Deserialize, Deserializer, Duration, Serializer, duration_or_millis};
 
     #[derive(serde::Serialize, serde::Deserialize)]
-    struct Written(#[serde(with = "duration_text")] Duration);
+    struct Written(#[serde(with = "duration_or_millis")] Duration);
 
     /// Writes `"30s"` or null.
     pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         serde::Serialize::serialize(&duration.map(Written), serializer)
     }
 
-    /// Reads `"30s"` or null.
+    /// Reads `"30s"`, `30000` or null.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<Written>::deserialize(deserializer)?.map(|written| written.0))
     }

@@ -1,6 +1,6 @@
 //! `/leases`: remote workers lease, renew and settle jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -258,11 +258,24 @@ async fn settle_all(State(api): State<Shared>, request: Request<Body>) -> Answer
     let body: SettleBody = call.json()?;
     check_batch("results", body.results.len())?;
     let tenant = call.caller.tenant.clone();
-    let one = move |api: Shared, body: ResultBody| {
+    // A lease settles once: what else the call says of it is too late, and refused before anything can overtake.
+    let mut settled: HashSet<Box<str>> = HashSet::new();
+    let results = body.results.into_iter().map(|body| (settled.insert(body.lease.clone()), body)).collect();
+    let one = move |api: Shared, (is_first, body): (bool, ResultBody)| {
         let tenant = tenant.clone();
-        async move { Entry::new(body.id.clone(), settle_one(&api, tenant, body).await) }
+        async move {
+            let id = body.id.clone();
+            let again = || {
+                Error::conflict(
+                    "job.lease_lost",
+                    format!("the call has two results for the lease on job {id}; the first counts"),
+                )
+            };
+            let done = if is_first { settle_one(&api, tenant, body).await } else { Err(again()) };
+            Entry::new(id.clone(), done)
+        }
     };
-    let results = all(&api, body.results, one).await?;
+    let results = all(&api, results, one).await?;
     Ok(Json(json!({ "results": results })).into_response())
 }
 

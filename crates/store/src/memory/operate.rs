@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::job::{Job, LogLine, State, States};
 use tidewire_core::store::{JobQuery, Page, QueueTenant};
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
 
 use super::{MemoryRows, Tables};
 use crate::embedded::Size;
@@ -148,7 +148,10 @@ fn matches(query: &JobQuery, row: &JobRow) -> bool {
         && query.queue.as_ref().is_none_or(|queue| **queue == *job.queue)
         && query.kind.as_ref().is_none_or(|kind| **kind == *job.kind)
         && (query.states.is_empty() || query.states.contains(&job.state))
-        && query.text.as_ref().is_none_or(|text| has(job.data.get(), text) || has(error, text))
+        && query.text.as_ref().is_none_or(|text| {
+            let escaped = Json::in_ascii(text).is_some_and(|text| has(job.data.get(), &text));
+            has(job.data.get(), text) || escaped || has(error, text)
+        })
         && query.error.as_ref().is_none_or(|text| job.error.is_some() && has(error, text))
         && query.from.is_none_or(|from| job.created_at >= from)
         && query.to.is_none_or(|to| job.created_at < to)

@@ -5,7 +5,7 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, params, params_from_iter};
 use tidewire_core::job::Job;
 use tidewire_core::store::{JobQuery, Page};
-use tidewire_core::{Id, Result};
+use tidewire_core::{Id, Json, Result};
 
 use super::columns::{JOB_COLUMNS, Micros, fault, job_row};
 use crate::rows::{Found, Seq, cursor, page};
@@ -81,10 +81,16 @@ impl Conditions {
             let states: Vec<String> = query.states.iter().map(|state| (*state as u8).to_string()).collect();
             all.sql.push_str(&format!(" AND j.state IN ({})", states.join(",")));
         }
-        if let Some(text) = query.text.as_deref().map(pattern) {
-            all.sql.push_str(" AND (j.data LIKE ? ESCAPE '\\' OR j.error LIKE ? ESCAPE '\\')");
-            all.values.push(Box::new(text.clone()));
-            all.values.push(Box::new(text));
+        if let Some(text) = query.text.as_deref() {
+            all.sql.push_str(" AND (j.data LIKE ? ESCAPE '\\' OR j.error LIKE ? ESCAPE '\\'");
+            all.values.push(Box::new(pattern(text)));
+            all.values.push(Box::new(pattern(text)));
+            // Data is kept as it was sent, and many clients send JSON in ASCII.
+            if let Some(escaped) = Json::in_ascii(text) {
+                all.sql.push_str(" OR j.data LIKE ? ESCAPE '\\'");
+                all.values.push(Box::new(pattern(&escaped)));
+            }
+            all.sql.push(')');
         }
         all.add("j.error LIKE ? ESCAPE '\\'", query.error.as_deref().map(pattern));
         all.add("j.created_at >= ?", query.from.map(Micros));

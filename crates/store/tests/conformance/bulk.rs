@@ -64,6 +64,8 @@ async fn jobs_are_found_by_what_is_in_them(world: World) {
     let a = tenant("a");
     let job = |name, data| with_data(&world, name, data);
     let jobs = vec![job("one", r#"{"to":"Ada@x"}"#), job("two", r#"{"off":"100%"}"#), job("three", r#"{"a_b":1}"#)];
+    let raw = job("four", r#"{"to":"Grüße 🌊"}"#);
+    let escaped = job("five", r#"{"to":"Gr\u00fc\u00DFe \ud83c\udf0a"}"#);
     world.enqueue(&a, jobs).await;
     let leased = world.claim_one().await;
     world.settle(&leased, Verdict::Fail { error: "SMTP said 550".to_owned() }).await;
@@ -74,6 +76,8 @@ async fn jobs_are_found_by_what_is_in_them(world: World) {
     assert_eq!(found(&world, text("a_b")).await, "three", "no letter stands for any other");
     assert_eq!(found(&world, text("%")).await, "two");
     assert_eq!(found(&world, text("\\")).await, "");
+    world.enqueue(&a, vec![raw, escaped]).await;
+    assert_eq!(found(&world, text("Grüße 🌊")).await, "five four", "however the client wrote it");
     let error = |text: &str| JobQuery { error: Some(text.to_owned()), ..query() };
     assert_eq!(found(&world, error("said 5")).await, "one");
     assert_eq!(found(&world, error("ada")).await, "");
