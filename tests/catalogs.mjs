@@ -17,12 +17,13 @@ export function writeApp(name, toml) {
  * A small app with one of everything: rooms of each kind, an event for two rooms, a redacted copy, a visibility rule, a stream, an
  * ephemeral event, and a rule that turns `item:sold` into a job. `more` is added at the end.
  */
-export function shop({ history = "{ count = 20000, age = \"24h\" }", auth = JWT, more = "" } = {}) {
+export function shop({ history = "{ count = 20000, age = \"24h\" }", auth = JWT, app = "", more = "" } = {}) {
   return writeApp("shop", `
 [app]
 name = "shop"
 tenant = "orgId"
 timezone = "UTC"
+${app}
 
 [auth]
 sources = ["auth.token", "authorization", "query.token", "cookie:session"]
