@@ -15,15 +15,17 @@ export function writeApp(name, toml) {
 
 /**
  * A small app with one of everything: rooms of each kind, an event for two rooms, a redacted copy, a visibility rule, a stream, an
- * ephemeral event, and a rule that turns `item:sold` into a job. `rooms` is added to the rooms,
- * `more` at the end.
+ * ephemeral event, and a rule that turns `item:sold` into a job. `app` and `rooms` are added to those, `more` at the end.
  */
-export function shop({ history = "{ count = 20000, age = \"24h\" }", rate = "500/s", auth = JWT, rooms = "", more = "" } = {}) {
+export function shop({
+  history = "{ count = 20000, age = \"24h\" }", rate = "500/s", auth = JWT, app = "", rooms = "", more = "",
+} = {}) {
   return writeApp("shop", `
 [app]
 name = "shop"
 tenant = "orgId"
 timezone = "UTC"
+${app}
 
 [auth]
 sources = ["auth.token", "authorization", "query.token", "cookie:session"]

@@ -216,7 +216,7 @@ for (const [language, launch] of Object.entries(languages)) {
 
     test("tells a handler that its time is over, and tries again what then leaves", async () => {
       const tenant = server.newTenant();
-      const job = { type: "ship", data: { itemId: "patient" }, timeout: "1s" };
+      const job = { type: "ship", data: { itemId: "patient" }, timeout: "1s", queue: "slow" };
       const [{ id }] = expectStatus(await tenant.api("/v1/jobs", { body: job }), 201).jobs;
       const worker = started(tenant);
       await worker.heard("told", [id]);

@@ -13,7 +13,13 @@ concurrency = 10
 attempts = 1
 [jobs.${name}]
 queue = "${name}"
-`).join("");
+`).join("") + `
+[queues.narrow]
+backlog = 1
+rate = "10/m"
+[jobs.narrow]
+queue = "narrow"
+`;
 
 let server;
 before(async () => {
@@ -308,5 +314,27 @@ describe("a queue", () => {
     assert.equal((await raze()).deleted, 1);
     assert.deepEqual(await tenant.list("/v1/jobs?queue=razed"), []);
     assert.ok(Object.values((await shown("razed")).counts).every((count) => count === 0));
+  });
+});
+
+describe("a queue", () => {
+  test("tells a key for all tenants how busy it is", async () => {
+    const tenant = server.newTenant();
+    const [done] = [await tenant.enqueue("kept")];
+    await tenant.settle(await tenant.leaseOne({ types: ["kept"] }), "done");
+    assert.equal((await tenant.job(done.id)).state, "completed");
+    const { figures } = expectStatus(await server.api("/v1/queues/kept"), 200);
+    assert.ok(figures.completedPerMinute > 0, JSON.stringify(figures));
+    assert.ok(figures.failedPerMinute >= 0);
+    for (const wait of [figures.waitP50, figures.waitP99]) assert.match(wait, /^[\d.]+(us|µs|ms|s|m)/);
+    assert.equal(expectStatus(await tenant.api("/v1/queues/kept"), 200).figures, undefined);
+  });
+
+  test("that is full says when there may be room, if a rate tells it", async () => {
+    const tenant = server.newTenant();
+    await tenant.enqueue("narrow");
+    const refused = await tenant.api("/v1/jobs", { body: { type: "narrow" } });
+    assert.equal(expectProblem(refused, 429, "queue.backlog_full").retryAfter, 6_000);
+    assert.equal(refused.headers.get("retry-after"), "6");
   });
 });

@@ -124,8 +124,8 @@ describe("a schedule of a tenant", () => {
     assert.equal(await post("/promote"), "pending");
 
     const tenant = server.newTenant();
-    expectProblem(await tenant.api(job()), 404, "tenant.unknown");
-    expectProblem(await tenant.api(job("/cancel"), { method: "POST" }), 404, "tenant.unknown");
+    expectProblem(await tenant.api(job()), 400, "tenant.invalid");
+    expectProblem(await tenant.api(job("/cancel"), { method: "POST" }), 400, "tenant.invalid");
     expectProblem(await server.api(job("", "$other")), 400, "tenant.invalid");
     expectStatus(await server.api(job(), { method: "DELETE" }), 200);
     expectProblem(await server.api(job()), 404, "job.not_found");
@@ -237,4 +237,15 @@ test("a user's digest of Port Nimara comes when the user wants it", async () => 
   ]);
   assert.deepEqual((await port.list("/v1/schedules?userId=bob")).map(({ state }) => state), ["active"]);
   await nimara.stop();
+});
+
+test("a tenant has no more schedules than the catalog says", async () => {
+  const own = await start({ app: shop({ more: CLOCK, app: "schedules = 2" }) });
+  const [tenant, other] = [own.newTenant(), own.newTenant()];
+  const body = { job: "tick", every: "1h" };
+  for (const key of ["a", "b", "a"]) expectStatus(await put(tenant, key, body), 200);
+  assert.match(expectProblem(await put(tenant, "c", body), 409, "schedule.too_many").detail, /may have 2/);
+  expectStatus(await put(other, "c", body), 200);
+  expectStatus(await tenant.api(path("a"), { method: "DELETE" }), 204);
+  expectStatus(await put(tenant, "c", body), 200);
 });

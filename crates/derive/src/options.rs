@@ -198,14 +198,16 @@ mod tests {
 
     #[test]
     fn every_option_is_read() {
-        let all =
-            r#"type = "welcome", queue = "email", attempts = 5, backoff = "fixed(5s)", timeout = "90s", priority = 2"#;
+        let all = r#"type = "welcome", queue = "email", attempts = 5, backoff = "fixed(5s)", timeout = "90s", ttl = "1h",
+            retry_for = "2h", priority = 2"#;
         let expected = Options {
             kind: Some("welcome".to_owned()),
             queue: Some("email".to_owned()),
             attempts: Some(5),
             backoff: Some(Backoff::Fixed { base: SECOND * 5, jitter: Jitter::Share(0.0) }),
             timeout: Some(SECOND * 90),
+            ttl: Some(SECOND * 3_600),
+            retry_for: Some(SECOND * 7_200),
             priority: Some(2),
             key: None,
             unique: None,

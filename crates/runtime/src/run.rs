@@ -137,7 +137,8 @@ async fn settle(publisher: &Publisher, context: &JobContext, verdict: Verdict) -
 async fn send(publisher: &Publisher, settle: Settle) -> Result<Settled, Error> {
     loop {
         match publisher.store().settle(settle.clone()).await {
-            Err(error) if error.kind() == Kind::Limited => tokio::time::sleep(AFTER_REFUSAL).await,
+            // Only that: a full backlog, for one, may wait for this very run to end.
+            Err(error) if error.code() == "store.busy" => tokio::time::sleep(AFTER_REFUSAL).await,
             answer => return answer,
         }
     }

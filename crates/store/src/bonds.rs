@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use tidewire_core::commit::{After, Expansion, FlowHead};
 use tidewire_core::job::{Job, OnFailure, State, Unique};
-use tidewire_core::store::Moment;
+use tidewire_core::store::{Moment, QueueLimits};
 use tidewire_core::{Id, Result, Timestamp};
 
 use crate::claims::Kept;
@@ -446,8 +446,11 @@ impl<R: Rows> Writer<R> {
 
     /// A job has left the line without a run; `row` is as it stood there. It may have been all that the next of its key waited for.
     pub(crate) fn leave_line(&mut self, row: &JobRow) -> Result<()> {
+        // Without a limit nobody is held back, but for those that are let go because it was lifted.
+        let has_limit = |limits: &QueueLimits| limits.per_key.is_some();
         if row.job.state == State::Pending
             && let Some(key) = row.job.key()
+            && self.dispatch.limits(row.keys.queue).is_some_and(has_limit)
         {
             self.free_key(row.keys.queue, row.keys.tenant, key)?;
         }

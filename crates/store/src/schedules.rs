@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidewire_core::commit::{Commit, Enqueue, ScheduleWrite, Scheduled};
 use tidewire_core::schedule::{Overlap, Spec};
 use tidewire_core::store::{Fire, Fired, Planned};
-use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
 use crate::rows::{NameId, Rows, ScheduleRow};
 use crate::writer::{Outcome, Writer};
@@ -37,7 +37,7 @@ impl<R: Rows> Writer<R> {
         let count = self.count_schedules(tenant)?;
         if count + more - fewer > most {
             let detail = format!("this tenant has {count} schedules and may have {most}; delete some before");
-            return Ok(Err(Error::new(Kind::Limited, "schedule.too_many", detail)));
+            return Ok(Err(Error::conflict("schedule.too_many", detail)));
         }
         Ok(Ok(()))
     }

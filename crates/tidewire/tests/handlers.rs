@@ -26,6 +26,12 @@ backoff = { kind = "fixed", base = "1h" }
 
 [jobs.pack]
 queue = "packing"
+
+[queues.narrow]
+backlog = 1
+
+[jobs.crate]
+queue = "narrow"
 "#;
 
 #[derive(Serialize, Deserialize, tidewire::Job)]
@@ -272,7 +278,7 @@ async fn a_run_tells_of_its_progress_and_writes_its_log_whatever_becomes_of_it()
     let lines = app.logs(&shop.tenant, &id).await;
     let lines: Vec<_> = lines.iter().map(|line| (line.attempt, &*line.text)).collect();
     assert_eq!(lines, [(1, "found a box"), (1, "attempt 1")]);
-    let nobody = "nobody".parse().expect("an id");
+    let nobody = tidewire::Id::parse("nobody").expect("an id");
     assert!(app.progress(&shop.tenant, &nobody).await.is_none() && app.logs(&shop.tenant, &nobody).await.is_empty());
 }
 
@@ -291,4 +297,20 @@ async fn a_run_that_has_ended_tells_nothing_more() {
     let cx = kept.lock().expect("no panic holds it").take().expect("it ran");
     assert_eq!(cx.progress(json!(1)).await.expect_err("over").code(), "job.lease_lost");
     assert_eq!(cx.log("late").await.expect_err("over").code(), "job.lease_lost");
+}
+
+#[tokio::test]
+async fn effects_that_find_a_backlog_full_make_the_run_a_failed_one_and_do_not_wait_for_room() {
+    let shop = Shop::new();
+    let builder = shop.test().job(|_: Pack, cx: JobContext| async move {
+        cx.enqueue(NewJob::new("crate", json!({})));
+        cx.enqueue(NewJob::new("crate", json!({})));
+        done()
+    });
+    let app = builder.build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Scheduled]);
+    let job = app.jobs(&shop.tenant).await.remove(0);
+    assert!(job.error.expect("why").starts_with("its effects were refused: "));
+    assert_eq!(app.jobs(&shop.tenant).await.len(), 1, "none of them is there");
 }

@@ -231,15 +231,14 @@ impl Bench {
     }
 
     async fn settle(&mut self, lease: usize, end: &End) -> Result<(), Differs> {
-        // The lease that was given most recently, with its number: mostly one that is held.
-        let held: Vec<usize> = (0..self.leases.len()).filter(|at| self.oracle.holds(self.leases[*at].0, *at)).collect();
-        let Some(lease) = (if held.is_empty() || lease % 8 == 0 {
-            lease.checked_rem(self.leases.len())
-        } else {
-            Some(held[lease % held.len()])
-        }) else {
-            return Ok(());
-        };
+        let is_held = |at: &usize| self.oracle.holds(self.leases[*at].0, *at);
+        let mut leases: Vec<usize> = (0..self.leases.len()).filter(is_held).collect();
+        if leases.is_empty() || lease.is_multiple_of(8) {
+            // Mostly one that is held, and now and then any that there ever was.
+            leases = (0..self.leases.len()).collect();
+        }
+        let Some(at) = lease.checked_rem(leases.len()) else { return Ok(()) };
+        let lease = leases[at];
         let (job, leased) = &self.leases[lease];
         let is_held = self.oracle.holds(*job, lease);
         let settled = self.world.try_settle(leased, verdict(end), None).await;

@@ -400,7 +400,6 @@ impl Machine {
         job.retry_until = job.retry_until.map(|until| now + until.since(job.created_at));
         (job.attempt, job.finished_at, job.lost, job.waits_for) = (0, None, 0, waits_for);
         (job.expires_at, job.paced_until) = (None, None);
-        self.reopen_flow(index);
         self.wait(index, if waits_for > 0 { State::Blocked } else { State::Pending }, now);
         self.seen.insert("redriven");
         true

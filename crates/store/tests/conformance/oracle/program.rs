@@ -103,7 +103,7 @@ fn new() -> impl Strategy<Value = New> {
         prop_oneof![3 => Just(OnFailure::Fail), 1 => Just(OnFailure::Ignore), 2 => Just(OnFailure::Compensate)];
     let what = (0..3_usize, 2..=4_u8, prop_oneof![3 => Just(0), 1 => 1..40_u32], 1..=6_u16, 0..3_u8);
     let times =
-        (prop_oneof![2 => Just(86_400_u32), 1 => 5..25_u32], weighted(0.15, 1..40_u32), weighted(0.25, 1..15_u32));
+        (prop_oneof![2 => Just(86_400_u32), 1 => 5..25_u32], weighted(0.15, 1..40_u32), weighted(0.4, 1..15_u32));
     let keys = (weighted(0.5, 0..2_u8), weighted(0.5, (0..2_u8, conflict)));
     let ties = (
         prop_oneof![2 => Just(Vec::new()), 1 => vec((1..5_usize, arbitrary::<bool>()), 1..3)],
@@ -169,7 +169,7 @@ fn step() -> impl Strategy<Value = Step> {
         9 => (0..1000_usize, end()).prop_map(|(lease, end)| Step::Settle { lease, end }),
         1 => (0..1000_usize, 1..60_u32).prop_map(|(lease, seconds)| Step::Renew { lease, seconds }),
         3 => (0..1000_usize, what).prop_map(|(job, what)| Step::Control { job, what }),
-        1 => (0..TENANTS, 0..2_u8, 0..100_u32, overlap)
+        2 => (0..TENANTS, 0..2_u8, 0..100_u32, overlap)
             .prop_map(|(tenant, key, slot, overlap)| Step::Fire { tenant, key, slot, overlap }),
         1 => limits().prop_map(Step::Limit),
         4 => (1..25_u32).prop_map(|seconds| Step::Advance { seconds }),

@@ -67,7 +67,7 @@ impl Machine {
             let undone = job.compensates.as_ref().map(|name| {
                 let own = stands_for.iter().find(|(asked, _)| asked == name).expect("asked before");
                 // One that was merged into another is not undone: nothing of this flow has done it.
-                (self.jobs[own.1].name == *name).then_some(own.1).unwrap_or(usize::MAX)
+                if self.jobs[own.1].name == *name { own.1 } else { usize::MAX }
             });
             let (index, written) = self.enqueue(tenant, job, flow, undone);
             stands_for.push((job.name.clone(), index));
@@ -156,7 +156,7 @@ impl Machine {
     }
 
     fn keeps_out(kind: usize, state: State) -> bool {
-        !state.is_final() && !(ONLY_WAITING[kind] && state == State::Processing)
+        !(state.is_final() || ONLY_WAITING[kind] && state == State::Processing)
     }
 
     fn contend(&mut self, tenant: usize, new: &New, key: u8, policy: OnConflict) -> Contest {
@@ -388,7 +388,7 @@ impl Machine {
                 self.jobs[*member].compensates.filter(|undone| *undone != usize::MAX && wanted(*undone))?;
             let undone = &self.jobs[compensates];
             let is_due = undone.state == State::Completed && !self.jobs[*member].state.is_final();
-            is_due.then(|| (undone.finished_at, *member))
+            is_due.then_some((undone.finished_at, *member))
         };
         let mut order: Vec<_> = self.flows[flow].members.iter().filter_map(undoes).collect();
         order.sort_unstable_by(|one, other| other.cmp(one));
@@ -427,8 +427,6 @@ impl Machine {
             self.jobs[job].is_forgotten = true;
         }
     }
-
-    pub(super) fn reopen_flow(&mut self, _job: usize) {}
 
     /// What a flow is shown as.
     pub(super) fn flow_state(&self, flow: usize) -> &'static str {
