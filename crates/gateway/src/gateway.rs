@@ -25,6 +25,7 @@ use crate::cast::Route;
 use crate::heartbeat::{self, Wheel};
 use crate::hub::Hub;
 use crate::options::Options;
+use crate::polling::Partings;
 use crate::recovery::{Recent, Signer};
 use crate::relay::{self, Feeder, Follow};
 use crate::session::{Closing, Session};
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
+    pub(crate) partings: Partings,
     pub(crate) stats: Counters,
     /// Seeded anew in each process, so that nobody can choose keys that collide.
     pub(crate) hasher: RandomState,
@@ -107,6 +109,7 @@ impl Gateway {
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
+            partings: Partings::default(),
             stats: Counters::default(),
             hasher: RandomState::new(),
             tracker: TaskTracker::new(),

@@ -61,6 +61,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             _ = chores.tick() => {
                 shared.hub.tidy(shared.catalog.realtime.connect_rate, shared.clock.now());
                 shared.recent.tidy();
+                shared.partings.tidy();
             }
             _ = ticks.tick() => {
                 if told {
