@@ -23,7 +23,8 @@ use crate::session::{Closing, Probe, Session, Step, Transport};
 const MAX_PACKETS: usize = 10_000;
 /// The most bytes in one answer to a GET, if there is more than one packet.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// How long a poll may still wait while a WebSocket has answered the probe and the client wants to move.
+/// How long a poll may still wait while a WebSocket has answered the probe and the client wants to move. As long a poll that overtook the
+/// packet of the move, which comes on another connection, is taken for one that came after it.
 const PROBE_WAIT: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=UTF-8";
@@ -90,6 +91,9 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
     };
     session.shared.stats.polls.up();
     let mut getting = Getting { session, answered: false };
+    if probe == Probe::Answered {
+        session.outbox.forget_nudge();
+    }
     let taken = poll_fn(|cx| session.outbox.poll_take(cx, MAX_ANSWER));
     let taken = match probe {
         Probe::Answered => tokio::time::timeout(PROBE_WAIT, taken).await.unwrap_or(Taken::Noop),
@@ -97,6 +101,11 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
     };
     getting.answered = true;
     drop(getting);
+    // A client that waits for its poll before it moves is not meant: this one has sent both.
+    let moved = || session.transport(|transport| *transport == Transport::WebSocket) == Some(true);
+    if matches!(taken, Taken::Noop) && probe == Probe::Answered && moved() {
+        return Err(TransportError::BadRequest.into());
+    }
     let body = match taken {
         Taken::Frames(frames) => {
             let mut body = Vec::with_capacity(frames.iter().map(|frame| frame.len()).sum());

@@ -194,6 +194,19 @@ async fn a_session_moves_to_a_websocket_without_losing_anything() {
 }
 
 #[tokio::test]
+async fn a_poll_that_overtook_the_move_comes_too_late() {
+    let server = Server::start().await;
+    let poll = Polling::open(server.address, "").await;
+    let mut socket = Socket::upgrade(server.address, &format!("&sid={}", poll.sid), "").await.expect("101");
+    socket.send("2probe").await;
+    assert_eq!(socket.packet().await.as_deref(), Some("3probe"));
+    let waiting = tokio::spawn(async move { poll.get().await });
+    until_a_poll_waits(&server).await;
+    socket.send("5").await;
+    assert_eq!(waiting.await.expect("answered").status, 400);
+}
+
+#[tokio::test]
 async fn a_wrong_probe_costs_only_the_websocket() {
     let server = Server::start().await;
     let poll = Polling::open(server.address, "").await;
