@@ -70,11 +70,12 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Return::Whole { sid, saved, after, joined_at } => (sid, saved, Some((after, joined_at))),
         Return::New => (random_id(), Saved::default(), None),
     };
+    let kept = !saved.is_empty();
     let (rooms, saved) = allowed_rooms(shared, &principal, saved);
     let types = saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect());
     let (left, acked) = (saved.left, saved.acked);
     let credential = kept_credential(&principal, &auth);
-    let beginning = Beginning { sid, namespace, principal: principal.clone(), types, left, acked, credential };
+    let beginning = Beginning { sid, namespace, principal: principal.clone(), types, left, acked, kept, credential };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
     let before = tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
     if let Some(before) = before {
@@ -268,6 +269,7 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
         types: saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect()),
         left: Vec::new(),
         acked: None,
+        kept: false,
         credential: socket.credential(),
     };
     let next = Socket::new(session.clone(), tenant.clone(), beginning);

@@ -76,21 +76,24 @@ pub(crate) struct Beginning {
     pub(crate) types: Option<Vec<Pattern>>,
     pub(crate) left: Vec<Box<str>>,
     pub(crate) acked: Option<Position>,
+    /// The store has something of this session, so it has to hear of every change.
+    pub(crate) kept: bool,
     /// The token to check again, for credentials that have to be.
     pub(crate) credential: Option<Box<str>>,
 }
 
 impl Socket {
     pub(crate) fn new(session: Arc<Session>, tenant: Arc<Tenant>, beginning: Beginning) -> Arc<Self> {
-        let Beginning { sid, namespace, principal, types, left, acked, credential } = beginning;
+        let Beginning { sid, namespace, principal, types, left, acked, kept, credential } = beginning;
         let shared = session.shared.clone();
+        let now = shared.clock.now();
         Arc::new(Self {
             key: shared.next_key(),
             sid,
             namespace,
             tenant,
             user: principal.user.clone(),
-            since: shared.clock.now(),
+            since: now,
             state: Mutex::new(State {
                 principal,
                 rooms: Vec::new(),
@@ -100,7 +103,7 @@ impl Socket {
                 fed: Position(0),
                 feed: Feed::Live,
                 acked,
-                saved: None,
+                saved: kept.then_some(now),
                 changed: false,
                 warned: false,
                 checking: false,
@@ -396,10 +399,9 @@ impl Socket {
             }
             let saved = state.to_save();
             if closing == Closing::Left {
-                if state.saved.is_some() {
-                    let expires = now + shared.catalog.realtime.history_age;
-                    shared.store.put_session(&self.tenant.id, &self.sid, Saved::ended().to_text(), expires);
-                }
+                let expires = now + shared.catalog.realtime.history_age;
+                shared.store.put_session(&self.tenant.id, &self.sid, Saved::ended().to_text(), expires);
+                shared.recent.put(&self.sid, Saved::ended());
             } else if state.saved.is_some() || !saved.is_empty() {
                 state.changed = true;
                 self.save(&mut state, now);

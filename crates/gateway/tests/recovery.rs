@@ -137,6 +137,51 @@ async fn who_left_on_purpose_does_not_come_back_to_old_rooms() {
 }
 
 #[tokio::test]
+async fn who_left_on_purpose_does_not_come_back_with_nothing_asked_for_either() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.send("41").await;
+    while server.gateway.stats().sockets > 0 {
+        tokio::task::yield_now().await;
+    }
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], false);
+    socket.expect("continuity:lost").await;
+    // What was kept of an earlier loss does not bring it back.
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], true);
+    socket.send("41").await;
+    while server.gateway.stats().sockets > 0 {
+        tokio::task::yield_now().await;
+    }
+    let (_, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(false), &json!(["port:p1", "user:ann"])));
+}
+
+#[tokio::test]
+async fn what_was_undone_after_coming_back_stays_undone() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["rooms"], json!(["port:p1", "user:ann", "berth:b1"]));
+    socket.ask("leave", &[json!("berth:b1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["rooms"], json!(["port:p1", "user:ann"]));
+    // The other way round it would be a gap: a room of its own that it left, and wants back.
+    socket.ask("leave", &[json!("port:p1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["rooms"], json!(["user:ann"]));
+    socket.ask("join", &[json!("port:p1")]).await;
+    let server = server.crash_and_restart().await;
+    lead(&server, 1).await;
+    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(true), &json!(["port:p1", "user:ann"])));
+    assert_eq!(missed(&socket), [1]);
+}
+
+#[tokio::test]
 async fn what_was_not_acknowledged_comes_again() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
