@@ -14,7 +14,7 @@ use crate::echo;
 use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
-use crate::recovery::{self, Owner, Return, Saved};
+use crate::recovery::{self, Claimed, Owner, Return, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
 use crate::socket::{Beginning, Socket};
@@ -66,10 +66,14 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     }
     shared.stats.sockets.up();
     let namespace = u8::try_from(namespace).unwrap_or(u8::MAX);
-    let (sid, saved, back) = match returned {
-        Return::Whole { sid, saved, after, joined_at } => (sid, saved, Some((after, joined_at))),
-        Return::New => (random_id(), Saved::default(), None),
+    let (claimed, saved, back) = match returned {
+        Return::Whole { claimed, saved, after } => (claimed, saved, Some(after)),
+        Return::New => {
+            let began = shared.clock.now();
+            (Claimed { sid: random_id(), joined_at: Position(0), began }, Saved::default(), None)
+        }
     };
+    let sid = claimed.sid.clone();
     let kept = !saved.is_empty();
     let (rooms, saved) = allowed_rooms(shared, &principal, saved);
     let types = saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect());
@@ -87,19 +91,19 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         return Ok(());
     }
     let accept = |joined_at: Position| {
-        let pid = shared.signer.sign(&socket.sid, joined_at, &owner);
+        let pid = shared.signer.sign(&Claimed { joined_at, ..claimed.clone() }, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &socket.sid, pid))
     };
     match back {
-        Some((after, joined_at)) => {
+        Some(after) => {
             // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
-            socket.emit_after(|| accept(joined_at), "connected", &hello);
+            socket.emit_after(|| accept(claimed.joined_at), "connected", &hello);
             shared.stats.recovered.up();
             // Still parked when there is more than fits at once.
             session.drained();
@@ -291,10 +295,12 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     let owner = Owner::new(nsp, &principal, &*shared.store);
     next.attach(rooms, None, |position| {
         next.emit_at("tenant:switched", &hello(&next, &names, position, None), position);
-        let pid = shared.signer.sign(&next.sid, position, &owner);
+        let claimed = Claimed { sid: next.sid.clone(), joined_at: position, began: next.since };
+        let pid = shared.signer.sign(&claimed, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &next.sid, pid));
     });
+    next.keep();
     if shared.auth.is_revoked(&principal) {
         registry::put_out(&next);
     }

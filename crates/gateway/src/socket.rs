@@ -58,6 +58,8 @@ struct State {
     checking: bool,
     credential: Option<Box<str>>,
     closed: bool,
+    /// What was to be kept when it closed: it has left its rooms since.
+    parting: Option<Saved>,
 }
 
 #[derive(Clone, Debug)]
@@ -87,6 +89,7 @@ impl Socket {
         let Beginning { sid, namespace, principal, types, left, acked, kept, credential } = beginning;
         let shared = session.shared.clone();
         let now = shared.clock.now();
+        let changed = !kept && types.is_some();
         Arc::new(Self {
             key: shared.next_key(),
             sid,
@@ -104,11 +107,13 @@ impl Socket {
                 feed: Feed::Live,
                 acked,
                 saved: kept.then_some(now),
-                changed: false,
+                // What it brings with it from another tenant is written with the first change, or by `keep`.
+                changed,
                 warned: false,
                 checking: false,
                 credential,
                 closed: false,
+                parting: None,
             }),
             session,
         })
@@ -379,9 +384,10 @@ impl Socket {
         self.shared().store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
     }
 
-    /// What a client that takes this socket's place needs.
+    /// What a client that takes this socket's place needs. The socket may be closing at this moment.
     pub(crate) fn saved(&self) -> Saved {
-        self.state.lock().to_save()
+        let state = self.state.lock();
+        state.parting.clone().unwrap_or_else(|| state.to_save())
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -397,11 +403,12 @@ impl Socket {
             if !matches!(state.feed, Feed::Live) {
                 shared.stats.behind.down();
             }
-            let saved = state.to_save();
+            let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
+            state.parting = Some(saved.clone());
             if closing == Closing::Left {
                 let expires = now + shared.catalog.realtime.history_age;
-                shared.store.put_session(&self.tenant.id, &self.sid, Saved::ended().to_text(), expires);
-                shared.recent.put(&self.sid, Saved::ended());
+                shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
+                shared.recent.put(&self.sid, saved);
             } else if state.saved.is_some() || !saved.is_empty() {
                 state.changed = true;
                 self.save(&mut state, now);

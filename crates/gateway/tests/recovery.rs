@@ -209,6 +209,35 @@ async fn a_store_that_does_not_answer_makes_the_client_try_again() {
     assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn coming_back_in_the_moment_of_the_loss_keeps_the_rooms() {
+    let server = Server::start().await;
+    let clients: Vec<_> = (0..4)
+        .map(|client| {
+            let (address, token) = (server.address, format!("p1/user{client}/"));
+            tokio::spawn(async move {
+                let (mut socket, _) = Socket::connect(address, &token).await;
+                socket.ask("join", &[json!("berth:b1")]).await;
+                for round in 0..100 {
+                    let (sid, pid, offset) = (socket.sid.clone(), socket.pid.clone(), socket.offset.clone());
+                    let next = Socket::open(address).await;
+                    // The end of the one transport and the CONNECT on the other are dealt with at once.
+                    drop(socket);
+                    let auth = json!({ "token": token, "pid": pid, "offset": offset });
+                    let (back, connected) = next.join("/", auth).await.expect("let in");
+                    assert_eq!((&back.sid, &connected["recovered"]), (&sid, &json!(true)));
+                    let rooms = connected["rooms"].as_array().expect("rooms");
+                    assert!(rooms.contains(&json!("berth:b1")), "round {round}: {rooms:?}");
+                    socket = back;
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.expect("every round");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn coming_back_amid_a_flood_neither_loses_nor_doubles() {
     let server = Arc::new(Server::start().await);
