@@ -111,19 +111,19 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         None => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let mut joined_at = Position(0);
             socket.attach(rooms, None, |position| {
-                joined_at = position;
                 accept(position);
                 if shared.options.echo.is_some() {
                     session.push_frame(echo::greet(&socket, &auth));
                     return;
                 }
                 socket.emit_at("connected", &hello(&socket, &names, position, Some(false)), position);
+                // Before any event that the client did not miss.
+                if let Some(offset) = offset {
+                    let lost = json!({ "position": position, "offset": offset });
+                    socket.emit_at("continuity:lost", &lost.to_string(), position);
+                }
             });
-            if let Some(offset) = offset {
-                socket.emit("continuity:lost", &json!({ "position": joined_at, "offset": offset }).to_string());
-            }
         }
     }
     if principal.expires.is_some() || principal.recheck.is_some() {

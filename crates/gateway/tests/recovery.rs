@@ -238,6 +238,31 @@ async fn coming_back_in_the_moment_of_the_loss_keeps_the_rooms() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_loss_is_told_before_anything_that_happens_after_it() {
+    let server = Arc::new(Server::start().await);
+    // In which the relay spends its time, so that it waits for the tables of rooms whenever somebody connects.
+    let mut crowd = Vec::new();
+    for client in 0..20 {
+        crowd.push(Socket::connect(server.address, &format!("p1/crowd{client}/admin")).await);
+    }
+    let publisher = server.clone();
+    let publishing = tokio::spawn(async move {
+        for n in 0.. {
+            lead(&publisher, n).await;
+            tokio::task::yield_now().await;
+        }
+    });
+    for client in 0..200 {
+        let auth = json!({ "token": format!("p1/user{client}/admin"), "offset": "another.1" });
+        let (mut socket, connected) = Socket::open(server.address).await.join("/", auth).await.expect("in");
+        let told = socket.event().await;
+        let lost = json!({ "position": connected["position"], "offset": "another.1" });
+        assert_eq!((&told[0], &told[1]), (&json!("continuity:lost"), &lost), "client {client}");
+    }
+    publishing.abort();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn coming_back_amid_a_flood_neither_loses_nor_doubles() {
     let server = Arc::new(Server::start().await);
