@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tidewire_core::TenantId;
 use tidewire_core::catalog::Catalog;
 use tidewire_core::commit::{Committed, Request};
 use tidewire_core::event::Ephemeral;
 use tidewire_core::id::UuidV7;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
+use tidewire_core::{TenantId, Timestamp};
 use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -192,6 +192,12 @@ impl Shared {
             }
             None => plain,
         }
+    }
+
+    /// Until when what is written of a session now is kept: long enough for a client that comes back within what history holds. What a
+    /// live socket has written is up to half of that old, and a killed process writes no more.
+    pub(crate) fn kept_until(&self) -> Timestamp {
+        self.clock.now() + self.catalog.realtime.history_age * 2 + Duration::from_secs(60)
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -242,8 +242,7 @@ const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> Result<()> {
     let text = Saved::ended().to_text();
     shared.recent.put(sid, Saved::ended());
-    // As long as a token of it could be used.
-    let expires = shared.clock.now() + shared.catalog.realtime.history_age;
+    let expires = shared.kept_until();
     shared.store.put_session(tenant, sid, text.clone(), expires);
     // The store answers no write of a session, so it is asked.
     let shown = async {
@@ -273,8 +272,8 @@ async fn is_in_history(shared: &Shared, tenant: &Tenant, after: Position) -> Res
     Ok(first.first().is_some_and(|event| event.position == after.next() && event.time >= oldest))
 }
 
-/// Whether the client may have asked for something that nobody knows any more: it is kept for as long as history is, and the last sign of
-/// the client is older.
+/// Whether the client may have asked for something that nobody knows any more: that is kept for as long as history after the last sign of
+/// the client at least.
 async fn may_be_forgotten(
     shared: &Shared,
     tenant: &Tenant,

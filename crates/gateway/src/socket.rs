@@ -380,7 +380,7 @@ impl Socket {
             return;
         }
         state.saved = Some(now);
-        let expires = now + self.shared().catalog.realtime.history_age;
+        let expires = self.shared().kept_until();
         self.shared().store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
     }
 
@@ -406,7 +406,7 @@ impl Socket {
             let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
             state.parting = Some(saved.clone());
             if closing == Closing::Left {
-                let expires = now + shared.catalog.realtime.history_age;
+                let expires = shared.kept_until();
                 shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
                 shared.recent.put(&self.sid, saved);
             } else if state.saved.is_some() || !saved.is_empty() {
