@@ -145,10 +145,9 @@ impl World {
         let process = self.process.take().expect("a process is always running");
         if orderly {
             process.gateway.drain(Duration::ZERO).await;
-        } else {
-            // What the store was given, it has: it outlives the process here. It deals with its calls in their order.
-            let _ = process.publisher.commit(&TenantId::new("nobody").expect("tenant"), Request::default()).await;
         }
+        // What the store was given, it has: it outlives the process here. It deals with its calls in their order.
+        drop(process.publisher.commit(&TenantId::new("nobody").expect("tenant"), Request::default()).await);
         process.runtime.shutdown_background();
         drop((process.gateway, process.publisher));
         if self.disk.is_some() && orderly {
