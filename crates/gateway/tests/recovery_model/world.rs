@@ -35,6 +35,8 @@ pub(crate) struct World {
     tokens: Arc<Tokens>,
     options: Options,
     process: Option<Process>,
+    /// Gateways of processes that were killed. Their sessions were never told to end.
+    killed: Vec<Gateway>,
     /// The log of each tenant, as it was acknowledged.
     pub(crate) logs: [Vec<Logged>; 2],
     /// Every event that was published, by its number, with its tenant.
@@ -60,7 +62,7 @@ impl World {
         };
         let tokens = Arc::new(Tokens::default());
         let logs = [Vec::new(), Vec::new()];
-        let mut world = Self { clock, store, disk, tokens, options, process: None, logs, all: Vec::new() };
+        let mut world = Self { clock, store, disk, tokens, options, process: None, killed: Vec::new(), logs, all: Vec::new() };
         world.start();
         world
     }
@@ -149,7 +151,7 @@ impl World {
         // What the store was given, it has: it outlives the process here. It deals with its calls in their order.
         drop(process.publisher.commit(&TenantId::new("nobody").expect("tenant"), Request::default()).await);
         process.runtime.shutdown_background();
-        drop((process.gateway, process.publisher));
+        self.killed.push(process.gateway);
         if self.disk.is_some() && orderly {
             self.store.close().await.expect("closed");
             self.store = open(self.disk.as_ref(), &self.clock);
@@ -171,9 +173,14 @@ impl World {
         format!("{}/{user}/{}/{issued}", TENANTS[tenant], roles.join(","))
     }
 
+    /// Ends everything. What the killed processes held is given back now that what they write no longer counts.
     pub(crate) async fn end(mut self) {
         if let Some(process) = self.process.take() {
             process.runtime.shutdown_background();
+            self.killed.push(process.gateway);
+        }
+        for gateway in self.killed {
+            gateway.drain(Duration::ZERO).await;
         }
         self.store.close().await.expect("closed");
     }
