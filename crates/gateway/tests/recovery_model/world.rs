@@ -62,7 +62,8 @@ impl World {
         };
         let tokens = Arc::new(Tokens::default());
         let logs = [Vec::new(), Vec::new()];
-        let mut world = Self { clock, store, disk, tokens, options, process: None, killed: Vec::new(), logs, all: Vec::new() };
+        let mut world =
+            Self { clock, store, disk, tokens, options, process: None, killed: Vec::new(), logs, all: Vec::new() };
         world.start();
         world
     }
