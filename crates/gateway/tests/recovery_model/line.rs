@@ -223,7 +223,7 @@ impl Polling {
         self.waiting.pop_front()
     }
 
-    async fn post(&mut self, packet: &str) {
+    async fn post(&self, packet: &str) {
         // A session that has ended refuses it, and the next poll says so.
         let _ = ask(self.gateway.clone(), "POST", &format!("&sid={}", self.sid), packet.to_owned()).await;
     }
