@@ -141,6 +141,46 @@ describe("a client that lost its transport", () => {
     assert.deepEqual(amounts(client), []);
   });
 
+  test("comes back beside another tab of its user, each with its own rooms and its own gap", async () => {
+    const tenant = server.newTenant();
+    const token = tenant.token("ann");
+    const [one, two] = [await connect(server, { token }), await connect(server, { token })];
+    await one.must("join room", "item:a");
+    await last(tenant, one, 0);
+    const ids = [one, two].map(({ socket }) => socket.id);
+    await one.drop("cut");
+    await tenant.publish("item:noted", { itemId: "a", note: "for the first tab" });
+    await last(tenant, two, 1);
+    await two.drop("close");
+    await publish(tenant, 2, 2);
+    for (const client of [two, one]) {
+      await client.comeBack();
+      assert.equal(client.socket.recovered, true);
+    }
+    assert.deepEqual([one, two].map(({ socket }) => socket.id), ids);
+    await last(tenant, one, 4);
+    await two.seen.until("item:added", ({ amount }) => amount === 4);
+    assert.deepEqual([amounts(one), amounts(two)], [upTo(5), upTo(5)]);
+    assert.deepEqual(one.seen.of("item:noted").map(({ note }) => note), ["for the first tab"]);
+    assert.deepEqual(two.seen.of("item:noted"), []);
+  });
+
+  test("on purpose begins anew, and is told", async () => {
+    const tenant = server.newTenant();
+    const client = await connect(server, { token: tenant.token("ann") });
+    await last(tenant, client, 0);
+    const id = client.socket.id;
+    client.socket.disconnect();
+    await publish(tenant, 1, 1);
+    const hello = await client.comeBack();
+    assert.deepEqual([client.socket.recovered, hello.recovered], [false, false]);
+    assert.notEqual(client.socket.id, id);
+    const { position } = await client.seen.until("continuity:lost");
+    assert.equal(position, hello.position);
+    await last(tenant, client, 2);
+    assert.deepEqual(amounts(client), [0, 2]);
+  });
+
   test("gets only what it may see today", async () => {
     const tenant = server.newTenant();
     const roles = ["admin"];
@@ -279,7 +319,7 @@ describe("continuity that is lost", () => {
     await client.comeBack();
     assert.equal(client.socket.recovered, false);
     const { position } = await client.seen.until("continuity:lost");
-    assert.ok(Number.isInteger(position), `the position from which events come again: ${position}`);
+    assert.equal(position, 21, "the position from which events come again");
     await last(tenant, client, 21);
     assert.deepEqual(amounts(client), [0, 21], "nothing in part");
 

@@ -16,7 +16,7 @@ use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
 use crate::presence;
-use crate::recovery::{self, Owner, Return, Saved};
+use crate::recovery::{self, Claimed, Owner, Return, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
 use crate::socket::{Beginning, Socket};
@@ -98,16 +98,21 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     }
     shared.stats.sockets.up();
     let namespace = u8::try_from(namespace).unwrap_or(u8::MAX);
-    let (sid, saved, back) = match returned {
-        Return::Whole { sid, saved, after, joined_at } => (sid, saved, Some((after, joined_at))),
-        Return::New => (random_id(), Saved::default(), None),
+    let (claimed, saved, back) = match returned {
+        Return::Whole { claimed, saved, after } => (claimed, saved, Some(after)),
+        Return::New => {
+            let began = shared.clock.now();
+            (Claimed { sid: random_id(), joined_at: Position(0), began }, Saved::default(), None)
+        }
     };
+    let sid = claimed.sid.clone();
+    let kept = !saved.is_empty();
     let (rooms, saved) = allowed_rooms(shared, &principal, saved);
     let types = saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect());
     let (left, own_acked) = (saved.left, saved.acked);
     let credential = kept_credential(&principal, &auth);
     let beginning =
-        Beginning { sid, namespace, principal: principal.clone(), types, left, acked: own_acked, credential };
+        Beginning { sid, namespace, principal: principal.clone(), types, left, acked: own_acked, kept, credential };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
     let before = tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
     if let Some(before) = before {
@@ -119,19 +124,19 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         return Ok(());
     }
     let accept = |joined_at: Position| {
-        let pid = shared.signer.sign(&socket.sid, joined_at, &owner);
+        let pid = shared.signer.sign(&Claimed { joined_at, ..claimed.clone() }, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &socket.sid, pid))
     };
     match (back, acked) {
-        (Some((after, joined_at)), _) => {
+        (Some(after), _) => {
             // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
-            socket.emit_after(|| accept(joined_at), "connected", &hello.to_string());
+            socket.emit_after(|| accept(claimed.joined_at), "connected", &hello.to_string());
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
             // Still parked when there is more than fits at once.
@@ -150,9 +155,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (None, acked) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let mut joined_at = Position(0);
             socket.attach(rooms, None, |position| {
-                joined_at = position;
                 accept(position);
                 if shared.options.echo.is_some() {
                     session.push_frame(echo::greet(&socket, &auth));
@@ -163,14 +166,16 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                     hello["acked"] = json!(lost.position);
                 }
                 socket.emit_at("connected", &hello.to_string(), position);
+                let lost = match &acked {
+                    Acked::Lost(lost) => Some(lost.to_string()),
+                    Acked::NotAsked | Acked::At(_) => offset.map(str::to_owned),
+                };
+                // Before any event that the client did not miss.
+                if let Some(offset) = lost {
+                    let lost = json!({ "position": position, "offset": offset });
+                    socket.emit_at("continuity:lost", &lost.to_string(), position);
+                }
             });
-            let lost = match &acked {
-                Acked::Lost(lost) => Some(lost.to_string()),
-                Acked::NotAsked | Acked::At(_) => offset.map(str::to_owned),
-            };
-            if let Some(offset) = lost {
-                socket.emit("continuity:lost", &json!({ "position": joined_at, "offset": offset }).to_string());
-            }
         }
     }
     if principal.expires.is_some() || principal.recheck.is_some() {
@@ -361,6 +366,7 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
         types: saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect()),
         left: Vec::new(),
         acked: None,
+        kept: false,
         credential: socket.credential(),
     };
     let next = Socket::new(session.clone(), tenant.clone(), beginning);
@@ -382,10 +388,12 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     let owner = Owner::new(nsp, &principal, &*shared.store);
     next.attach(rooms, None, |position| {
         next.emit_at("tenant:switched", &hello(&next, &names, position, None).to_string(), position);
-        let pid = shared.signer.sign(&next.sid, position, &owner);
+        let claimed = Claimed { sid: next.sid.clone(), joined_at: position, began: next.since };
+        let pid = shared.signer.sign(&claimed, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &next.sid, pid));
     });
+    next.keep();
     if shared.auth.is_revoked(&principal) {
         registry::put_out(&next);
     }

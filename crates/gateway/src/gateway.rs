@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tidewire_core::TenantId;
 use tidewire_core::catalog::Catalog;
 use tidewire_core::commit::{Committed, Request};
 use tidewire_core::event::Ephemeral;
@@ -17,6 +16,7 @@ use tidewire_core::id::UuidV7;
 use tidewire_core::measure::Counter;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
+use tidewire_core::{TenantId, Timestamp};
 use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,7 @@ use crate::heartbeat::{self, Wheel};
 use crate::http::Refused;
 use crate::hub::Hub;
 use crate::options::Options;
+use crate::polling::Partings;
 use crate::recovery::{Recent, Signer};
 use crate::relay::{self, Feeder, Follow};
 use crate::session::{Closing, Opening, Session};
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) recent: Recent,
     pub(crate) visitors: Visitors,
     pub(crate) cursors: Cursors,
+    pub(crate) partings: Partings,
     pub(crate) stats: Counters,
     /// Seeded anew in each process, so that nobody can choose keys that collide.
     pub(crate) hasher: RandomState,
@@ -118,6 +120,7 @@ impl Gateway {
             recent: Recent::default(),
             visitors: Visitors::default(),
             cursors: Cursors::default(),
+            partings: Partings::default(),
             stats: Counters::default(),
             hasher: RandomState::new(),
             tracker: TaskTracker::new(),
@@ -206,6 +209,12 @@ impl Shared {
     pub(crate) fn lose(&self, counter: &Counter, outcome: &'static str) {
         counter.up();
         self.stats.by.returned.up(outcome);
+    }
+
+    /// Until when what is written of a session now is kept: long enough for a client that comes back within what history holds. What a
+    /// live socket has written is up to half of that old, and a killed process writes no more.
+    pub(crate) fn kept_until(&self) -> Timestamp {
+        self.clock.now() + self.catalog.realtime.history_age * 2 + Duration::from_secs(60)
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -62,6 +62,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.hub.tidy(shared.catalog.realtime.connect_rate, shared.clock.now());
                 shared.recent.tidy();
                 shared.cursors.tidy();
+                shared.partings.tidy();
             }
             _ = ticks.tick() => {
                 if told {

@@ -95,6 +95,13 @@ where
     let session = match get("sid") {
         Some(sid) => {
             let session = shared.session(sid).filter(|session| !session.end_if_silent());
+            if session.is_none()
+                && !websocket
+                && request.method() == Method::GET
+                && let Some(answer) = shared.partings.answer(sid)
+            {
+                return Ok(answer);
+            }
             Some(session.ok_or(TransportError::UnknownSid)?)
         }
         None if request.method() != Method::GET => return Err(TransportError::BadHandshakeMethod.into()),

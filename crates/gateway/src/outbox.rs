@@ -136,6 +136,11 @@ impl Outbox {
         self.end_poll(|queue| queue.nudged = true);
     }
 
+    /// The next poll waits as usual: it knows by itself how long it may.
+    pub(crate) fn forget_nudge(&self) {
+        self.0.lock().nudged = false;
+    }
+
     /// From now on the WebSocket's task takes the frames. A poll that was left open must not take any from it.
     pub(crate) fn hand_over(&self) {
         self.end_poll(|queue| queue.moved = true);

@@ -1,14 +1,16 @@
 //! Engine.IO over HTTP polling: one GET that waits, one POST at a time.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
+use parking_lot::Mutex;
 use tidewire_wire::engine::{self, Packet, PacketType, PollPacket, TransportError};
 
 use crate::auth::Handshake;
@@ -21,10 +23,43 @@ use crate::session::{Closing, Opening, Probe, Session, Step, Transport};
 const MAX_PACKETS: usize = 10_000;
 /// The most bytes in one answer to a GET, if there is more than one packet.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// How long a poll may still wait while a WebSocket has answered the probe and the client wants to move.
+/// How long a poll may still wait while a WebSocket has answered the probe and the client wants to move. As long a poll that overtook the
+/// packet of the move, which comes on another connection, is taken for one that came after it.
 const PROBE_WAIT: Duration = Duration::from_millis(100);
 
 const TEXT: &str = "text/plain; charset=UTF-8";
+
+/// Sessions that their clients closed, until the last poll of each has been answered.
+///
+/// A client's poll and the POST that closes its session come on two connections, so the close may be seen first. The poll was sent to a
+/// session that was open, and is answered as one that was waiting: with a noop. It is one answer for each close, whichever came first.
+#[derive(Default)]
+pub(crate) struct Partings(Mutex<HashMap<Arc<str>, Instant>>);
+
+impl Partings {
+    /// With more, a poll that comes too late is told that its session is unknown.
+    const MOST: usize = 10_000;
+    const KEPT: Duration = Duration::from_secs(5);
+
+    fn put(&self, session: &Arc<str>) {
+        let mut partings = self.0.lock();
+        if partings.len() < Self::MOST {
+            partings.insert(session.clone(), Instant::now());
+        }
+    }
+
+    /// The answer to a poll of a session that its client has closed, if that is still owed.
+    pub(crate) fn answer(&self, session: &str) -> Option<Answer> {
+        let since = self.0.lock().remove(session)?;
+        (since.elapsed() < Self::KEPT).then(|| plain(StatusCode::OK, TEXT, PacketType::Noop.as_str()))
+    }
+
+    pub(crate) fn tidy(&self) {
+        let mut partings = self.0.lock();
+        partings.retain(|_, since| since.elapsed() < Self::KEPT);
+        partings.shrink_to_fit();
+    }
+}
 
 /// Opens a session.
 pub(crate) fn open(shared: &Arc<Shared>, handshake: Handshake) -> Result<Answer, Refused> {
@@ -42,7 +77,10 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
         }
         Transport::WebSocket | Transport::Stream => Begin::Moved,
     };
-    let probe = match session.transport(begin).ok_or(TransportError::UnknownSid)? {
+    let Some(begun) = session.transport(begin) else {
+        return session.shared.partings.answer(&session.id).ok_or(TransportError::UnknownSid.into());
+    };
+    let probe = match begun {
         Begin::Wait(probe) => probe,
         Begin::Twice => {
             // The first one is answered with a close packet by the end of the session.
@@ -53,6 +91,9 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
     };
     session.shared.stats.polls.up();
     let mut getting = Getting { session, answered: false };
+    if probe == Probe::Answered {
+        session.outbox.forget_nudge();
+    }
     let taken = poll_fn(|cx| session.outbox.poll_take(cx, MAX_ANSWER));
     let taken = match probe {
         Probe::Answered => tokio::time::timeout(PROBE_WAIT, taken).await.unwrap_or(Taken::Noop),
@@ -60,6 +101,11 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
     };
     getting.answered = true;
     drop(getting);
+    // A client that waits for its poll before it moves is not meant: this one has sent both.
+    let moved = || session.transport(|transport| *transport == Transport::WebSocket) == Some(true);
+    if matches!(taken, Taken::Noop) && probe == Probe::Answered && moved() {
+        return Err(TransportError::BadRequest.into());
+    }
     let body = match taken {
         Taken::Frames(frames) => {
             let mut body = Vec::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
@@ -70,7 +116,11 @@ pub(crate) async fn get(session: &Arc<Session>) -> Result<Answer, Refused> {
             session.drained();
             body
         }
-        Taken::Noop | Taken::Ended(Closing::Client) => PacketType::Noop.as_str().as_bytes().to_vec(),
+        Taken::Noop => PacketType::Noop.as_str().as_bytes().to_vec(),
+        Taken::Ended(Closing::Client) => {
+            session.shared.partings.answer(&session.id);
+            PacketType::Noop.as_str().as_bytes().to_vec()
+        }
         Taken::Ended(_) => PacketType::Close.as_str().as_bytes().to_vec(),
     };
     Ok(plain(StatusCode::OK, TEXT, body))
@@ -148,6 +198,8 @@ where
     match work.await {
         Ok(Ok(())) => Ok(plain(StatusCode::OK, "text/html", "ok")),
         Ok(Err(Closing::Client)) => {
+            // Before the end, so that a poll finds either the session or this.
+            session.shared.partings.put(&session.id);
             session.close(Closing::Client);
             Ok(plain(StatusCode::OK, "text/html", "ok"))
         }
@@ -194,5 +246,21 @@ impl Drop for Posting {
                 polling.posting = false;
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_owes_one_answer_and_closes_without_end_are_not_all_remembered() {
+        let partings = Partings::default();
+        for n in 0..Partings::MOST + 1 {
+            partings.put(&n.to_string().into());
+        }
+        assert!(partings.answer("7").is_some());
+        assert!(partings.answer("7").is_none(), "once");
+        assert!(partings.answer(&Partings::MOST.to_string()).is_none(), "one too many");
     }
 }

@@ -1,7 +1,7 @@
 //! Coming back: the token by which a client proves which session it had, what is kept of it, and reading up what it missed.
 //!
-//! A `pid` needs no memory: it says which socket id was given out at which position, and is signed for its namespace, tenant, user and
-//! incarnation of the log. So it holds over a restart, and a connect writes nothing. Only what a client asked for beyond its own
+//! A `pid` needs no memory: it says which socket id was given out at which position and when, and is signed for its namespace, tenant,
+//! user and incarnation of the log. So it holds over a restart, and a connect writes nothing. Only what a client asked for beyond its own
 //! rooms is kept in the store.
 
 use std::collections::HashMap;
@@ -108,32 +108,49 @@ impl<'a> Owner<'a> {
     }
 }
 
+/// What a `pid` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Claimed {
+    pub(crate) sid: Arc<str>,
+    /// The position at which the session began.
+    pub(crate) joined_at: Position,
+    /// When it began.
+    pub(crate) began: Timestamp,
+}
+
 /// The length of a socket id in bytes.
 const SID: usize = 20;
+/// The length of what a `pid` says: the id, the position and the milliseconds.
+const SAID: usize = SID + 8 + 8;
+const TAG: usize = 32;
 
 impl Signer {
     pub(crate) fn new(secret: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
 
-    /// The `pid` of a socket that joined at `position`.
-    pub(crate) fn sign(&self, sid: &str, position: Position, owner: &Owner<'_>) -> String {
-        let mut token = Vec::with_capacity(SID + 8 + 32);
-        token.extend_from_slice(sid.as_bytes());
-        token.extend_from_slice(&position.0.to_be_bytes());
+    pub(crate) fn sign(&self, claimed: &Claimed, owner: &Owner<'_>) -> String {
+        let mut token = Vec::with_capacity(SAID + TAG);
+        token.extend_from_slice(claimed.sid.as_bytes());
+        token.extend_from_slice(&claimed.joined_at.0.to_be_bytes());
+        token.extend_from_slice(&claimed.began.as_millis().to_be_bytes());
         let tag = hmac::sign(&self.0, &Self::signed(&token, owner));
         token.extend_from_slice(tag.as_ref());
         URL_SAFE_NO_PAD.encode(token)
     }
 
-    /// The socket id and position in a `pid`, if it was signed for this owner.
-    pub(crate) fn check(&self, pid: &str, owner: &Owner<'_>) -> Option<(Arc<str>, Position)> {
-        let token = URL_SAFE_NO_PAD.decode(pid).ok().filter(|token| token.len() == SID + 8 + 32)?;
-        let (said, tag) = token.split_at(SID + 8);
+    /// What a `pid` says, if it was signed for this owner.
+    pub(crate) fn check(&self, pid: &str, owner: &Owner<'_>) -> Option<Claimed> {
+        let token = URL_SAFE_NO_PAD.decode(pid).ok().filter(|token| token.len() == SAID + TAG)?;
+        let (said, tag) = token.split_at(SAID);
         hmac::verify(&self.0, &Self::signed(said, owner), tag).ok()?;
-        let (sid, position) = said.split_first_chunk::<SID>()?;
-        let position = Position(u64::from_be_bytes(position.try_into().ok()?));
-        Some((std::str::from_utf8(sid).ok()?.into(), position))
+        let (sid, numbers) = said.split_first_chunk::<SID>()?;
+        let (position, millis) = numbers.split_first_chunk::<8>()?;
+        Some(Claimed {
+            sid: std::str::from_utf8(sid).ok()?.into(),
+            joined_at: Position(u64::from_be_bytes(*position)),
+            began: Timestamp::from_millis(i64::from_be_bytes(millis.try_into().ok()?)),
+        })
     }
 
     /// Every part with its length, so that no two owners give the same text.
@@ -154,7 +171,7 @@ impl Signer {
 /// What a client that comes back gets.
 pub(crate) enum Return {
     /// Everything: the same session, and every event after `after`.
-    Whole { sid: Arc<str>, saved: Saved, after: Position, joined_at: Position },
+    Whole { claimed: Claimed, saved: Saved, after: Position },
     /// A new session.
     New,
 }
@@ -167,7 +184,7 @@ pub(crate) async fn claim(
     pid: &str,
     offset: Option<&str>,
 ) -> Result<Return, Closing> {
-    let Some((sid, joined_at)) = shared.signer.check(pid, owner) else {
+    let Some(claimed) = shared.signer.check(pid, owner) else {
         // A token of another incarnation cannot be told from a forged one; the offset says which it is.
         let other = offset.and_then(|offset| offset.parse::<Offset>().ok());
         match other.is_some_and(|offset| offset.epoch != *shared.store.epoch()) {
@@ -177,40 +194,48 @@ pub(crate) async fn claim(
         return Ok(Return::New);
     };
     let after = match offset.map(str::parse::<Offset>) {
-        None => joined_at,
+        None => claimed.joined_at,
         Some(Ok(offset)) if offset.epoch == *shared.store.epoch() => offset.position,
         Some(_) => {
             shared.lose(&shared.stats.lost_epoch, "epoch");
             return Ok(Return::New);
         }
     };
-    let half_open = tenant.directory.lock().sockets.get(&sid).cloned();
-    let saved = match half_open {
+    let half_open = tenant.directory.lock().sockets.get(&claimed.sid).cloned();
+    let kept = match half_open {
         Some(old) => {
             let saved = old.saved();
             old.session.close(Closing::Replaced);
-            saved
+            Some(saved)
         }
-        None => match shared.recent.find(&sid) {
-            Some(saved) => saved,
+        None => match shared.recent.find(&claimed.sid) {
+            Some(saved) => Some(saved),
             None => {
-                let kept = shared.store.session(&tenant.id, &sid).await.map_err(|error| unavailable(&error))?;
+                let kept = shared.store.session(&tenant.id, &claimed.sid).await.map_err(|error| unavailable(&error))?;
                 // What cannot be read was not written by this version: then nothing is known about its rooms.
-                kept.map_or(Ok(Saved::default()), |text| serde_json::from_str(&text)).unwrap_or_else(|_| Saved::ended())
+                kept.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| Saved::ended()))
             }
         },
+    };
+    let saved = match kept {
+        Some(saved) => saved,
+        None if may_be_forgotten(shared, tenant, claimed.began, after).await? => {
+            shared.lose(&shared.stats.lost_history, "expired");
+            return Ok(Return::New);
+        }
+        None => Saved::default(),
     };
     if saved.ended {
         shared.lose(&shared.stats.lost_identity, "ended");
         return Ok(Return::New);
     }
     // With acknowledgements, what was received but not dealt with comes again.
-    let after = saved.acked.map_or(after, |acked| after.min(acked.max(joined_at)));
+    let after = saved.acked.map_or(after, |acked| after.min(acked.max(claimed.joined_at)));
     if let Some(reason) = beyond_history(shared, tenant, after).await.map_err(|error| unavailable(&error))? {
         shared.lose(&shared.stats.lost_history, reason);
         return Ok(Return::New);
     }
-    Ok(Return::Whole { sid, saved, after, joined_at })
+    Ok(Return::Whole { claimed, saved, after })
 }
 
 /// How long the store may take to show what it was given.
@@ -220,9 +245,7 @@ const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> Result<()> {
     let text = Saved::ended().to_text();
     shared.recent.put(sid, Saved::ended());
-    // As long as a token of it could be used.
-    let expires = shared.clock.now() + shared.catalog.realtime.history_age;
-    keep(shared, tenant, sid, text, expires).await
+    keep(shared, tenant, sid, text, shared.kept_until()).await
 }
 
 /// Writes what is kept under `sid`, and waits until it is durable in the sense of the store. Code `unavailable`.
@@ -277,6 +300,22 @@ pub(crate) async fn beyond_log(
     })
 }
 
+/// Whether the client may have asked for something that nobody knows any more: that is kept for as long as history after the last sign of
+/// the client at least.
+async fn may_be_forgotten(
+    shared: &Shared,
+    tenant: &Tenant,
+    began: Timestamp,
+    after: Position,
+) -> Result<bool, Closing> {
+    let oldest = shared.clock.now() - shared.catalog.realtime.history_age;
+    let Some(before) = after.0.checked_sub(1).filter(|_| began < oldest) else { return Ok(began < oldest) };
+    // The client was there when this event had been written.
+    let query = LogQuery { after: Position(before), limit: 1, ..LogQuery::default() };
+    let last = shared.store.read(&tenant.id, query).await.map_err(|error| unavailable(&error))?;
+    Ok(!last.first().is_some_and(|event| event.position == after && event.time >= oldest))
+}
+
 /// Reads a parked socket up to date and puts it on the live feed, or leaves it parked when the client has to take something first.
 ///
 /// From the moment the socket holds, every event is either held or at most at the position read after that moment, and then it is in
@@ -321,9 +360,13 @@ mod tests {
     fn a_pid_is_good_only_for_its_owner() {
         let signer = Signer::new(&[7; 32]);
         let owner = || Owner { namespace: "/", tenant: "a", user: Some("u"), epoch: "e1" };
-        let pid = signer.sign("abcdefghijabcdefghij", Position(42), &owner());
-        let (sid, position) = signer.check(&pid, &owner()).expect("own pid");
-        assert_eq!((&*sid, position), ("abcdefghijabcdefghij", Position(42)));
+        let claimed = Claimed {
+            sid: "abcdefghijabcdefghij".into(),
+            joined_at: Position(42),
+            began: Timestamp::from_millis(1_700_000_000_000),
+        };
+        let pid = signer.sign(&claimed, &owner());
+        assert_eq!(signer.check(&pid, &owner()).expect("own pid"), claimed);
         for other in [
             Owner { namespace: "/ws", ..owner() },
             Owner { tenant: "b", ..owner() },

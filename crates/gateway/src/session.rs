@@ -290,6 +290,14 @@ impl Session {
         }
     }
 
+    /// A message came: the client lives, and its pong may wait behind more of them.
+    fn heard(&self) {
+        let mut control = self.control.lock();
+        if let Some(due) = &mut control.pong_due {
+            *due = (*due).max(Instant::now() + self.shared.options.ping_timeout);
+        }
+    }
+
     /// Takes a text packet. What takes a while comes back as work, to be finished before the next packet.
     pub(crate) fn text(self: &Arc<Self>, text: Bytes) -> Result<Step, Closing> {
         if let Some(pushed) = self.shared.options.echo.and_then(|echo| echo.text(self, &text)) {
@@ -299,6 +307,7 @@ impl Session {
         let packet = std::str::from_utf8(&text).map_err(|_| Closing::Malformed(1007, "the packet is not UTF-8"))?;
         match engine::Packet::parse(packet).map_err(Closing::malformed)? {
             engine::Packet::Text(PacketType::Message, _) => {
+                self.heard();
                 Ok(Step::Later(Box::pin(self.clone().message(text.slice(1..)))))
             }
             engine::Packet::Text(PacketType::Pong, _) => {
@@ -320,6 +329,7 @@ impl Session {
             self.close_if_full(pushed);
             return Ok(Step::Done);
         }
+        self.heard();
         if self.shared.options.parser == Parser::MessagePack {
             let session = self.clone();
             return Ok(Step::Later(Box::pin(async move {

@@ -61,6 +61,8 @@ struct State {
     /// It gets every logged event of its tenant, whatever the rooms.
     whole_log: bool,
     closed: bool,
+    /// What was to be kept when it closed: it has left its rooms since.
+    parting: Option<Saved>,
 }
 
 #[derive(Clone, Debug)]
@@ -81,21 +83,25 @@ pub(crate) struct Beginning {
     pub(crate) types: Option<Vec<Pattern>>,
     pub(crate) left: Vec<Box<str>>,
     pub(crate) acked: Option<Position>,
+    /// The store has something of this session, so it has to hear of every change.
+    pub(crate) kept: bool,
     /// The token to check again, for credentials that have to be.
     pub(crate) credential: Option<Box<str>>,
 }
 
 impl Socket {
     pub(crate) fn new(session: Arc<Session>, tenant: Arc<Tenant>, beginning: Beginning) -> Arc<Self> {
-        let Beginning { sid, namespace, principal, types, left, acked, credential } = beginning;
+        let Beginning { sid, namespace, principal, types, left, acked, kept, credential } = beginning;
         let shared = session.shared.clone();
+        let now = shared.clock.now();
+        let changed = !kept && types.is_some();
         Arc::new(Self {
             key: shared.next_key(),
             sid,
             namespace,
             tenant,
             user: principal.user.clone(),
-            since: shared.clock.now(),
+            since: now,
             state: Mutex::new(State {
                 principal,
                 rooms: Vec::new(),
@@ -105,13 +111,15 @@ impl Socket {
                 fed: Position(0),
                 feed: Feed::Live,
                 acked,
-                saved: None,
-                changed: false,
+                saved: kept.then_some(now),
+                // What it brings with it from another tenant is written with the first change, or by `keep`.
+                changed,
                 warned: false,
                 checking: false,
                 credential,
                 whole_log: session.form() == Form::Log,
                 closed: false,
+                parting: None,
             }),
             session,
         })
@@ -418,13 +426,14 @@ impl Socket {
             return;
         }
         state.saved = Some(now);
-        let expires = now + self.shared().catalog.realtime.history_age;
+        let expires = self.shared().kept_until();
         self.shared().store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
     }
 
-    /// What a client that takes this socket's place needs.
+    /// What a client that takes this socket's place needs. The socket may be closing at this moment.
     pub(crate) fn saved(&self) -> Saved {
-        self.state.lock().to_save()
+        let state = self.state.lock();
+        state.parting.clone().unwrap_or_else(|| state.to_save())
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -440,12 +449,12 @@ impl Socket {
             if !matches!(state.feed, Feed::Live) {
                 shared.stats.behind.down();
             }
-            let saved = state.to_save();
+            let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
+            state.parting = Some(saved.clone());
             if closing == Closing::Left {
-                if state.saved.is_some() {
-                    let expires = now + shared.catalog.realtime.history_age;
-                    shared.store.put_session(&self.tenant.id, &self.sid, Saved::ended().to_text(), expires);
-                }
+                let expires = shared.kept_until();
+                shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
+                shared.recent.put(&self.sid, saved);
             } else if self.session.streaming.is_none() && (state.saved.is_some() || !saved.is_empty()) {
                 state.changed = true;
                 self.save(&mut state, now);

@@ -375,7 +375,16 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     shared.stats.sockets.up();
     let credential = connect::kept_credential(&principal, auth);
     let (sid, left) = (random_id(), Vec::new());
-    let beginning = Beginning { sid, namespace: 0, principal: principal.clone(), types, left, acked: None, credential };
+    let beginning = Beginning {
+        sid,
+        namespace: 0,
+        principal: principal.clone(),
+        types,
+        left,
+        acked: None,
+        kept: false,
+        credential,
+    };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
     tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
     if !session.add_socket(&socket) {
@@ -396,19 +405,18 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
             session.drained();
         }
         None => {
-            let mut joined_at = Position(0);
-            socket.attach(rooms, None, |position| {
-                joined_at = position;
-                socket.emit_at("connected", &hello(position, false), position);
+            let lost = lost.map(|lost| match lost {
+                Start::Offset(offset) => offset,
+                Start::After(position) => Offset { epoch: shared.store.epoch().clone(), position },
             });
-            if let Some(lost) = lost {
-                let offset = match lost {
-                    Start::Offset(offset) => offset,
-                    Start::After(position) => Offset { epoch: shared.store.epoch().clone(), position },
-                };
-                let told = json!({ "position": joined_at, "offset": offset.to_string() });
-                socket.emit("continuity:lost", &told.to_string());
-            }
+            socket.attach(rooms, None, |position| {
+                socket.emit_at("connected", &hello(position, false), position);
+                // Before any event that the client did not miss.
+                if let Some(lost) = lost {
+                    let told = json!({ "position": position, "offset": lost.to_string() });
+                    socket.emit_at("continuity:lost", &told.to_string(), position);
+                }
+            });
         }
     }
     if principal.expires.is_some() || principal.recheck.is_some() {

@@ -144,6 +144,20 @@ async fn a_client_that_closes_gets_its_poll_back() {
 }
 
 #[tokio::test]
+async fn a_poll_that_the_close_overtook_is_answered_as_if_it_had_waited() {
+    let server = Server::start().await;
+    let poll = Polling::open(server.address, "").await;
+    assert_eq!(poll.post("1").await.status, 200);
+    let late = poll.get().await;
+    assert_eq!((late.status, late.body.as_str()), (200, "6"));
+    assert_eq!(poll.get().await.status, 400, "one poll, as one could have been under way");
+    // Of a session that the server ended nobody is told so.
+    let poll = Polling::open(server.address, "").await;
+    assert_eq!(poll.post("abc").await.status, 400);
+    assert_eq!(poll.get().await.status, 400);
+}
+
+#[tokio::test]
 async fn a_session_moves_to_a_websocket_without_losing_anything() {
     let server = Server::start().await;
     let poll = Polling::open(server.address, "").await;
@@ -177,6 +191,19 @@ async fn a_session_moves_to_a_websocket_without_losing_anything() {
     assert_eq!(got.matches("lead:created").count(), 7, "{got}");
     assert_eq!(poll.get().await.status, 400, "no polling after the move");
     assert_eq!(server.gateway.connections(&Whom::default(), None, 10).expect("a page").items[0].transport, "websocket");
+}
+
+#[tokio::test]
+async fn a_poll_that_overtook_the_move_comes_too_late() {
+    let server = Server::start().await;
+    let poll = Polling::open(server.address, "").await;
+    let mut socket = Socket::upgrade(server.address, &format!("&sid={}", poll.sid), "").await.expect("101");
+    socket.send("2probe").await;
+    assert_eq!(socket.packet().await.as_deref(), Some("3probe"));
+    let waiting = tokio::spawn(async move { poll.get().await });
+    until_a_poll_waits(&server).await;
+    socket.send("5").await;
+    assert_eq!(waiting.await.expect("answered").status, 400);
 }
 
 #[tokio::test]

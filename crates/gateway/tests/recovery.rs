@@ -137,6 +137,51 @@ async fn who_left_on_purpose_does_not_come_back_to_old_rooms() {
 }
 
 #[tokio::test]
+async fn who_left_on_purpose_does_not_come_back_with_nothing_asked_for_either() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.send("41").await;
+    while server.gateway.stats().sockets > 0 {
+        tokio::task::yield_now().await;
+    }
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], false);
+    socket.expect("continuity:lost").await;
+    // What was kept of an earlier loss does not bring it back.
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], true);
+    socket.send("41").await;
+    while server.gateway.stats().sockets > 0 {
+        tokio::task::yield_now().await;
+    }
+    let (_, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(false), &json!(["port:p1", "user:ann"])));
+}
+
+#[tokio::test]
+async fn what_was_undone_after_coming_back_stays_undone() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["rooms"], json!(["port:p1", "user:ann", "berth:b1"]));
+    socket.ask("leave", &[json!("berth:b1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["rooms"], json!(["port:p1", "user:ann"]));
+    // The other way round it would be a gap: a room of its own that it left, and wants back.
+    socket.ask("leave", &[json!("port:p1")]).await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["rooms"], json!(["user:ann"]));
+    socket.ask("join", &[json!("port:p1")]).await;
+    let server = server.crash_and_restart().await;
+    lead(&server, 1).await;
+    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(true), &json!(["port:p1", "user:ann"])));
+    assert_eq!(missed(&socket), [1]);
+}
+
+#[tokio::test]
 async fn what_was_not_acknowledged_comes_again() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
@@ -162,6 +207,60 @@ async fn a_store_that_does_not_answer_makes_the_client_try_again() {
     server.store.broken.store(false, Ordering::SeqCst);
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn coming_back_in_the_moment_of_the_loss_keeps_the_rooms() {
+    let server = Server::start().await;
+    let clients: Vec<_> = (0..4)
+        .map(|client| {
+            let (address, token) = (server.address, format!("p1/user{client}/"));
+            tokio::spawn(async move {
+                let (mut socket, _) = Socket::connect(address, &token).await;
+                socket.ask("join", &[json!("berth:b1")]).await;
+                for round in 0..100 {
+                    let (sid, pid, offset) = (socket.sid.clone(), socket.pid.clone(), socket.offset.clone());
+                    let next = Socket::open(address).await;
+                    // The end of the one transport and the CONNECT on the other are dealt with at once.
+                    drop(socket);
+                    let auth = json!({ "token": token, "pid": pid, "offset": offset });
+                    let (back, connected) = next.join("/", auth).await.expect("let in");
+                    assert_eq!((&back.sid, &connected["recovered"]), (&sid, &json!(true)));
+                    let rooms = connected["rooms"].as_array().expect("rooms");
+                    assert!(rooms.contains(&json!("berth:b1")), "round {round}: {rooms:?}");
+                    socket = back;
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.expect("every round");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_loss_is_told_before_anything_that_happens_after_it() {
+    let server = Arc::new(Server::start().await);
+    // In which the relay spends its time, so that it waits for the tables of rooms whenever somebody connects.
+    let mut crowd = Vec::new();
+    for client in 0..20 {
+        crowd.push(Socket::connect(server.address, &format!("p1/crowd{client}/admin")).await);
+    }
+    let publisher = server.clone();
+    let publishing = tokio::spawn(async move {
+        for n in 0.. {
+            lead(&publisher, n).await;
+            tokio::task::yield_now().await;
+        }
+    });
+    for client in 0..200 {
+        let auth = json!({ "token": format!("p1/user{client}/admin"), "offset": "another.1" });
+        let (mut socket, connected) = Socket::open(server.address).await.join("/", auth).await.expect("in");
+        let told = socket.event().await;
+        let lost = json!({ "position": connected["position"], "offset": "another.1" });
+        assert_eq!((&told[0], &told[1]), (&json!("continuity:lost"), &lost), "client {client}");
+    }
+    publishing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -416,6 +416,24 @@ async fn a_transport_without_a_connect_or_without_pongs_is_closed() {
 }
 
 #[tokio::test]
+async fn who_sends_is_not_taken_for_silent() {
+    let ping_timeout = Duration::from_secs(1);
+    let ping_interval = Duration::from_millis(100);
+    let server = Server::with(Options { ping_interval, ping_timeout, ..Options::default() }).await;
+    let (mut busy, _) = Socket::connect(server.address, "p1/ann/").await;
+    // Its pong is behind messages for two and a half times as long as a pong may take.
+    let mut ticks = tokio::time::interval(ping_timeout / 4);
+    for _ in 0..10 {
+        ticks.tick().await;
+        busy.emit("leave", &[json!("berth:x")]).await;
+    }
+    assert_eq!(busy.any_packet().await.as_deref(), Some("2"));
+    busy.send("3").await;
+    assert_eq!(busy.any_packet().await.as_deref(), Some("2"), "the next one, as after any pong");
+    assert_eq!(busy.closed().await.expect("closed"), (1001, "no pong in time".to_owned()), "and then nothing came");
+}
+
+#[tokio::test]
 async fn what_the_queue_to_the_relay_cannot_take_is_read_from_the_log() {
     let server = Server::with(Options { max_relay_events: 3, ..Options::default() }).await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;

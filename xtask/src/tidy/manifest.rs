@@ -24,6 +24,8 @@ pub(super) struct Dependency {
     pub(super) line: usize,
     /// Whether the entry says `workspace = true`.
     pub(super) is_inherited: bool,
+    /// Whether only tests have it.
+    pub(super) is_dev: bool,
 }
 
 impl Manifest {
@@ -54,8 +56,11 @@ impl Manifest {
             ["workspace", "dependencies", key, field @ ..] => {
                 take(&mut self.workspace_dependencies, key, field, value, line);
             }
-            ["dependencies" | "dev-dependencies" | "build-dependencies", key, field @ ..] => {
+            [kind @ ("dependencies" | "dev-dependencies" | "build-dependencies"), key, field @ ..] => {
                 take(&mut self.dependencies, key, field, value, line);
+                if let Some(taken) = self.dependencies.last_mut() {
+                    taken.is_dev = *kind == "dev-dependencies";
+                }
             }
             _ => {}
         }
@@ -67,7 +72,7 @@ fn take(dependencies: &mut Vec<Dependency>, key: &str, field: &[&str], value: &s
     // Dotted fields of one dependency follow each other; the same key further up is another kind or target.
     if field.is_empty() || dependencies.last().is_none_or(|last| last.key != key) {
         let (key, package) = (key.to_owned(), key.to_owned());
-        dependencies.push(Dependency { key, package, line, is_inherited: false });
+        dependencies.push(Dependency { key, package, line, is_inherited: false, is_dev: false });
     }
     let Some(dependency) = dependencies.last_mut() else { return };
     let fields = match field {

@@ -48,6 +48,22 @@ fn the_parts_know_core_and_not_each_other() {
 }
 
 #[test]
+fn a_part_may_be_tried_on_another_in_its_tests() {
+    let store = "tidewire-core.workspace = true\n\n[dev-dependencies]\ntidewire-store.workspace = true\n";
+    assert_eq!(with_crate("crates/gateway", "tidewire-gateway", store), [""; 0]);
+    assert_eq!(
+        with_crate("crates/runtime", "tidewire-runtime", store),
+        ["crates/runtime/Cargo.toml:9: tidewire-runtime may not depend on tidewire-store; it may on tidewire-core"]
+    );
+    assert_eq!(
+        with_crate("crates/gateway", "tidewire-gateway", "tidewire-store.workspace = true\n"),
+        [
+            "crates/gateway/Cargo.toml:6: tidewire-gateway may not depend on tidewire-store; it may on tidewire-core, tidewire-wire"
+        ]
+    );
+}
+
+#[test]
 fn an_app_stands_on_the_facade_and_the_binary_on_the_apps() {
     let facade = manifest("tidewire", "");
     let app = manifest("shop", "tidewire = { path = \"../../crates/tidewire\" }\n");

@@ -24,8 +24,8 @@ type Kept = HashMap<(TenantId, String), (String, Timestamp)>;
 
 pub(crate) struct Fake {
     epoch: Epoch,
-    logs: Arc<Mutex<Logs>>,
-    sessions: Arc<Mutex<Kept>>,
+    logs: Mutex<Logs>,
+    sessions: Mutex<Kept>,
     followers: Mutex<Vec<Arc<dyn Follower>>>,
     /// Reads fail while this is set.
     pub(crate) broken: AtomicBool,
@@ -38,8 +38,8 @@ impl Fake {
     pub(crate) fn new(epoch: &str) -> Self {
         Self {
             epoch: Epoch::new(epoch).expect("epoch"),
-            logs: Arc::default(),
-            sessions: Arc::default(),
+            logs: Mutex::default(),
+            sessions: Mutex::default(),
             followers: Mutex::default(),
             broken: AtomicBool::new(false),
             mute: AtomicBool::new(false),
@@ -47,10 +47,12 @@ impl Fake {
         }
     }
 
-    /// The same data in another process.
+    /// The same data in another process. What the old process still writes as it ends is not seen there.
     pub(crate) fn reopened(&self) -> Self {
-        let fresh = Self::new(self.epoch.as_str());
-        Self { logs: self.logs.clone(), sessions: self.sessions.clone(), ..fresh }
+        let copy = Self::new(self.epoch.as_str());
+        *copy.logs.lock() = self.logs.lock().clone();
+        *copy.sessions.lock() = self.sessions.lock().clone();
+        copy
     }
 
     /// Another incarnation, as after a restore.
