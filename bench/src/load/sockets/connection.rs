@@ -1,6 +1,6 @@
 //! One client: from TCP connect to the accepted CONNECT packet, then reading until the end.
 
-use super::{Tally, frame, inbox::Inbox};
+use super::{Memory, Tally, frame, inbox::Inbox};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     cell::RefCell,
@@ -8,7 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, PoisonError, atomic::Ordering},
-    task::ready,
+    task::{Poll, ready},
     time::Duration,
 };
 use tokio::{
@@ -22,6 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Bytes that one read may return.
 const READ_BYTES: usize = 64 * 1024;
+/// How long a client that comes back waits while nobody listens.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// The key of RFC 6455, section 1.3, and the answer it must get. The key protects nothing here that would need chance.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -46,16 +48,27 @@ pub(super) async fn open(
     source: Option<Ipv4Addr>,
     path: &str,
     token: &str,
+    memory: Option<Arc<Memory>>,
     tally: Arc<Tally>,
 ) -> Result<Client> {
     let opened = tokio::time::timeout(CONNECT_TIMEOUT, async {
-        let mut opening = Opening { stream: dial(addr, source).await?, buffer: Vec::with_capacity(512) };
+        let stream = loop {
+            match dial(addr, source).await {
+                Err(_) if memory.is_some() => tokio::time::sleep(RETRY).await,
+                dialled => break dialled?,
+            }
+        };
+        let mut opening = Opening { stream, buffer: Vec::with_capacity(512), missed: Vec::new() };
         opening.upgrade(addr, path).await?;
-        opening.join(&tally.packets.prefix, token).await?;
+        opening.join(&tally.packets.prefix, token, memory.as_deref()).await?;
         Ok::<_, anyhow::Error>(opening)
     });
-    let Opening { stream, buffer } = opened.await.context("not connected within 30 s")??;
-    Ok(Client { stream, inbox: Inbox::new(buffer), tally })
+    let Opening { stream, buffer, mut missed } = opened.await.context("not connected within 30 s")??;
+    if !missed.is_empty() {
+        missed.extend_from_slice(&buffer);
+    }
+    let rest = if missed.is_empty() { buffer } else { missed };
+    Ok(Client { stream, inbox: Inbox::new(rest, memory), tally })
 }
 
 async fn dial(addr: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream> {
@@ -74,6 +87,8 @@ async fn dial(addr: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream> {
 struct Opening {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// Frames of events that came before the CONNECT packet was answered: what a client that is back has missed.
+    missed: Vec<u8>,
 }
 
 impl Opening {
@@ -100,15 +115,25 @@ impl Opening {
     }
 
     /// Waits for the Engine.IO open packet, sends the CONNECT packet and waits until it is accepted.
-    async fn join(&mut self, prefix: &str, token: &str) -> Result<()> {
+    async fn join(&mut self, prefix: &str, token: &str, memory: Option<&Memory>) -> Result<()> {
         let open = self.packet().await?;
         ensure!(open.starts_with('0'), "expected the Engine.IO open packet, found {open}");
-        let auth = if token.is_empty() { String::new() } else { serde_json::json!({ "token": token }).to_string() };
+        let mut auth = serde_json::Map::new();
+        if !token.is_empty() {
+            auth.insert("token".to_owned(), token.into());
+        }
+        if let Some((pid, offset)) = memory.and_then(Memory::session) {
+            auth.insert("pid".to_owned(), pid.into());
+            auth.insert("offset".to_owned(), offset.into());
+        }
+        let auth = if auth.is_empty() { String::new() } else { serde_json::Value::Object(auth).to_string() };
         self.send(&format!("40{prefix}{auth}")).await?;
         loop {
             let packet = self.packet().await?;
-            if packet.starts_with("40") {
-                return Ok(());
+            if let Some(answer) = packet.strip_prefix("40") {
+                return memory.map_or(Ok(()), |memory| memory.connected(answer));
+            } else if packet.starts_with("42") && memory.is_some() {
+                frame::encode_unmasked(packet.as_bytes(), &mut self.missed);
             } else if packet.starts_with('2') {
                 self.send("3").await?;
             } else {
@@ -175,6 +200,10 @@ impl Client {
             // `poll_read` rather than `try_read`: after a read that did not fill the buffer tokio knows that the socket is
             // empty and saves the system call that would only say so.
             poll_fn(|cx| {
+                if tally.stopped.load(Ordering::Relaxed) {
+                    // Nobody wakes it any more; it ends with its fleet.
+                    return Poll::Pending;
+                }
                 SCRATCH.with_borrow_mut(|scratch| {
                     let mut buffer = ReadBuf::new(scratch);
                     let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));

@@ -172,7 +172,7 @@ async fn a_client_binds_its_source_and_shows_what_is_no_websocket_server() {
         stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\nno such page").await.unwrap();
         stream
     };
-    let (_stream, opened) = tokio::join!(server, connection::open(addr, Some(source), "/socket.io/", "", tally));
+    let (_stream, opened) = tokio::join!(server, connection::open(addr, Some(source), "/socket.io/", "", None, tally));
     let error = format!("{:#}", opened.err().unwrap());
     assert!(error.contains("404") && error.contains("no such page"), "{error}");
 }
