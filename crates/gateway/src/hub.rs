@@ -196,7 +196,8 @@ pub(crate) struct Rooms(HashMap<Arc<str>, Room>);
 #[derive(Default)]
 struct Room {
     members: Vec<Arc<Socket>>,
-    index: Option<HashMap<u64, u32>>,
+    /// Boxed, because most rooms are one user's and have none.
+    index: Option<Box<HashMap<u64, u32>>>,
 }
 
 /// Rooms up to this size are searched through.
@@ -241,9 +242,13 @@ impl Room {
             }
             None if self.members.len() >= INDEXED_FROM => {
                 let known = self.members.iter().zip(0..).map(|(member, at)| (member.key, at));
-                self.index = Some(known.chain([(socket.key, at)]).collect());
+                self.index = Some(Box::new(known.chain([(socket.key, at)]).collect()));
             }
             None => {}
+        }
+        if self.members.is_empty() {
+            // A room of one user often stays one of one socket.
+            self.members.reserve_exact(1);
         }
         self.members.push(socket);
     }

@@ -383,6 +383,8 @@ impl Session {
         let mut control = self.control.lock();
         control.joined_once = true;
         if !control.closed {
+            // Nearly every client joins one namespace.
+            control.sockets.reserve_exact(1);
             control.sockets.push(socket.clone());
         }
         !control.closed

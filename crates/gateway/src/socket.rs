@@ -169,6 +169,7 @@ impl Socket {
             None => state.fed = live_from,
             Some(fed) => self.park(&mut state, fed),
         }
+        state.rooms.reserve_exact(own.len() + app.len());
         for room in own {
             let name = table.join(&room.name, self);
             let joined = Joined { name, app: false, auto: room.auto, presence: room.presence };
