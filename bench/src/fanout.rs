@@ -93,7 +93,12 @@ impl Fanout {
         };
         let mut systems = vec![System::Tidewire];
         if !self.no_peer {
-            systems.extend([System::NodeSocketio, System::Socketioxide]);
+            for peer in [System::NodeSocketio, System::Socketioxide] {
+                match peer.is_installed() {
+                    Ok(()) => systems.push(peer),
+                    Err(missing) => println!("left out: {missing}"),
+                }
+            }
         }
         println!(
             "\nSocket.IO over WebSocket, 300-byte data; server on core 0, clients on core 1; at most {} sockets (open files)\n{}",

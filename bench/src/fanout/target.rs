@@ -37,6 +37,20 @@ impl System {
             Self::Socketioxide => "socketioxide: ",
         }
     }
+
+    /// An error says what to do.
+    pub(super) fn is_installed(self) -> Result<()> {
+        self.command().map(drop)
+    }
+
+    /// How to start it, where it is a peer.
+    fn command(self) -> Result<Option<(&'static str, Command)>> {
+        Ok(match self {
+            Self::Tidewire => None,
+            Self::NodeSocketio => Some(("socketio", node_socketio(PEER_PORT, PEER_EMIT_PORT)?)),
+            Self::Socketioxide => Some(("socketioxide", socketioxide(PEER_PORT, PEER_EMIT_PORT)?)),
+        })
+    }
 }
 
 /// Who is to get an event.
@@ -57,15 +71,9 @@ pub(super) enum Target {
 
 impl Target {
     pub(super) async fn start(system: System) -> Result<Self> {
-        let peer = async |name: &str, command: Command| {
-            let emit = SocketAddr::from(([127, 0, 0, 1], PEER_EMIT_PORT));
-            Peer::start(name, "0", &command, emit, PATIENCE).await.map(Self::Peer)
-        };
-        match system {
-            System::Tidewire => Ok(Self::Tidewire(Box::new(tidewire().await?))),
-            System::NodeSocketio => peer("socketio", node_socketio(PEER_PORT, PEER_EMIT_PORT)?).await,
-            System::Socketioxide => peer("socketioxide", socketioxide(PEER_PORT, PEER_EMIT_PORT)?).await,
-        }
+        let Some((name, command)) = system.command()? else { return Ok(Self::Tidewire(Box::new(tidewire().await?))) };
+        let emit = SocketAddr::from(([127, 0, 0, 1], PEER_EMIT_PORT));
+        Peer::start(name, "0", &command, emit, PATIENCE).await.map(Self::Peer)
     }
 
     pub(super) fn process(&self) -> &Peer {
