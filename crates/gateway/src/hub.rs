@@ -197,8 +197,11 @@ pub(crate) struct Rooms(HashMap<Arc<str>, Room>);
 struct Room {
     members: Vec<Arc<Socket>>,
     /// Boxed, because most rooms are one user's and have none.
-    index: Option<Box<HashMap<u64, u32>>>,
+    index: Option<Box<Index>>,
 }
+
+/// Where each member stands, by its key.
+struct Index(HashMap<u64, u32>);
 
 /// Rooms up to this size are searched through.
 const INDEXED_FROM: usize = 64;
@@ -238,11 +241,11 @@ impl Room {
         let at = self.members.len() as u32;
         match &mut self.index {
             Some(index) => {
-                index.insert(socket.key, at);
+                index.0.insert(socket.key, at);
             }
             None if self.members.len() >= INDEXED_FROM => {
                 let known = self.members.iter().zip(0..).map(|(member, at)| (member.key, at));
-                self.index = Some(Box::new(known.chain([(socket.key, at)]).collect()));
+                self.index = Some(Box::new(Index(known.chain([(socket.key, at)]).collect())));
             }
             None => {}
         }
@@ -255,13 +258,13 @@ impl Room {
 
     fn remove(&mut self, key: u64) {
         let at = match &mut self.index {
-            Some(index) => index.remove(&key).map(|at| at as usize),
+            Some(index) => index.0.remove(&key).map(|at| at as usize),
             None => self.members.iter().position(|member| member.key == key),
         };
         let Some(at) = at else { return };
         self.members.swap_remove(at);
         if let (Some(index), Some(moved)) = (&mut self.index, self.members.get(at)) {
-            index.insert(moved.key, at as u32);
+            index.0.insert(moved.key, at as u32);
         }
         if self.members.len() * 4 < self.members.capacity() {
             self.members.shrink_to(self.members.len() * 2);
