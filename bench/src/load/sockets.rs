@@ -99,7 +99,7 @@ impl Fleet {
     }
 
     /// The same with clients that remember: client `i` comes back to the session that `memories[i]` tells of, if it tells of one, and
-    /// notes there what it gets. Such a client also tries again, until its 30 s are over, while nobody listens.
+    /// notes there what it gets. Such a client also tries again, until its 30 s are over, when it is not let in.
     pub(crate) async fn remembering(
         addr: SocketAddr,
         path: &str,

@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Bytes that one read may return.
 const READ_BYTES: usize = 64 * 1024;
-/// How long a client that comes back waits while nobody listens.
+/// How long a client that comes back waits before it tries again.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// The key of RFC 6455, section 1.3, and the answer it must get. The key protects nothing here that would need chance.
@@ -51,19 +51,27 @@ pub(super) async fn open(
     memory: Option<Arc<Memory>>,
     tally: Arc<Tally>,
 ) -> Result<Client> {
+    let mut last = None;
     let opened = tokio::time::timeout(CONNECT_TIMEOUT, async {
-        let stream = loop {
-            match dial(addr, source).await {
-                Err(_) if memory.is_some() => tokio::time::sleep(RETRY).await,
-                dialled => break dialled?,
+        loop {
+            match Opening::begin(addr, source, path, &tally.packets.prefix, token, memory.as_deref()).await {
+                // As the stock client does when a connection fails or breaks before it is accepted.
+                Err(error) if memory.is_some() => {
+                    last = Some(error);
+                    tokio::time::sleep(RETRY).await;
+                }
+                opened => return opened,
             }
-        };
-        let mut opening = Opening { stream, buffer: Vec::with_capacity(512), missed: Vec::new() };
-        opening.upgrade(addr, path).await?;
-        opening.join(&tally.packets.prefix, token, memory.as_deref()).await?;
-        Ok::<_, anyhow::Error>(opening)
+        }
     });
-    let Opening { stream, buffer, mut missed } = opened.await.context("not connected within 30 s")??;
+    let opened = opened.await;
+    let late = || {
+        last.map_or_else(
+            || "not connected within 30 s".to_owned(),
+            |error| format!("not connected within 30 s: {error:#}"),
+        )
+    };
+    let Opening { stream, buffer, mut missed } = opened.with_context(late)??;
     if !missed.is_empty() {
         missed.extend_from_slice(&buffer);
     }
@@ -92,6 +100,21 @@ struct Opening {
 }
 
 impl Opening {
+    async fn begin(
+        addr: SocketAddr,
+        source: Option<Ipv4Addr>,
+        path: &str,
+        prefix: &str,
+        token: &str,
+        memory: Option<&Memory>,
+    ) -> Result<Self> {
+        let stream = dial(addr, source).await?;
+        let mut opening = Self { stream, buffer: Vec::with_capacity(512), missed: Vec::new() };
+        opening.upgrade(addr, path).await?;
+        opening.join(prefix, token, memory).await?;
+        Ok(opening)
+    }
+
     /// The WebSocket handshake (RFC 6455, section 4.1). No extension is asked for, so nothing is compressed.
     async fn upgrade(&mut self, addr: SocketAddr, path: &str) -> Result<()> {
         let request = format!(
