@@ -46,7 +46,7 @@ enum Command {
     Http,
     /// Jobs in process and over HTTP, beside BullMQ on Redis.
     Jobs(jobs::Jobs),
-    /// One event to many Socket.IO sockets, beside Node.js socket.io.
+    /// Socket.IO sockets: fan-out, idle, disturbed, back after a crash; beside Node.js socket.io and socketioxide.
     Fanout(fanout::Fanout),
     /// Cold start, and what an idle server uses.
     Startup,
@@ -84,14 +84,14 @@ fn measure(command: Command, runs: &report::Runs, seconds: Option<Duration>) -> 
             Command::Inprocess => inprocess::run(runs, time).await,
             Command::Http => http::run(runs, time).await,
             Command::Jobs(jobs) => jobs.run(runs, seconds).await,
-            Command::Fanout(fanout) => fanout.run(runs).await,
+            Command::Fanout(fanout) => fanout.run(runs, time).await,
             Command::Startup => startup::run(runs).await,
             Command::All => {
                 inprocess::run(runs, time).await?;
                 http::run(runs, time).await?;
                 jobs::Jobs::default().run(runs, seconds).await?;
                 startup::run(runs).await?;
-                fanout::Fanout::default().run(runs).await
+                fanout::Fanout::default().run(runs, time).await
             }
             Command::Serve(_) => Ok(()),
         }

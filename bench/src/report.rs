@@ -262,17 +262,38 @@ impl Runs {
         unit: &str,
         mut measure: impl AsyncFnMut(usize) -> Result<f64>,
     ) -> Result<()> {
-        if self.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+        self.repeat_each(name, [unit], async |run| Ok([measure(run).await?])).await
+    }
+
+    /// The same for a measurement of several figures, each with its unit.
+    ///
+    /// # Errors
+    /// The first error of `measure`, after which no further run is started.
+    pub(crate) async fn repeat_each<const N: usize>(
+        &self,
+        name: &str,
+        units: [&str; N],
+        mut measure: impl AsyncFnMut(usize) -> Result<[f64; N]>,
+    ) -> Result<()> {
+        if !self.wants(name) {
             return Ok(());
         }
-        let mut values = Vec::with_capacity(self.count);
+        let mut values = [const { Vec::new() }; N];
         for run in 0..self.count {
-            values.push(measure(run).await.with_context(|| format!("{name}, run {} of {}", run + 1, self.count))?);
+            let measured = measure(run).await.with_context(|| format!("{name}, run {} of {}", run + 1, self.count))?;
+            values.iter_mut().zip(measured).for_each(|(values, value)| values.push(value));
         }
-        let spread = Spread::of(values);
-        let [min, median, max] = [spread.min, spread.median, spread.max].map(thousands);
-        println!("{name}: min {min}  median {median}  max {max} {unit} ({} runs)", self.count);
+        for (values, unit) in values.into_iter().zip(units) {
+            let spread = Spread::of(values);
+            let [min, median, max] = [spread.min, spread.median, spread.max].map(thousands);
+            println!("{name}: min {min}  median {median}  max {max} {unit} ({} runs)", self.count);
+        }
         Ok(())
+    }
+
+    /// Whether a measurement of this name was asked for.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) const TENANT: &str = "bench";
 const KEY: &str = "bench-admin-key-0000";
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Connections that may wait to be accepted; the system's own bound is 4,096.
+const BACKLOG: u32 = 65_536;
 /// What an acknowledged write survives.
 pub(crate) const FSYNC: &str = "fsync";
 
@@ -33,6 +35,7 @@ pub(crate) fn config(data: &std::path::Path) -> Config {
     config.auth.admin_key = Some(KEY.to_owned());
     config.auth.jwt.secret = Some("bench-secret-of-at-least-32-bytes-00".to_owned());
     config.realtime.max_per_user = usize::MAX;
+    config.realtime.max_per_tenant = usize::MAX;
     config
 }
 
@@ -72,7 +75,10 @@ impl Serve {
     pub(crate) fn run(self) -> Result<()> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
             let app = App::builder(catalog()).config(config(&self.data)).build().await?;
-            let listener = tokio::net::TcpListener::bind(self.listen).await?;
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(self.listen)?;
+            let listener = socket.listen(BACKLOG)?;
             app.serve(listener, app.router()).await;
             Ok(())
         })
@@ -121,12 +127,18 @@ impl Server {
         request("POST", path, &format!("Bearer {KEY}"), body)
     }
 
-    /// Tokens of users `0..n`; `room_of` says which room each is in.
-    pub(crate) async fn tokens(&self, n: usize, room_of: impl Fn(usize) -> String) -> Result<Vec<String>> {
+    /// Tokens of the users `u0`, `u1` … of a tenant, as members of it; `room_of` says which room each is in.
+    pub(crate) async fn tokens(
+        &self,
+        tenant: &str,
+        n: usize,
+        room_of: impl Fn(usize) -> String,
+    ) -> Result<Vec<String>> {
         let mut connection = Connection::open(self.addr).await?;
         let mut tokens = Vec::with_capacity(n);
         for index in 0..n {
-            let body = json!({ "tenant": TENANT, "user": format!("u{index}"), "claims": { "room": room_of(index) } });
+            let (user, claims) = (format!("u{index}"), json!({ "room": room_of(index) }));
+            let body = json!({ "tenant": tenant, "user": user, "roles": ["member"], "claims": claims });
             let answer = connection.exchange(&Self::post("/v1/tokens", &body.to_string())).await?;
             let body: Value = serde_json::from_slice(answer.body)?;
             tokens.push(body["token"].as_str().context("the server minted no token")?.to_owned());

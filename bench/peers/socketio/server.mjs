@@ -3,8 +3,8 @@
 //   node server.mjs PORT EMIT_PORT
 //
 // PORT       Socket.IO over WebSocket. A socket joins the rooms that its auth.token names, separated by commas.
-// EMIT_PORT  POST /emit?room=R&count=N&size=BYTES[&t=MICROS] emits N events to room R and answers
-//            {"emitted":N,"sockets":M} when the last one was handed to Socket.IO. The event is named "bench", its data is
+// EMIT_PORT  POST /emit?room=R&count=N&size=BYTES[&t=MICROS] emits N events to room R, or to each of several rooms that are
+//            separated by commas, and answers {"emitted":N} when the last one was handed to Socket.IO. The event is named "bench", its data is
 //            an object of BYTES bytes as JSON that holds the send time at "t": the caller's, or else the time of the
 //            emit, in microseconds since 1970.
 //
@@ -55,8 +55,11 @@ function emit(params) {
   const count = whole(params, "count", 1, MAX_COUNT);
   const size = whole(params, "size", 300, MAX_SIZE);
   const t = params.has("t") ? whole(params, "t", 0, Number.MAX_SAFE_INTEGER) : undefined;
-  for (let i = 0; i < count; i++) io.to(room).emit("bench", dataOf(size, t ?? nowMicros()));
-  return { emitted: count, sockets: io.sockets.adapter.rooms.get(room)?.size ?? 0 };
+  const rooms = room.split(",");
+  for (const to of rooms) {
+    for (let i = 0; i < count; i++) io.to(to).emit("bench", dataOf(size, t ?? nowMicros()));
+  }
+  return { emitted: rooms.length * count };
 }
 
 function answer(response, status, body) {

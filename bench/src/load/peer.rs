@@ -135,6 +135,22 @@ pub(crate) fn node_socketio(port: u16, emit_port: u16) -> Result<Command> {
     Ok(command)
 }
 
+/// The same for the socketioxide server in `bench/peers/socketioxide`.
+///
+/// # Errors
+/// If it is not built.
+pub(crate) fn socketioxide(port: u16, emit_port: u16) -> Result<Command> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/socketioxide");
+    let program = format!("{directory}/target/release/tidewire-bench-socketioxide");
+    ensure!(
+        fs::exists(&program)?,
+        "the socketioxide peer is not built: run `cargo build --release --target-dir target` in {directory}"
+    );
+    let mut command = Command::new(program);
+    command.args([port.to_string(), emit_port.to_string()]);
+    Ok(command)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,9 @@
 mod connection;
 mod frame;
 mod inbox;
+mod memory;
+
+pub(crate) use self::memory::Memory;
 
 use crate::report::Histogram;
 use anyhow::{Context, Result, bail, ensure};
@@ -46,6 +49,8 @@ struct Tally {
     first_loss: Mutex<Option<String>>,
     timed: AtomicBool,
     latency: Mutex<Histogram>,
+    /// The clients take nothing more off their connections.
+    stopped: AtomicBool,
 }
 
 /// How the packets of the fleet's namespace begin.
@@ -90,6 +95,20 @@ impl Fleet {
         token_for: impl Fn(usize) -> String,
         connect_concurrency: usize,
     ) -> Result<Self> {
+        Self::remembering(addr, path, namespace, n, token_for, connect_concurrency, None).await
+    }
+
+    /// The same with clients that remember: client `i` comes back to the session that `memories[i]` tells of, if it tells of one, and
+    /// notes there what it gets. Such a client also tries again, until its 30 s are over, when it is not let in.
+    pub(crate) async fn remembering(
+        addr: SocketAddr,
+        path: &str,
+        namespace: &str,
+        n: usize,
+        token_for: impl Fn(usize) -> String,
+        connect_concurrency: usize,
+        memories: Option<&[Arc<Memory>]>,
+    ) -> Result<Self> {
         ensure!(connect_concurrency > 0, "no client can connect with a concurrency of 0");
         let limit = open_files()?;
         ensure!(
@@ -106,6 +125,7 @@ impl Fleet {
             first_loss: Mutex::new(None),
             timed: AtomicBool::new(false),
             latency: Mutex::new(Histogram::new()),
+            stopped: AtomicBool::new(false),
         });
         let path: Arc<str> = path.into();
         let mut clients = JoinSet::new();
@@ -118,9 +138,10 @@ impl Fleet {
             }
             let (token, path, tally) = (token_for(index), Arc::clone(&path), Arc::clone(&tally));
             let source = source_of(addr, index);
+            let memory = memories.map(|memories| memories[index].clone());
             opening.spawn(async move {
                 let begin = Instant::now();
-                let client = connection::open(addr, source, &path, &token, tally)
+                let client = connection::open(addr, source, &path, &token, memory, tally)
                     .await
                     .with_context(|| format!("client {index} of {n} connecting to {addr}"))?;
                 Ok((client, begin.elapsed()))
@@ -167,6 +188,11 @@ impl Fleet {
     pub(crate) fn take_latency(&self) -> Histogram {
         let mut latency = self.tally.latency.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut latency, Histogram::new())
+    }
+
+    /// From now on the clients read nothing, not even heartbeats, and stay connected.
+    pub(crate) fn stop_reading(&self) {
+        self.tally.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Waits until [`Fleet::received`] is at least `total`. One caller at a time.
@@ -223,7 +249,7 @@ fn source_of(server: SocketAddr, index: usize) -> Option<Ipv4Addr> {
 }
 
 /// The soft limit of open files of this process.
-fn open_files() -> Result<usize> {
+pub(crate) fn open_files() -> Result<usize> {
     let limits = fs::read_to_string("/proc/self/limits").context("reading /proc/self/limits")?;
     let soft = limits
         .lines()

@@ -87,6 +87,13 @@ impl Expr {
         &self.source
     }
 
+    /// The fields of the variable called `name` that the expression reads, each once: `roles` and `id` for
+    /// `'admin' in user.roles || user.id == data.agentId`. `None` when it uses the variable in another way, so that anything in it may matter.
+    pub fn fields_of(&self, name: &str) -> Option<BTreeSet<&str>> {
+        let mut found = BTreeSet::new();
+        collect_fields(self.program.expression(), name, &mut found).then_some(found)
+    }
+
     /// The string literals that are looked for in `user.roles`: `'admin' in user.roles` and
     /// `user.roles.exists(r, r == 'admin')`. Sorted, each once.
     pub fn roles_mentioned(&self) -> Vec<&str> {
@@ -152,6 +159,20 @@ fn entry_parts(entry: &EntryExpr) -> Vec<&IdedExpr> {
     match entry {
         EntryExpr::StructField(field) => vec![&field.value],
         EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+    }
+}
+
+/// Answers false when the variable is used as a whole. A comprehension that binds the same name is taken for such a use.
+fn collect_fields<'a>(expr: &'a IdedExpr, variable: &str, found: &mut BTreeSet<&'a str>) -> bool {
+    match &expr.expr {
+        Ast::Ident(name) => name != variable,
+        Ast::Select(select) if matches!(&select.operand.expr, Ast::Ident(name) if name == variable) => {
+            found.insert(&select.field);
+            true
+        }
+        _ => children(expr)
+            .into_iter()
+            .all(|(child, bound)| !bound.contains(&variable) && collect_fields(child, variable, found)),
     }
 }
 
@@ -323,6 +344,29 @@ mod tests {
         }
         for no in ["'owner' in user.roles", "data.on", "data.agentId == 'u2'", "user.id != data.agentId"] {
             assert!(!eval(no).expect(no), "{no}");
+        }
+    }
+
+    #[test]
+    fn the_fields_that_matter_are_known_or_all_of_them_do() {
+        let fields = |source: &str| {
+            let expr = Expr::compile(source, &["user", "data"]).expect(source);
+            expr.fields_of("user").map(|fields| fields.into_iter().collect::<Vec<_>>().join(" "))
+        };
+        for (source, expected) in [
+            ("'admin' in user.roles", "roles"),
+            ("user.roles.exists(r, r in ['admin', data.role])", "roles"),
+            ("size(user.roles) > 1 && has(user.team)", "roles team"),
+            ("'admin' in user.roles || user.id == data.agentId", "id roles"),
+            ("user.address.city == 'x'", "address"),
+            ("data.user == 'roles'", ""),
+            ("[1].exists(r, data.on)", ""),
+        ] {
+            assert_eq!(fields(source).as_deref(), Some(expected), "{source}");
+        }
+        for source in ["data.x in user", "user['roles'] == data.roles", "[user].exists(u, u.id == 'x')", "user == data"]
+        {
+            assert_eq!(fields(source), None, "{source}");
         }
     }
 

@@ -8,9 +8,10 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tidewire_core::catalog::{Catalog, EventType};
 use tidewire_core::event::{Ephemeral, Event, Offset, Position};
+use tidewire_core::principal::Principal;
 use tidewire_core::{Id, Json, TenantId, Timestamp};
 
 use crate::encode;
@@ -19,12 +20,17 @@ use crate::latency::Stamp;
 use crate::outbox::Class;
 use crate::socket::Socket;
 
+/// Sets of roles whose answers are kept: they are searched through, and no app has many.
+const MAX_JUDGED_ROLES: usize = 32;
+
 /// Where an event type goes, worked out once from the catalog.
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) declared: Arc<EventType>,
     /// One per room template of the event and its views, in this order.
     targets: Vec<Target>,
+    /// Who may see it depends on nothing of a user but the roles.
+    by_roles: bool,
 }
 
 /// How events are written for a client.
@@ -65,7 +71,9 @@ impl Route {
             let whole = declared.rooms.iter().map(|room| Target { app: app(room), view: None });
             let views = declared.views.iter().zip(0..);
             let views = views.map(|(view, index)| Target { app: app(&view.room), view: Some(index) });
-            Self { targets: whole.chain(views).collect(), declared: declared.clone() }
+            let fields = declared.visible.as_ref().and_then(|visible| visible.fields_of("user"));
+            let by_roles = fields.is_some_and(|fields| fields.iter().all(|field| *field == "roles"));
+            Self { targets: whole.chain(views).collect(), by_roles, declared: declared.clone() }
         };
         catalog.events.iter().map(|(name, declared)| (name.clone(), route(declared))).collect()
     }
@@ -84,7 +92,7 @@ impl Route {
             views: Vec::new(),
             description: String::new(),
         };
-        Self { declared: Arc::new(declared), targets: Vec::new() }
+        Self { declared: Arc::new(declared), targets: Vec::new(), by_roles: false }
     }
 
     /// Whether a room of this type spans tenants.
@@ -166,6 +174,8 @@ pub(crate) struct Cast<'a> {
     data: Option<Value>,
     /// By the address of the claims, which are kept here so that the address stays theirs.
     judged: HashMap<usize, (Arc<Value>, bool)>,
+    /// By the roles, where nothing else of a user matters.
+    judged_roles: Vec<(Arc<[String]>, bool)>,
     frames: Vec<(Key, Bytes)>,
     /// Of a state: which one, once that is known.
     state: OnceCell<Option<String>>,
@@ -204,6 +214,7 @@ impl<'a> Cast<'a> {
             since: Stamp::NONE,
             data: None,
             judged: HashMap::new(),
+            judged_roles: Vec::new(),
             frames: Vec::new(),
             state: OnceCell::new(),
             deliveries: 0,
@@ -221,12 +232,27 @@ impl<'a> Cast<'a> {
         if self.body.position.is_some() { Class::Logged } else { Class::Ephemeral }
     }
 
-    /// Whether a user with these claims may see the event.
-    pub(crate) fn is_visible(&mut self, claims: &Arc<Value>) -> bool {
+    /// Whether this user may see the event. Judged once for all who have the same roles where only these matter, else once per credential.
+    pub(crate) fn is_visible(&mut self, principal: &Principal) -> bool {
         let Some(visible) = &self.route.declared.visible else { return true };
+        let Principal { roles, claims, .. } = principal;
+        if self.route.by_roles {
+            let known = self.judged_roles.iter().find(|(known, _)| Arc::ptr_eq(known, roles) || known == roles);
+            if let Some((_, seen)) = known {
+                return *seen;
+            }
+        }
         let data = self.data.get_or_insert_with(|| self.body.data.to_value().unwrap_or_default());
-        let judge = || (claims.clone(), visible.eval(&[("user", claims), ("data", data)]).unwrap_or(false));
-        self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(judge).1
+        let judge = |user: &Value| visible.eval(&[("user", user), ("data", data)]).unwrap_or(false);
+        if self.route.by_roles {
+            // Asked with nothing but the roles, so that the answer cannot depend on whose they are.
+            let seen = judge(&json!({ "roles": &**roles }));
+            if self.judged_roles.len() < MAX_JUDGED_ROLES {
+                self.judged_roles.push((roles.clone(), seen));
+            }
+            return seen;
+        }
+        self.judged.entry(Arc::as_ptr(claims) as usize).or_insert_with(|| (claims.clone(), judge(claims))).1
     }
 
     /// Of which state this event is a value, for the sockets of a namespace that get this copy; `None` when every event matters.
@@ -250,9 +276,10 @@ impl<'a> Cast<'a> {
     }
 
     /// The frames for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.
-    pub(crate) fn frame(&mut self, socket: &Socket, view: Option<u16>, own: Position) -> Bytes {
-        let at = if socket.tenant.id == *self.tenant { self.at } else { own };
-        self.shared_frame(Key { namespace: socket.namespace, form: socket.session.form(), view, at })
+    pub(crate) fn frame(&mut self, socket: &Socket, target: Target, own: Position) -> Bytes {
+        let is_own = !target.app || socket.tenant.id == *self.tenant;
+        let at = if is_own { self.at } else { own };
+        self.shared_frame(Key { namespace: socket.namespace, form: socket.session.form(), view: target.view, at })
     }
 
     /// Made once for each key, and compressed once out of the plain one.

@@ -271,8 +271,12 @@ pub(crate) struct Rooms {
 #[derive(Default)]
 struct Room {
     members: Vec<Arc<Socket>>,
-    index: Option<HashMap<u64, u32>>,
+    /// Boxed, because most rooms are one user's and have none.
+    index: Option<Box<Index>>,
 }
+
+/// Where each member stands, by its key.
+struct Index(HashMap<u64, u32>);
 
 /// Rooms up to this size are searched through.
 const INDEXED_FROM: usize = 64;
@@ -324,26 +328,30 @@ impl Room {
         let at = self.members.len() as u32;
         match &mut self.index {
             Some(index) => {
-                index.insert(socket.key, at);
+                index.0.insert(socket.key, at);
             }
             None if self.members.len() >= INDEXED_FROM => {
                 let known = self.members.iter().zip(0..).map(|(member, at)| (member.key, at));
-                self.index = Some(known.chain([(socket.key, at)]).collect());
+                self.index = Some(Box::new(Index(known.chain([(socket.key, at)]).collect())));
             }
             None => {}
+        }
+        if self.members.is_empty() {
+            // A room of one user often stays one of one socket.
+            self.members.reserve_exact(1);
         }
         self.members.push(socket);
     }
 
     fn remove(&mut self, key: u64) {
         let at = match &mut self.index {
-            Some(index) => index.remove(&key).map(|at| at as usize),
+            Some(index) => index.0.remove(&key).map(|at| at as usize),
             None => self.members.iter().position(|member| member.key == key),
         };
         let Some(at) = at else { return };
         self.members.swap_remove(at);
         if let (Some(index), Some(moved)) = (&mut self.index, self.members.get(at)) {
-            index.insert(moved.key, at as u32);
+            index.0.insert(moved.key, at as u32);
         }
         if self.members.len() * 4 < self.members.capacity() {
             self.members.shrink_to(self.members.len() * 2);

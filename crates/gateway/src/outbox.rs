@@ -78,9 +78,6 @@ pub(crate) enum Taken {
     Ended(Closing),
 }
 
-/// A queue longer than this gives its memory back when it is empty.
-const KEPT_FRAMES: usize = 4;
-
 impl Outbox {
     /// Queues a frame within `limit` bytes. One frame always fits into an empty queue, so that nothing is too large to be sent at all.
     /// A waiting frame of the same key gives way to it. What had to be dropped for it is counted.
@@ -161,20 +158,19 @@ impl Outbox {
     pub(crate) fn poll_swap(&self, cx: &Context<'_>, into: &mut VecDeque<Frame>) -> Poll<Option<Closing>> {
         debug_assert!(into.is_empty(), "the writer has written everything before it asks for more");
         let mut queue = self.0.lock();
-        std::mem::swap(&mut queue.frames, into);
-        if queue.frames.capacity() > KEPT_FRAMES {
-            queue.frames = VecDeque::new();
-        }
-        if !into.is_empty() {
+        if !queue.frames.is_empty() {
+            // The writer's own memory goes to the queue, which nearly always fills again before the writer is done.
+            std::mem::swap(&mut queue.frames, into);
             return Poll::Ready(None);
         }
         if let Some(closing) = queue.ended {
             return Poll::Ready(Some(closing));
         }
-        if into.capacity() > KEPT_FRAMES {
-            *into = VecDeque::new();
-        }
+        // From here on the client may be idle for hours.
+        queue.frames = VecDeque::new();
         queue.wait(cx, false);
+        drop(queue);
+        *into = VecDeque::new();
         Poll::Pending
     }
 
@@ -257,7 +253,7 @@ impl Queue {
             taken.extend(self.frames.pop_front());
         }
         self.bytes -= bytes;
-        if self.frames.is_empty() && self.frames.capacity() > KEPT_FRAMES {
+        if self.frames.is_empty() {
             self.frames = VecDeque::new();
         }
         taken

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -410,6 +409,8 @@ impl Session {
         let mut control = self.control.lock();
         control.joined_once = true;
         if !control.closed {
+            // Nearly every client joins one namespace.
+            control.sockets.reserve_exact(1);
             control.sockets.push(socket.clone());
         }
         !control.closed
@@ -577,10 +578,11 @@ pub(crate) fn random_id() -> Arc<str> {
     URL_SAFE_NO_PAD.encode(random::<15>()).into()
 }
 
-/// Random bytes from the operating system's generator.
+/// Random bytes from the operating system's generator. Not from that of the cryptographic library, which gathers entropy of its own for
+/// a tenth of a second when it is first asked: the first client would wait for it.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // It fails only where the system has no source of randomness at all; then no session can be secret.
-    SystemRandom::new().fill(&mut bytes).expect("the operating system has a random number generator");
+    getrandom::fill(&mut bytes).expect("the operating system has a random number generator");
     bytes
 }

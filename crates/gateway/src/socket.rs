@@ -186,6 +186,7 @@ impl Socket {
         if state.whole_log {
             table.follow(self);
         }
+        state.rooms.reserve_exact(own.len() + app.len());
         for room in own {
             let name = table.join(&room.name, self);
             let joined = Joined { name, app: false, auto: room.auto, presence: room.presence, data: room.data };

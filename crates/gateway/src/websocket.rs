@@ -145,15 +145,37 @@ async fn take(upgrade: OnUpgrade) -> Option<Io> {
 }
 
 /// A session that was opened over WebSocket.
+///
+/// This task is there for as long as the client, so it holds one line and nothing else: what an async function moves, matches on or
+/// passes by value over an await stands in its task twice.
 async fn run(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
-    if compressed {
-        session.compress();
-    }
-    let decoder = decoder(&session, compressed);
-    match take(upgrade).await {
-        None => session.close(Closing::Lost),
-        Some(Io::Tcp(stream, read)) => Line::new(stream, read, decoder).serve(&session).await,
-        Some(Io::Other(stream)) => Line::new(Box::new(stream), Bytes::new(), decoder).serve(&session).await,
+    let mut served = match take(upgrade).await {
+        None => return session.close(Closing::Lost),
+        Some(io) => Served::new(io, &session, compressed),
+    };
+    poll_fn(|cx| match &mut served {
+        Served::Tcp(line) => line.poll_to_end(&session, cx),
+        Served::Other(line) => line.poll_to_end(&session, cx),
+    })
+    .await;
+}
+
+/// The line of a session that was opened over WebSocket.
+enum Served {
+    Tcp(Line<TcpStream>),
+    Other(Box<Line<TokioIo<Upgraded>>>),
+}
+
+impl Served {
+    fn new(io: Io, session: &Session, compressed: bool) -> Self {
+        if compressed {
+            session.compress();
+        }
+        let decoder = decoder(session, compressed);
+        match io {
+            Io::Tcp(stream, read) => Self::Tcp(Line::new(stream, read, decoder)),
+            Io::Other(stream) => Self::Other(Box::new(Line::new(stream, Bytes::new(), decoder))),
+        }
     }
 }
 
@@ -266,21 +288,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
 
     /// Serves the session until it ends.
     async fn serve(mut self, session: &Arc<Session>) {
-        let closing = poll_fn(|cx| self.poll_serve(session, cx)).await;
+        poll_fn(|cx| self.poll_to_end(session, cx)).await;
+    }
+
+    fn poll_to_end(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<()> {
+        let closing = ready!(self.poll_serve(session, cx));
         // In the middle of a frame that the client does not take, a close frame would only be read as a part of it.
         if closing == Closing::Lost || !self.writing.is_empty() {
-            return;
+            return Poll::Ready(());
         }
         let (code, reason) = closing.frame();
-        let frame = websocket::close(code, reason);
         // Once and without waiting: a client that takes nothing must not keep this task.
-        poll_fn(|cx| {
-            let _ = Pin::new(&mut self.io).poll_write(cx, &frame);
-            let _ = Pin::new(&mut self.io).poll_flush(cx);
-            let _ = Pin::new(&mut self.io).poll_shutdown(cx);
-            Poll::Ready(())
-        })
-        .await;
+        let _ = Pin::new(&mut self.io).poll_write(cx, &websocket::close(code, reason));
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        let _ = Pin::new(&mut self.io).poll_shutdown(cx);
+        Poll::Ready(())
     }
 
     fn poll_serve(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<Closing> {
@@ -318,9 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
             if session.outbox.bytes() > session.shared.options.max_backlog {
                 return Poll::Pending;
             }
-            if self.input.is_empty() && self.input.capacity() > 0 {
-                self.input = BytesMut::new();
-            }
+            let_go(&mut self.input);
             match ready!(self.poll_read(cx)) {
                 Ok(0) | Err(_) => session.close(Closing::Lost),
                 Ok(_) => {}
@@ -407,9 +427,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     }
 }
 
+/// Gives back the memory of a read that is used up. Its capacity may be 0 by then, and still it holds the bytes that were split off.
+fn let_go(input: &mut BytesMut) {
+    if input.is_empty() {
+        *input = BytesMut::new();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The size of what an async function keeps while it waits.
+    fn task<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_holds_one_line_and_little_else() {
+        assert!(size_of::<Line<TcpStream>>() <= 136, "a line has {} bytes", size_of::<Line<TcpStream>>());
+        assert!(task(run) <= 192, "the task has {} bytes", task(run));
+    }
+
+    #[test]
+    fn a_read_that_is_used_up_is_let_go() {
+        // A masked text frame, alone in its read.
+        let mut input = BytesMut::from(&[0x81, 0x84, 0, 0, 0, 0, b'a', b'b', b'c', b'd'][..]);
+        let message = Decoder::new(100).feed(&mut input).expect("a frame").expect("a message");
+        let Message::Text(text) = message else { panic!("text") };
+        assert!(!text.is_unique());
+        let_go(&mut input);
+        assert!(text.is_unique(), "nobody but the message holds the bytes");
+    }
 
     #[test]
     fn the_accept_key_is_that_of_the_rfc() {

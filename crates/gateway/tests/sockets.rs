@@ -160,6 +160,26 @@ async fn an_event_is_seen_only_by_whom_its_condition_lets_see_it() {
 }
 
 #[tokio::test]
+async fn a_condition_over_roles_is_asked_of_each_set_of_roles() {
+    let server = Server::start().await;
+    let mut sockets = Vec::new();
+    for token in ["p1/ann/sales", "p1/boss/admin", "p1/bob/sales", "p1/eve/", "p1/tom/sales,admin"] {
+        sockets.push(Socket::connect(server.address, token).await.0);
+    }
+    for price in [500, 50] {
+        server.publish("p1", "lead:priced", json!({ "price": price })).await;
+    }
+    // Whoever may not see an event gets this one in its place.
+    server.publish("p1", "user:typing", json!({ "n": 1 })).await;
+    for (socket, expected) in sockets.iter_mut().zip([&[50][..], &[500, 50], &[50], &[], &[500, 50]]) {
+        for price in expected {
+            assert_eq!(socket.expect("lead:priced").await["price"], *price);
+        }
+        socket.expect("user:typing").await;
+    }
+}
+
+#[tokio::test]
 async fn a_visitor_gets_the_redacted_copy_and_may_do_nothing_else() {
     let server = Server::start().await;
     let visitor = Socket::open(server.address).await.join("/", json!({ "portId": "p1" })).await.expect("let in");

@@ -70,6 +70,8 @@ impl Member<'_> {
 pub(super) fn check(tree: &Tree) -> Vec<Violation> {
     let shared = Manifest::parse(tree.text("Cargo.toml").unwrap_or_default()).workspace_dependencies;
     let manifests = tree.texts().filter_map(|(path, text)| Some((path, path.strip_suffix("/Cargo.toml")?, text)));
+    // What begins a workspace of its own, as a peer of the benches does, is no crate of ours.
+    let manifests = manifests.filter(|(_, _, text)| !text.lines().any(|line| line.trim() == "[workspace]"));
     let members: Vec<_> =
         manifests.map(|(path, folder, text)| Member { folder, path, manifest: Manifest::parse(text) }).collect();
 

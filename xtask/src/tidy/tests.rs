@@ -83,6 +83,11 @@ fn a_new_crate_gets_its_place_first() {
         with_crate("crates/mail", "tidewire-mail", ""),
         ["crates/mail/Cargo.toml:1: tidewire-mail is new: say in xtask/src/tidy/crates.rs what it may depend on"]
     );
+    assert_eq!(
+        with_crate("bench/peers/mail", "mail", "serde = \"1\"\n[workspace]\n"),
+        [""; 0],
+        "a workspace of its own"
+    );
 }
 
 #[test]

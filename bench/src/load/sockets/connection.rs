@@ -1,6 +1,6 @@
 //! One client: from TCP connect to the accepted CONNECT packet, then reading until the end.
 
-use super::{Tally, frame, inbox::Inbox};
+use super::{Memory, Tally, frame, inbox::Inbox};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     cell::RefCell,
@@ -8,7 +8,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, PoisonError, atomic::Ordering},
-    task::ready,
+    task::{Poll, ready},
     time::Duration,
 };
 use tokio::{
@@ -22,6 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Bytes that one read may return.
 const READ_BYTES: usize = 64 * 1024;
+/// How long a client that comes back waits before it tries again.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// The key of RFC 6455, section 1.3, and the answer it must get. The key protects nothing here that would need chance.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -46,16 +48,35 @@ pub(super) async fn open(
     source: Option<Ipv4Addr>,
     path: &str,
     token: &str,
+    memory: Option<Arc<Memory>>,
     tally: Arc<Tally>,
 ) -> Result<Client> {
+    let mut last = None;
     let opened = tokio::time::timeout(CONNECT_TIMEOUT, async {
-        let mut opening = Opening { stream: dial(addr, source).await?, buffer: Vec::with_capacity(512) };
-        opening.upgrade(addr, path).await?;
-        opening.join(&tally.packets.prefix, token).await?;
-        Ok::<_, anyhow::Error>(opening)
+        loop {
+            match Opening::begin(addr, source, path, &tally.packets.prefix, token, memory.as_deref()).await {
+                // As the stock client does when a connection fails or breaks before it is accepted.
+                Err(error) if memory.is_some() => {
+                    last = Some(error);
+                    tokio::time::sleep(RETRY).await;
+                }
+                opened => return opened,
+            }
+        }
     });
-    let Opening { stream, buffer } = opened.await.context("not connected within 30 s")??;
-    Ok(Client { stream, inbox: Inbox::new(buffer), tally })
+    let opened = opened.await;
+    let late = || {
+        last.map_or_else(
+            || "not connected within 30 s".to_owned(),
+            |error| format!("not connected within 30 s: {error:#}"),
+        )
+    };
+    let Opening { stream, buffer, mut missed } = opened.with_context(late)??;
+    if !missed.is_empty() {
+        missed.extend_from_slice(&buffer);
+    }
+    let rest = if missed.is_empty() { buffer } else { missed };
+    Ok(Client { stream, inbox: Inbox::new(rest, memory), tally })
 }
 
 async fn dial(addr: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream> {
@@ -74,9 +95,26 @@ async fn dial(addr: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream> {
 struct Opening {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// Frames of events that came before the CONNECT packet was answered: what a client that is back has missed.
+    missed: Vec<u8>,
 }
 
 impl Opening {
+    async fn begin(
+        addr: SocketAddr,
+        source: Option<Ipv4Addr>,
+        path: &str,
+        prefix: &str,
+        token: &str,
+        memory: Option<&Memory>,
+    ) -> Result<Self> {
+        let stream = dial(addr, source).await?;
+        let mut opening = Self { stream, buffer: Vec::with_capacity(512), missed: Vec::new() };
+        opening.upgrade(addr, path).await?;
+        opening.join(prefix, token, memory).await?;
+        Ok(opening)
+    }
+
     /// The WebSocket handshake (RFC 6455, section 4.1). No extension is asked for, so nothing is compressed.
     async fn upgrade(&mut self, addr: SocketAddr, path: &str) -> Result<()> {
         let request = format!(
@@ -100,15 +138,25 @@ impl Opening {
     }
 
     /// Waits for the Engine.IO open packet, sends the CONNECT packet and waits until it is accepted.
-    async fn join(&mut self, prefix: &str, token: &str) -> Result<()> {
+    async fn join(&mut self, prefix: &str, token: &str, memory: Option<&Memory>) -> Result<()> {
         let open = self.packet().await?;
         ensure!(open.starts_with('0'), "expected the Engine.IO open packet, found {open}");
-        let auth = if token.is_empty() { String::new() } else { serde_json::json!({ "token": token }).to_string() };
+        let mut auth = serde_json::Map::new();
+        if !token.is_empty() {
+            auth.insert("token".to_owned(), token.into());
+        }
+        if let Some((pid, offset)) = memory.and_then(Memory::session) {
+            auth.insert("pid".to_owned(), pid.into());
+            auth.insert("offset".to_owned(), offset.into());
+        }
+        let auth = if auth.is_empty() { String::new() } else { serde_json::Value::Object(auth).to_string() };
         self.send(&format!("40{prefix}{auth}")).await?;
         loop {
             let packet = self.packet().await?;
-            if packet.starts_with("40") {
-                return Ok(());
+            if let Some(answer) = packet.strip_prefix("40") {
+                return memory.map_or(Ok(()), |memory| memory.connected(answer));
+            } else if packet.starts_with("42") && memory.is_some() {
+                frame::encode_unmasked(packet.as_bytes(), &mut self.missed);
             } else if packet.starts_with('2') {
                 self.send("3").await?;
             } else {
@@ -175,6 +223,10 @@ impl Client {
             // `poll_read` rather than `try_read`: after a read that did not fill the buffer tokio knows that the socket is
             // empty and saves the system call that would only say so.
             poll_fn(|cx| {
+                if tally.stopped.load(Ordering::Relaxed) {
+                    // Nobody wakes it any more; it ends with its fleet.
+                    return Poll::Pending;
+                }
                 SCRATCH.with_borrow_mut(|scratch| {
                     let mut buffer = ReadBuf::new(scratch);
                     let read = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer));

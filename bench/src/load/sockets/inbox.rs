@@ -1,8 +1,8 @@
 //! What one client makes of the bytes it reads: counted events, and heartbeats to answer.
 
-use super::{Tally, frame, now_micros};
+use super::{Memory, Tally, frame, now_micros};
 use crate::report::Histogram;
-use std::sync::{MutexGuard, PoisonError, atomic::Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError, atomic::Ordering};
 
 /// A rest of this many bytes keeps its allocation for the next read; a larger one gives it back.
 const KEPT_REST_BYTES: usize = 1024;
@@ -12,6 +12,7 @@ pub(super) struct Inbox {
     rest: Vec<u8>,
     /// Where `"t":` was found last: the same place in the next event, as long as the events look alike.
     time_at: usize,
+    memory: Option<Arc<Memory>>,
 }
 
 /// What one read amounted to, added to the fleet's counters at once.
@@ -23,8 +24,8 @@ struct Batch<'a> {
 
 impl Inbox {
     /// With bytes that were read but not used during the handshake.
-    pub(super) fn new(rest: Vec<u8>) -> Self {
-        Self { rest, time_at: 0 }
+    pub(super) fn new(rest: Vec<u8>, memory: Option<Arc<Memory>>) -> Self {
+        Self { rest, time_at: 0, memory }
     }
 
     /// Takes what was read, counts all events that are complete by now and appends due answers to `replies`.
@@ -97,7 +98,11 @@ impl Inbox {
     ) -> Result<(), String> {
         match packet {
             [b'4', b'2' | b'5', ..] => {
-                if packet.starts_with(&tally.packets.greeting) {
+                let is_greeting = packet.starts_with(&tally.packets.greeting);
+                if let Some(memory) = &self.memory {
+                    memory.note(packet, is_greeting);
+                }
+                if is_greeting {
                     return Ok(());
                 }
                 batch.received += 1;

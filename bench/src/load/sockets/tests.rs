@@ -113,6 +113,59 @@ async fn the_time_of_sending_becomes_a_latency() {
 }
 
 #[tokio::test]
+async fn who_stops_reading_stays_connected_and_gets_nothing() {
+    let (fleet, mut server) = one(ACCEPTED).await;
+    let fleet = fleet.unwrap();
+    let event = server_frame(frame::TEXT, br#"42/ws,["moved",{}]"#);
+    server.write_all(&event).await.unwrap();
+    fleet.wait_received(1, PATIENCE).await.unwrap();
+    fleet.stop_reading();
+    server.write_all(&event).await.unwrap();
+    assert!(fleet.wait_received(2, Duration::from_millis(20)).await.is_err());
+    assert_eq!((fleet.received(), fleet.lost()), (1, 0));
+}
+
+/// Accepts one connection, answers the handshake and then the CONNECT packet, which it returns, with `frames`.
+async fn accept(listener: &TcpListener, frames: &[&str]) -> (String, TcpStream) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        stream.read_buf(&mut request).await.unwrap();
+    }
+    let head = "HTTP/1.1 101 Switching Protocols\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    stream.write_all(&[head.as_bytes(), &server_frame(frame::TEXT, b"0{}")].concat()).await.unwrap();
+    let connect = client_message(&mut stream).await;
+    for text in frames {
+        stream.write_all(&server_frame(frame::TEXT, text.as_bytes())).await.unwrap();
+    }
+    (connect, stream)
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_names_its_session_and_counts_what_it_missed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let memories = [Arc::<Memory>::default()];
+    let connect = || Fleet::remembering(addr, "/socket.io/", "/", 1, |_| String::new(), 1, Some(&memories));
+    let first =
+        [r#"40{"sid":"a","pid":"p"}"#, r#"42["connected",{"recovered":false},"e.4"]"#, r#"42["moved",{},"e.5"]"#];
+    let ((_, stream), fleet) = tokio::join!(accept(&listener, &first), connect());
+    fleet.unwrap().wait_received(1, PATIENCE).await.unwrap();
+    drop(stream);
+    let second = [
+        r#"42["moved",{},"e.6"]"#,
+        r#"42["moved",{},"e.7"]"#,
+        r#"40{"sid":"a","pid":"p"}"#,
+        r#"42["connected",{"recovered":true},"e.7"]"#,
+        r#"42["moved",{},"e.8"]"#,
+    ];
+    let ((connect, _stream), fleet) = tokio::join!(accept(&listener, &second), connect());
+    assert_eq!(connect, r#"40{"offset":"e.5","pid":"p"}"#);
+    fleet.unwrap().wait_received(3, PATIENCE).await.unwrap();
+    assert_eq!((memories[0].position(), memories[0].faults(), memories[0].recovered()), (8, 0, 1));
+}
+
+#[tokio::test]
 async fn a_refused_client_fails_the_fleet_with_the_servers_reason() {
     let (fleet, _server) = one(r#"44/ws,{"message":"Invalid token"}"#).await;
     let error = format!("{:#}", fleet.err().unwrap());
@@ -172,7 +225,7 @@ async fn a_client_binds_its_source_and_shows_what_is_no_websocket_server() {
         stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\nno such page").await.unwrap();
         stream
     };
-    let (_stream, opened) = tokio::join!(server, connection::open(addr, Some(source), "/socket.io/", "", tally));
+    let (_stream, opened) = tokio::join!(server, connection::open(addr, Some(source), "/socket.io/", "", None, tally));
     let error = format!("{:#}", opened.err().unwrap());
     assert!(error.contains("404") && error.contains("no such page"), "{error}");
 }

@@ -50,7 +50,7 @@ impl Socket {
             return;
         }
         state.ticket = cast.ticket;
-        if !state.wants(cast.body.kind) || !cast.is_visible(&state.principal.claims) {
+        if !state.wants(cast.body.kind) || !cast.is_visible(&state.principal) {
             return;
         }
         let stats = &self.shared().stats;
@@ -69,7 +69,7 @@ impl Socket {
             (Feed::Parked { .. }, Some(_)) => return,
             (Feed::Holding { since, frames, bytes }, Some(position)) => {
                 let key = cast.key(self.namespace, target.view);
-                let frame = cast.frame(self, target.view, position);
+                let frame = cast.frame(self, target, position);
                 *bytes += frame.len();
                 if *bytes > self.shared().options.max_backlog {
                     state.feed = Feed::Parked { since: *since };
@@ -81,7 +81,7 @@ impl Socket {
             }
         }
         let key = cast.key(self.namespace, target.view);
-        let frame = cast.frame(self, target.view, self.tenant.delivered());
+        let frame = cast.frame(self, target, self.tenant.delivered());
         let len = frame.len();
         let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
         let frame = Frame { bytes: frame, class, key, since: cast.since };
@@ -111,7 +111,7 @@ impl Socket {
             return Replayed::Skipped;
         };
         let key = cast.key(self.namespace, target.view);
-        let bytes = cast.frame(self, target.view, event.position);
+        let bytes = cast.frame(self, target, event.position);
         let len = bytes.len() as u64;
         let pushed = self.session.outbox.push(
             Frame { bytes, class: Class::Logged, key, since: Stamp::NONE },
@@ -299,6 +299,6 @@ impl State {
         let mut mine = rooms.filter(|(room, _)| self.rooms.iter().any(|joined| !joined.app && &*joined.name == *room));
         let (_, target) = mine.next()?;
         let mut cast = Cast::new(shared, &event.tenant, route, Body::logged(event), event.position, 0);
-        cast.is_visible(&self.principal.claims).then_some((cast, target))
+        cast.is_visible(&self.principal).then_some((cast, target))
     }
 }
