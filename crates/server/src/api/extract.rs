@@ -143,11 +143,37 @@ pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
         // A wrong type can be met before the end of a text that is no JSON at all.
         let is_json = || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
         if error.is_data() && is_json() {
-            Error::invalid("request.invalid", error.to_string())
+            Error::invalid("request.invalid", in_plain_words(&error.to_string()))
         } else {
             Error::invalid("json.invalid", format!("the body is not valid JSON: {error}"))
         }
     })
+}
+
+/// What serde says of a wrong type, in the words of JSON instead of Rust's.
+fn in_plain_words(message: &str) -> String {
+    let mut said: Vec<&str> = Vec::new();
+    let mut words = message.split(' ');
+    while let Some(word) = words.next() {
+        match word {
+            "struct" => {
+                said.push("an object");
+                words.next();
+            }
+            // "internally tagged enum Backoff"
+            "enum" if said.last() == Some(&"tagged") => {
+                said.truncate(said.len() - 2);
+                said.push("an object");
+                words.next();
+            }
+            "u8" | "u16" | "u32" | "u64" | "usize" | "i64" => said.push("a whole number"),
+            "f64" => said.push("a number"),
+            "sequence," => said.push("array,"),
+            "map," => said.push("object,"),
+            word => said.push(word),
+        }
+    }
+    said.join(" ")
 }
 
 /// How many items a page may have: what was asked for, within 1 to `most`. Code `request.invalid`.
@@ -217,6 +243,24 @@ mod tests {
         stop.cancel();
         server.await.expect("the server ends");
         String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+
+    #[test]
+    fn a_wrong_type_is_told_without_a_word_of_rust() {
+        for (said, plain) in [
+            (
+                "invalid type: map, expected struct NewJob at line 1",
+                "invalid type: object, expected an object at line 1",
+            ),
+            (
+                "invalid type: sequence, expected internally tagged enum Backoff",
+                "invalid type: array, expected an object",
+            ),
+            ("invalid value: integer `-1`, expected u16", "invalid value: integer `-1`, expected a whole number"),
+            ("unknown field `struct`", "unknown field `struct`"),
+        ] {
+            assert_eq!(in_plain_words(said), plain);
+        }
     }
 
     #[tokio::test]
