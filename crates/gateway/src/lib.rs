@@ -25,7 +25,7 @@
 //!
 //! # How an event gets out
 //!
-//! The store's writer tells the follower, which queues the event ([`relay`]). The relay looks up the rooms in the tenant's table ([`hub`]) and
+//! The store's writer tells the follower, which queues the event ([`relay`]). The relay takes the tenants in turn, looks up the rooms in the tenant's table ([`hub`]) and
 //! offers the event to each socket ([`socket`]), which decides by subscription and visibility, takes the shared frame from the [`cast`]
 //! and puts it into the session's [`outbox`]. The connection's task ([`websocket`]), a waiting poll ([`polling`]) or the body of a long answer ([`stream`]) writes what is there.
 //!

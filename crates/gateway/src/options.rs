@@ -43,9 +43,10 @@ pub struct Options {
     pub max_rooms_per_socket: usize,
     /// Type patterns that one socket may be subscribed to. Default 100.
     pub max_subscriptions: usize,
-    /// Events on their way from the store to the sockets; what comes on top is read from the log later. Default 65,536.
+    /// Events on their way from the store to the sockets, of all tenants. One tenant may have as many as it leaves free, so half of
+    /// them when it is alone; what comes on top is read from the log later, and ephemeral events are dropped. Default 65,536.
     pub max_relay_events: usize,
-    /// The bytes of data of those events. Default 64 MiB.
+    /// The bytes of data of those events, shared in the same way. Default 64 MiB.
     pub max_relay_bytes: usize,
     /// Origins of other sites whose pages may connect, such as `https://app.example.com`. The server's own origin and clients that send
     /// none are always let in. `"*"` lets every page in, but without its cookies.

@@ -1,10 +1,11 @@
-//! From the store's writer to the sockets: a bounded queue, one task that fans out, and the log for whatever the queue could not take.
+//! From the store's writer to the sockets: bounded queues, one task that fans out, and the log for whatever the queues could not take.
 //!
 //! There is one fan-out at a time. So a tenant's events reach every socket in the order of the log, ephemeral ones keep their place
 //! between them, and "has this socket seen this event" is one number per socket. The work per copy is small: the connections' own
-//! tasks write.
+//! tasks write. Tenants take turns ([`turns`]), also with what is read from the log, so that one that floods waits for itself; events
+//! of different tenants have no order among them.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,12 +14,18 @@ use tidewire_core::event::{Ephemeral, Event, Position};
 use tidewire_core::store::{Follower, LogQuery};
 use tidewire_core::{Result, TenantId};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cast::{Body, Cast, Route, Target};
 use crate::gateway::Shared;
 use crate::hub::Tenant;
 use crate::latency::Stamp;
+use crate::socket::Socket;
+
+mod turns;
+
+use turns::{Room, Turns, Work};
 
 /// How many copies are queued before the connections' tasks get their turn. Large, so that a socket writes many frames at once.
 const BATCH_DELIVERIES: u64 = 16_384;
@@ -26,22 +33,14 @@ const BATCH_DELIVERIES: u64 = 16_384;
 const BATCH_EVENTS: u64 = 512;
 /// How long the relay waits before it asks again for what the log did not answer.
 const RETRY: Duration = Duration::from_millis(250);
-/// How many events one read of the log asks for.
+/// The most events that one read of the log asks for.
 const PAGE: u32 = 256;
 
 /// Events on their way to the relay.
 #[derive(Default)]
 pub(crate) struct Feeder {
-    queue: Mutex<Queue>,
+    turns: Mutex<Turns<Item>>,
     filled: Notify,
-}
-
-#[derive(Default)]
-struct Queue {
-    items: VecDeque<Item>,
-    bytes: usize,
-    /// Something did not fit: every tenant has to be compared with its log.
-    lagged: bool,
 }
 
 enum Item {
@@ -51,6 +50,13 @@ enum Item {
 }
 
 impl Item {
+    fn tenant(&self) -> &TenantId {
+        match self {
+            Self::Logged(event, _) => &event.tenant,
+            Self::Ephemeral(event) => &event.tenant,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Logged(event, _) => event.data.get().len(),
@@ -62,32 +68,22 @@ impl Item {
 impl Feeder {
     /// Takes what fits. Never waits: it runs on the store's writer.
     fn offer(&self, shared: &Shared, items: impl Iterator<Item = Item>) {
-        let options = &shared.options;
-        let mut queue = self.queue.lock();
+        let room = Room { events: shared.options.max_relay_events, bytes: shared.options.max_relay_bytes };
+        let mut turns = self.turns.lock();
         for item in items {
-            let bytes = item.bytes();
-            if queue.items.len() < options.max_relay_events && queue.bytes + bytes <= options.max_relay_bytes {
-                queue.bytes += bytes;
-                queue.items.push_back(item);
-                continue;
-            }
-            match item {
-                Item::Ephemeral(_) => shared.stats.drop_copies("relay", 1),
-                Item::Logged(..) => {
-                    if !std::mem::replace(&mut queue.lagged, true) {
+            let (tenant, bytes) = (item.tenant().clone(), item.bytes());
+            match turns.push(&tenant, item, bytes, room) {
+                Ok(()) => {}
+                Err(Item::Ephemeral(_)) => shared.stats.drop_copies("relay", 1),
+                Err(Item::Logged(..)) => {
+                    if turns.lag(&tenant) {
                         shared.stats.relay_lagged.up();
                     }
                 }
             }
         }
-        drop(queue);
+        drop(turns);
         self.filled.notify_one();
-    }
-
-    fn take(&self) -> (VecDeque<Item>, bool) {
-        let mut queue = self.queue.lock();
-        queue.bytes = 0;
-        (std::mem::take(&mut queue.items), std::mem::take(&mut queue.lagged))
     }
 }
 
@@ -121,26 +117,36 @@ pub(crate) fn offer_ephemeral(shared: &Shared, events: &[Ephemeral]) {
 
 /// Runs until `stop`.
 pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut relay = Relay { shared: &shared, ticket: 0, late: HashSet::new(), since_pause: (0, 0) };
-    loop {
+    let mut relay = Relay {
+        shared: &shared,
+        ticket: 0,
+        late: HashSet::new(),
+        retry_at: Instant::now(),
+        price: 0,
+        since_pause: (0, 0),
+    };
+    while !stop.is_cancelled() {
+        // Looked at here as well, because a queue that never gets empty would put it off for ever.
+        if !relay.late.is_empty() && relay.retry_at <= Instant::now() {
+            relay.retry().await;
+        }
+        let next = shared.feeder.turns.lock().next();
+        if let Some((tenant, work)) = next {
+            relay.work(&tenant, work).await;
+            relay.pause().await;
+            continue;
+        }
         let retry = async {
-            if relay.late.is_empty() { std::future::pending().await } else { tokio::time::sleep(RETRY).await }
+            if relay.late.is_empty() {
+                std::future::pending().await
+            } else {
+                tokio::time::sleep_until(relay.retry_at).await
+            }
         };
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {}
             () = shared.feeder.filled.notified() => {}
-            () = retry => relay.retry().await,
-        }
-        let (items, lagged) = shared.feeder.take();
-        for item in items {
-            match item {
-                Item::Logged(event, since) => relay.logged(&event, since).await,
-                Item::Ephemeral(event) => relay.ephemeral(&event),
-            }
-            relay.pause().await;
-        }
-        if lagged {
-            relay.compare().await;
+            () = retry => {}
         }
     }
 }
@@ -149,8 +155,11 @@ struct Relay<'a> {
     shared: &'a Arc<Shared>,
     /// The number of the last fan-out.
     ticket: u64,
-    /// Tenants whose log could not be read when it had to be.
+    /// Tenants whose log could not be read when it had to be, and when that is tried again.
     late: HashSet<TenantId>,
+    retry_at: Instant,
+    /// Sockets looked at since a tenant's turn was last charged.
+    price: u64,
     /// Events and copies since other tasks had their turn.
     since_pause: (u64, u64),
 }
@@ -163,14 +172,29 @@ enum Next {
 }
 
 impl Relay<'_> {
-    async fn logged(&mut self, event: &Arc<Event>, since: Stamp) {
+    async fn work(&mut self, tenant: &TenantId, work: Work<Item>) {
+        match work {
+            Work::Item(Item::Logged(event, since)) => self.logged(&event, since),
+            Work::Item(Item::Ephemeral(event)) => self.ephemeral(&event),
+            Work::Read(up_to, most) => return self.read(tenant, up_to, most.min(PAGE)).await,
+            Work::Compare => self.compare(tenant).await,
+        }
+        self.charge();
+    }
+
+    /// Takes what was done off the tenant's turn. Whether the turn goes on.
+    fn charge(&mut self) -> bool {
+        self.shared.feeder.turns.lock().spend(1 + std::mem::take(&mut self.price))
+    }
+
+    fn logged(&mut self, event: &Arc<Event>, since: Stamp) {
         let Some(tenant) = self.shared.hub.find(&event.tenant) else {
             // Nobody of that tenant is here; rooms that span tenants may still want it.
             return self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
         };
         match self.deliver(&tenant, event, since) {
             Next::Done => {}
-            Next::Behind(up_to) => self.read_up(&tenant, up_to).await,
+            Next::Behind(up_to) => self.shared.feeder.turns.lock().aim(&tenant.id, up_to),
         }
     }
 
@@ -196,7 +220,7 @@ impl Relay<'_> {
             let mut cast = self.cast(&event.tenant, route, Body::logged(event), event.position);
             cast.since = since;
             for (room, target) in route.rooms(&event.rooms) {
-                self.to_room(&mut cast, room, target, &rooms);
+                self.offer_room(&mut cast, room, target, &rooms);
             }
             self.count(&cast, Some(tenant));
         }
@@ -206,6 +230,7 @@ impl Relay<'_> {
             cast.since = since;
             rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE));
             tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes);
+            self.price += rooms.followers().len() as u64;
             self.since_pause.1 += cast.deliveries;
         }
         tenant.finish(event.position);
@@ -221,7 +246,7 @@ impl Relay<'_> {
         let rooms = tenant.rooms.read();
         let mut cast = self.cast(&event.tenant, route, body, tenant.delivered());
         for (room, target) in route.rooms(&event.rooms) {
-            self.to_room(&mut cast, room, target, &rooms);
+            self.offer_room(&mut cast, room, target, &rooms);
         }
         self.count(&cast, Some(&tenant));
     }
@@ -231,7 +256,7 @@ impl Relay<'_> {
         let Some(route) = self.shared.routes.get(body.kind) else { return };
         let mut cast = self.cast(tenant, route, body, at);
         for (room, target) in route.rooms(rooms).into_iter().filter(|(_, target)| target.app) {
-            self.to_room(&mut cast, room, target, &crate::hub::Rooms::default());
+            self.offer_room(&mut cast, room, target, &crate::hub::Rooms::default());
         }
         self.count(&cast, None);
     }
@@ -244,12 +269,12 @@ impl Relay<'_> {
         Cast::new(self.shared, tenant, route, body, at, self.ticket)
     }
 
-    fn to_room(&self, cast: &mut Cast<'_>, room: &str, target: Target, own: &crate::hub::Rooms) {
-        if target.app {
-            self.shared.hub.app.read().members(room).iter().for_each(|socket| socket.offer(cast, target));
-        } else {
-            own.members(room).iter().for_each(|socket| socket.offer(cast, target));
-        }
+    fn offer_room(&mut self, cast: &mut Cast<'_>, room: &str, target: Target, own: &crate::hub::Rooms) {
+        let mut offer = |members: &[Arc<Socket>]| {
+            members.iter().for_each(|socket| socket.offer(cast, target));
+            self.price += members.len() as u64;
+        };
+        if target.app { offer(self.shared.hub.app.read().members(room)) } else { offer(own.members(room)) }
     }
 
     fn count(&mut self, cast: &Cast<'_>, tenant: Option<&Tenant>) {
@@ -273,62 +298,90 @@ impl Relay<'_> {
         }
     }
 
-    /// Delivers what the log has up to a position. What cannot be read now is tried again; nothing later overtakes it.
-    async fn read_up(&mut self, tenant: &Arc<Tenant>, up_to: Position) {
-        if let Err(error) = self.try_read_up(tenant, up_to).await {
-            if self.late.insert(tenant.id.clone()) {
-                tracing::warn!(tenant = %tenant.id, %error, "the log cannot be read; live events of this tenant wait");
+    /// Delivers what the log has up to a position, `limit` events at most or as many as the tenant's turn allows. What cannot be read
+    /// now is tried again; nothing later overtakes it.
+    async fn read(&mut self, id: &TenantId, up_to: Position, limit: u32) {
+        let Some(tenant) = self.shared.hub.find(id).filter(|tenant| tenant.is_ready()) else {
+            // It was forgotten meanwhile. When somebody comes again, its position is asked of the log.
+            return self.reached(id);
+        };
+        match self.try_read(&tenant, up_to, limit).await {
+            // Its goal stays, and so the next turn goes on from here.
+            Ok(true) if tenant.delivered() < up_to => {}
+            Ok(_) => self.reached(id),
+            Err(error) => {
+                if self.retry_later(id) {
+                    tracing::warn!(tenant = %id, %error, "the log cannot be read; live events of this tenant wait");
+                }
             }
-        } else {
-            self.late.remove(&tenant.id);
         }
     }
 
-    async fn try_read_up(&mut self, tenant: &Arc<Tenant>, up_to: Position) -> Result<()> {
-        while tenant.delivered() < up_to {
-            let after = tenant.delivered();
-            let query = LogQuery { after, up_to: Some(up_to), limit: PAGE, ..LogQuery::default() };
-            let page = self.shared.store.read(&tenant.id, query).await?;
-            let Some(first) = page.first() else { return Ok(()) };
-            if first.position != after.next() {
-                // The log was trimmed under us. Nobody may believe to have seen what nobody can show any more.
-                tracing::warn!(tenant = %tenant.id, %after, "the log begins later than what was delivered; closing this tenant's sockets");
-                let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
-                sockets.iter().for_each(|socket| socket.session.close(crate::session::Closing::TooSlow));
-                tenant.raise(Position(first.position.0 - 1));
+    /// Whether there may be more.
+    async fn try_read(&mut self, tenant: &Arc<Tenant>, up_to: Position, limit: u32) -> Result<bool> {
+        let after = tenant.delivered();
+        if after >= up_to {
+            return Ok(false);
+        }
+        let query = LogQuery { after, up_to: Some(up_to), limit, ..LogQuery::default() };
+        let page = self.shared.store.read(&tenant.id, query).await?;
+        let Some(first) = page.first() else { return Ok(false) };
+        if first.position != after.next() {
+            // The log was trimmed under us. Nobody may believe to have seen what nobody can show any more.
+            tracing::warn!(tenant = %tenant.id, %after, "the log begins later than what was delivered; closing this tenant's sockets");
+            let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
+            sockets.iter().for_each(|socket| socket.session.close(crate::session::Closing::TooSlow));
+            tenant.raise(Position(first.position.0 - 1));
+        }
+        for event in page {
+            if let Next::Behind(_) = self.deliver(tenant, &event, Stamp::NONE) {
+                return Ok(false);
             }
-            for event in page {
-                if let Next::Behind(_) = self.deliver(tenant, &event, Stamp::NONE) {
-                    return Ok(());
-                }
-                self.pause().await;
+            let goes_on = self.charge();
+            self.pause().await;
+            if !goes_on {
+                break;
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// The log was read as far as it had to be.
+    fn reached(&mut self, id: &TenantId) {
+        self.shared.feeder.turns.lock().reached(id);
+        self.late.remove(id);
+    }
+
+    /// Whether this is the first time.
+    fn retry_later(&mut self, id: &TenantId) -> bool {
+        self.shared.feeder.turns.lock().reached(id);
+        if self.late.is_empty() {
+            self.retry_at = Instant::now() + RETRY;
+        }
+        self.late.insert(id.clone())
     }
 
     async fn retry(&mut self) {
+        self.retry_at = Instant::now() + RETRY;
         for id in self.late.clone() {
-            match self.shared.hub.find(&id) {
-                Some(tenant) => self.compare_one(&tenant).await,
-                None => drop(self.late.remove(&id)),
-            }
+            self.compare(&id).await;
         }
     }
 
-    /// After something did not fit into the queue: every tenant is compared with its log.
-    async fn compare(&mut self) {
-        for tenant in self.shared.hub.all() {
-            if tenant.is_ready() {
-                self.compare_one(&tenant).await;
-            }
+    /// Has the log read up to its head: something of this tenant did not come by the queue.
+    async fn compare(&mut self, id: &TenantId) {
+        let Some(tenant) = self.shared.hub.find(id) else {
+            self.late.remove(id);
+            return;
+        };
+        // Before it is ready, nobody knows whether its position is before or behind what did not come.
+        if !tenant.is_ready() {
+            self.retry_later(id);
+            return;
         }
-    }
-
-    async fn compare_one(&mut self, tenant: &Arc<Tenant>) {
-        match self.shared.store.head(&tenant.id).await {
-            Ok(head) => self.read_up(tenant, head).await,
-            Err(_) => drop(self.late.insert(tenant.id.clone())),
+        match self.shared.store.head(id).await {
+            Ok(head) => self.shared.feeder.turns.lock().aim(id, head),
+            Err(_) => drop(self.retry_later(id)),
         }
     }
 }

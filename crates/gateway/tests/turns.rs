@@ -1,0 +1,70 @@
+//! Tenants take turns on the way to the sockets. A room that spans tenants shows in which order the relay took their events.
+
+mod support;
+
+use serde_json::json;
+use support::Server;
+use support::client::Socket;
+use tidewire_gateway::Options;
+
+/// So many that they need several turns.
+const FLOOD: u64 = 2_000;
+/// A turn is 1,024 points, and an event to one socket costs two.
+const ONE_TURN: usize = 512;
+
+/// Publishes a flood of one tenant and then one event of another; nothing is relayed in between, as this runs on one thread and never
+/// waits. Answers the texts in the order in which they come.
+async fn flood(server: &Server, watcher: &mut Socket) -> Vec<String> {
+    for n in 0..FLOOD {
+        server.publish("p2", "system:alert", json!({ "text": n.to_string() })).await;
+    }
+    server.publish("p3", "system:alert", json!({ "text": "quiet" })).await;
+    let mut texts = Vec::new();
+    for _ in 0..=FLOOD {
+        texts.push(watcher.expect("system:alert").await["text"].as_str().expect("a text").to_owned());
+    }
+    texts
+}
+
+/// The quiet tenant's event came after one turn of the flood, and that kept its order.
+fn assert_in_turns(mut texts: Vec<String>) {
+    let quiet = texts.iter().position(|text| text == "quiet").expect("it came");
+    assert!(quiet <= ONE_TURN, "only after {quiet} events of the other tenant");
+    texts.remove(quiet);
+    assert_eq!(texts, (0..FLOOD).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_tenant_does_not_wait_for_the_flood_of_another() {
+    let server = Server::start().await;
+    let (mut watcher, _) = Socket::connect(server.address, "p1/root/admin/cross").await;
+    assert_in_turns(flood(&server, &mut watcher).await);
+    assert_eq!(server.gateway.stats().relay_lagged, 0);
+}
+
+#[tokio::test]
+async fn nor_while_the_flood_is_read_from_the_log() {
+    let server = Server::with(Options { max_relay_events: 100, ..Options::default() }).await;
+    let (mut watcher, _) = Socket::connect(server.address, "p1/root/admin/cross").await;
+    let (_noisy, _) = Socket::connect(server.address, "p2/bob/").await;
+    assert_in_turns(flood(&server, &mut watcher).await);
+    assert_eq!(server.gateway.stats().relay_lagged, 1, "of the one that floods; the other found room");
+}
+
+#[tokio::test]
+async fn ephemeral_events_keep_their_place_over_the_turns() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    let (_other, _) = Socket::connect(server.address, "p2/bob/").await;
+    for n in 0..FLOOD {
+        let (kind, data) = match n % 2 {
+            0 => ("lead:created", json!({ "agentId": "ann", "n": n })),
+            _ => ("user:typing", json!({ "n": n })),
+        };
+        server.publish("p1", kind, data).await;
+        server.publish("p2", "lead:created", json!({ "agentId": "bob" })).await;
+    }
+    for n in 0..FLOOD {
+        assert_eq!(socket.event().await[1]["n"], n);
+    }
+}
