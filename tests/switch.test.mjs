@@ -4,8 +4,8 @@ import assert from "node:assert/strict";
 import { before, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
-import { connect } from "./clients.mjs";
-import { start } from "./harness.mjs";
+import { connect, connectError } from "./clients.mjs";
+import { expectProblem, expectStatus, start } from "./harness.mjs";
 
 let server;
 before(async () => {
@@ -99,5 +99,25 @@ describe("a user of two tenants", () => {
     await ann.must("switch", away.name);
     assert.equal((await ann.must("auth", { token: home.token("ann", { tenants: [away.name] }) })).rooms[0], `org:${away.name}`);
     assert.equal((await ann.refused("auth", { token: home.token("ann") })).code, "auth.other_user", "no longer allowed here");
+  });
+
+  test("who was revoked in one of them gets in there no more, by whatever way, and elsewhere still does", async () => {
+    const [home, away] = [server.newTenant(), server.newTenant()];
+    const token = home.token("ann", { tenants: [away.name], iat: Math.floor(Date.now() / 1000) - 60 });
+    const ann = await connect(server, { token });
+    await ann.must("switch", away.name);
+    await add(away, 0);
+    await ann.seen.until("item:added");
+    const { _pid: pid, _lastOffset: offset } = ann.socket;
+    expectStatus(await server.api("/v1/realtime/revoke", { body: { tenant: away.name, userId: "ann" } }), 200);
+    await ann.seen.until("auth:revoked");
+    await add(away, 1);
+    for (const auth of [{ orgId: away.name }, { pid, offset }]) {
+      assert.equal((await connectError(server, { token, auth })).message, "Invalid token", JSON.stringify(Object.keys(auth)));
+    }
+    const headers = { accept: "text/event-stream" };
+    expectProblem(await server.api(`/v1/events?orgId=${away.name}`, { key: token, headers }), 401, "auth.invalid");
+    assert.deepEqual(amounts(ann), [0], "nothing that came after it was revoked");
+    assert.equal((await connect(server, { token })).hello.tenant, home.name);
   });
 });

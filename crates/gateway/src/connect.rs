@@ -25,6 +25,9 @@ use crate::tenancy;
 /// How long a credential may take to be checked.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// When somebody may have left whose place is wanted.
+const ANOTHER_TRY: Duration = Duration::from_secs(5);
+
 /// Answers a CONNECT with the socket or with a refusal; `Err` closes the transport, so that the client tries again by itself.
 pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str>) -> Result<(), Closing> {
     let shared = &session.shared;
@@ -41,7 +44,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Some(Ok(auth)) => auth,
         Some(Err(_)) => return Err(Closing::Malformed(1007, "the payload of CONNECT cannot be read")),
     };
-    let principal = match authenticate(session, &auth).await {
+    let principal = match identify(session, nsp, &auth).await {
         Ok(principal) => principal,
         Err(refusal) => {
             shared.stats.unauthenticated.up();
@@ -50,7 +53,6 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             return Ok(());
         }
     };
-    let principal = choose_tenant(shared, nsp, &auth, principal);
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await.map_err(|error| recovery::unavailable(&error))?;
     let cursor = match cursors::name("auth.after", &auth["after"]) {
@@ -218,6 +220,17 @@ async fn reach(shared: &Shared, tenant: &Tenant, user: &Arc<str>, name: &str) ->
     })
 }
 
+/// Who is asking, in the tenant that it enters.
+pub(crate) async fn identify(session: &Session, nsp: &str, auth: &Value) -> Result<Principal, Refusal> {
+    let shared = &session.shared;
+    let principal = choose_tenant(shared, nsp, auth, authenticate(session, auth).await?);
+    // The credential was judged in its home. What was revoked in another tenant of its user is known there alone.
+    if shared.auth.is_revoked(&principal) {
+        return Err(Refusal::Invalid("it has been revoked".to_owned()));
+    }
+    Ok(principal)
+}
+
 /// Who is asking: by the first credential there is, or a visitor where the catalog has rooms for such.
 pub(crate) async fn authenticate(session: &Session, auth: &Value) -> Result<Principal, Refusal> {
     let shared = &session.shared;
@@ -254,11 +267,13 @@ pub(crate) fn admit(session: &Session, tenant: &Tenant, principal: &Principal) -
 
 /// What a client is told that may not have one more socket.
 pub(crate) fn too_many(shared: &Shared, crowded: &Crowded) -> Error {
-    let error = Error::new(Kind::Limited, crowded.code(), "too many connections, or too many at once, in this tenant");
-    match crowded {
-        Crowded::Rate { until } => error.with_retry_after(until.since(shared.clock.now())),
-        Crowded::Sockets | Crowded::Tenant | Crowded::Address => error,
-    }
+    let (detail, after) = match crowded {
+        Crowded::Rate { until } => ("this user connects too often", until.since(shared.clock.now())),
+        Crowded::Sockets => ("this user has as many connections as it may", ANOTHER_TRY),
+        Crowded::Tenant => ("the tenant has as many connections as it may", ANOTHER_TRY),
+        Crowded::Address => ("as many visitors without a login as may are connected from this address", ANOTHER_TRY),
+    };
+    Error::new(Kind::Limited, crowded.code(), detail).with_retry_after(after)
 }
 
 /// Its own rooms without those it left, and the ones it had asked for that it may still be in.
@@ -306,7 +321,7 @@ pub(crate) fn hello(socket: &Socket, rooms: &[&str], position: Position, recover
 }
 
 /// In which of its tenants a client joins: where the session is that it comes back to, else the one that it names, else its home.
-pub(crate) fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
+fn choose_tenant(shared: &Shared, nsp: &str, auth: &Value, principal: Principal) -> Principal {
     let catalog = &shared.catalog;
     let tenants = tenancy::tenants(catalog, &principal);
     let named = auth[&*catalog.app.tenant].as_str();

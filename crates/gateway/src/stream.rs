@@ -182,7 +182,13 @@ impl Gateway {
             let detail = "pages of this origin may not connect; it is not in realtime.allowedOrigins";
             return Err(Error::new(Kind::Forbidden, "origin.forbidden", detail));
         }
-        let query = parse_query(request.uri.query().unwrap_or_default());
+        let query = request.uri.query().unwrap_or_default();
+        let parameters = query.split('&').filter(|pair| !pair.is_empty()).count();
+        let query = parse_query(query);
+        if query.len() < parameters {
+            let detail = "query: expected at most 64 parameters, each UTF-8 after percent-decoding";
+            return Err(Error::invalid("request.invalid", detail));
+        }
         let asked = Query::read(&shared.catalog, &query, &request.headers, &reader)?;
         let address = request.extensions.get::<ClientAddress>().copied();
         let handshake =
@@ -326,12 +332,14 @@ async fn who(session: &Session, asked: &Query, auth: &Value, reader: Reader) -> 
             let claims = Arc::new(json!({ "id": null, "tenant": tenant, "roles": [] }));
             return Ok(Principal { tenant, user: None, roles: Arc::new([]), claims, expires: None, recheck: None });
         }
-        Reader::EndUser => connect::authenticate(session, auth).await.inspect_err(|refusal| {
-            shared.stats.unauthenticated.up();
-            shared.stats.by.connects.up(refusal.code());
-        })?,
+        Reader::EndUser => {
+            let identified = connect::identify(session, &shared.catalog.realtime.namespaces[0], auth).await;
+            identified.inspect_err(|refusal| {
+                shared.stats.unauthenticated.up();
+                shared.stats.by.connects.up(refusal.code());
+            })?
+        }
     };
-    let principal = connect::choose_tenant(shared, &shared.catalog.realtime.namespaces[0], auth, principal);
     match &asked.tenant {
         Some(named) if *named != principal.tenant.as_str() => {
             let shown: String = named.chars().take(80).collect();

@@ -52,8 +52,11 @@ pub(crate) struct Content {
 
 /// What a caller is told of `error`. What is no fault of the caller goes to the log here, with its source.
 pub(crate) fn content(error: &Error) -> Content {
-    if matches!(error.kind(), Kind::Unavailable | Kind::Internal) {
-        tracing::error!(%error, "a request failed");
+    match error.kind() {
+        Kind::Internal => tracing::error!(%error, "a request failed"),
+        // What failed says so where it failed; this may be many callers, or a server that is full or stopping.
+        Kind::Unavailable => tracing::debug!(%error, "a request was not served"),
+        _ => {}
     }
     Content {
         code: error.code(),
