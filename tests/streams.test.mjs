@@ -172,7 +172,9 @@ describe("a user's stream", () => {
     const token = tenant.token("ann");
     const streams = [await follow(server, { token }), await follow(server, { token })];
     await connect(server, { token });
-    expectProblem(await refusal(server, { token }), 429, "limit.connections");
+    const full = await refusal(server, { token });
+    expectProblem(full, 429, "limit.connections");
+    assert.ok(Number(full.headers.get("retry-after")) >= 1, "when to come again");
     await follow(server, { token: tenant.token("bob") });
     streams[0].close();
     await eventually("a place", async () => (await new Stream(server, { token }).begin()) instanceof Stream);
@@ -215,6 +217,7 @@ describe("a user's stream", () => {
       [{ token, query: "types=item:soldd" }, 400, "event.unknown_type"],
       [{ token, query: "types=a*b" }, 400, "request.invalid"],
       [{ token, query: "types=" }, 400, "request.invalid"],
+      [{ token, query: "types=%ff" }, 400, "request.invalid"],
       [{ token, query: "type=item:sold" }, 400, "request.invalid"],
       [{ token, query: "after=soon" }, 400, "request.invalid"],
       [{ token, query: `tenant=${none}` }, 404, "tenant.unknown"],

@@ -59,12 +59,8 @@ fn clients_get_what_they_missed_and_may_see_once_and_in_order_or_are_told() {
 fn who_was_away_for_longer_than_rooms_are_kept_is_told_so() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let mut world = World::new(false, false).await;
-        let mut client = Client::new(0, USERS[0], Vec::new());
-        client.connect(&world, Way::WebSocket, Shown::Nothing, false).await;
-        let mut next = client.session.as_ref().expect("a session").ledger.standing().clone();
-        next.join("berth:b1");
-        client.change(&world, "join", &json!("berth:b1"), next).await;
+        let (mut world, mut client) = connected().await;
+        join(&world, &mut client).await;
         // Nothing happens meanwhile. The client checks that it has its room or is told that continuity is lost.
         for (wait, lost) in [(oracle::HISTORY_SECONDS / 2, 0), (oracle::HISTORY_SECONDS * 3, 1)] {
             world.restart(true).await;
@@ -81,12 +77,8 @@ fn who_was_away_for_longer_than_rooms_are_kept_is_told_so() {
 fn rooms_are_kept_for_as_long_as_history_after_a_kill_too() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let mut world = World::new(false, false).await;
-        let mut client = Client::new(0, USERS[0], Vec::new());
-        client.connect(&world, Way::WebSocket, Shown::Nothing, false).await;
-        let mut next = client.session.as_ref().expect("a session").ledger.standing().clone();
-        next.join("berth:b1");
-        client.change(&world, "join", &json!("berth:b1"), next).await;
+        let (mut world, mut client) = connected().await;
+        join(&world, &mut client).await;
         // What was written of it is half as old as it gets when the process is killed.
         world.advance(Duration::from_secs(oracle::HISTORY_SECONDS / 2));
         world.publish(0, vec![event(Kind::Noted)]).await;
@@ -106,9 +98,7 @@ fn rooms_are_kept_for_as_long_as_history_after_a_kill_too() {
 fn subscribed_types_survive_a_switch_of_tenants_and_a_kill() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let mut world = World::new(false, false).await;
-        let mut client = Client::new(0, USERS[0], Vec::new());
-        client.connect(&world, Way::WebSocket, Shown::Nothing, false).await;
+        let (mut world, mut client) = connected().await;
         let mut next = client.session.as_ref().expect("a session").ledger.standing().clone();
         next.types = Some(["said".to_owned()].into());
         client.change(&world, "subscribe", &json!({ "eventTypes": ["said"] }), next).await;
@@ -121,6 +111,21 @@ fn subscribed_types_survive_a_switch_of_tenants_and_a_kill() {
         assert_eq!((client.told.recovered, client.told.events), (1, 1));
         world.end().await;
     });
+}
+
+/// A world with one client in it.
+async fn connected() -> (World, Client) {
+    let world = World::new(false, false).await;
+    let mut client = Client::new(0, USERS[0], Vec::new());
+    client.connect(&world, Way::WebSocket, Shown::Nothing, false).await;
+    (world, client)
+}
+
+/// The client asks for a room.
+async fn join(world: &World, client: &mut Client) {
+    let mut next = client.session.as_ref().expect("a session").ledger.standing().clone();
+    next.join("berth:b1");
+    client.change(world, "join", &json!("berth:b1"), next).await;
 }
 
 fn event(kind: Kind) -> Logged {

@@ -44,6 +44,7 @@ mod queues;
 #[cfg(feature = "sqlite")]
 mod restart;
 mod schedules;
+mod seeded;
 mod sessions;
 mod settle;
 mod stored_schedules;

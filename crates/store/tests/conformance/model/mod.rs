@@ -9,7 +9,9 @@ mod run;
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any};
 use proptest::prop_oneof;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::test_runner::{TestCaseError, TestError};
+
+use crate::seeded;
 
 /// The programs of every run that does not ask for others.
 const SEED: u64 = 20_260_131;
@@ -99,24 +101,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
-}
-
 #[test]
 fn both_engines_and_the_model_agree() {
-    let seed = number("TIDEWIRE_SEED", SEED);
-    let cases = number("TIDEWIRE_CASES", 200);
-    let config = Config {
-        cases: u32::try_from(cases).expect("cases"),
-        max_shrink_iters: 4_000,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (seed, _, mut runner) = seeded::runner(SEED, 200);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let outcome =
         runner.run(&vec(step(), 1..120), |program| runtime.block_on(run::run(&program)).map_err(TestCaseError::fail));

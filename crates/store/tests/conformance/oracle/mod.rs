@@ -13,8 +13,9 @@ mod ties;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::test_runner::{TestCaseError, TestError};
 
+use crate::seeded;
 use crate::world::World;
 
 /// The programs of every run that does not ask for others.
@@ -60,23 +61,8 @@ const EXPECTED: [&str; 33] = [
     "waiting",
 ];
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got {text:?}")))
-}
-
 fn agrees(world: impl Fn() -> World) {
-    let seed = number("TIDEWIRE_SEED", SEED);
-    let cases = number("TIDEWIRE_CASES", CASES);
-    let config = Config {
-        cases: u32::try_from(cases).expect("cases"),
-        max_shrink_iters: 3_000,
-        failure_persistence: None,
-        ..Config::default()
-    };
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (seed, cases, mut runner) = seeded::runner(SEED, CASES);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let seen = RefCell::new(BTreeSet::new());
     let outcome = runner.run(&program::any(), |program| {
