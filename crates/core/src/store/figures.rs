@@ -25,7 +25,7 @@ pub struct Figures {
     pub waiting: u64,
     /// How long each transaction took, from the moment its calls were taken until it was committed.
     pub turn: Distribution,
-    /// How much of that its end took: the write to the log file and the sync, and the checkpoint when one was due.
+    /// How much of that its end took: the write to the log file and the sync.
     pub sync: Distribution,
     /// Tenants with an event.
     pub logs: u64,

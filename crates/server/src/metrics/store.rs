@@ -26,7 +26,7 @@ pub(super) fn write(figures: &Figures, out: &mut Exposition) {
     }
     let turn = "From the moment a transaction took its calls until it was committed.";
     out.family("tidewire_store_turn_seconds", Kind::Histogram, turn).histogram(&[], &figures.turn);
-    let sync = "The end of a transaction: the write to the log file, the sync, and the checkpoint when one was due.";
+    let sync = "The end of a transaction: the write to the log file and the sync.";
     out.family("tidewire_store_sync_seconds", Kind::Histogram, sync).histogram(&[], &figures.sync);
     for (name, help, value) in [
         ("tidewire_store_inbox_calls", "Calls that wait now.", Some(figures.waiting)),

@@ -2,6 +2,7 @@
 
 mod bonds;
 mod columns;
+mod fold;
 mod operate;
 mod read;
 mod rows;
@@ -28,6 +29,7 @@ use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
 
 use self::columns::{fault, meta};
+use self::fold::Folding;
 use self::read::Readers;
 use self::rows::SqliteRows;
 use crate::answer::{Call, Work, ask};
@@ -40,10 +42,6 @@ const SCHEMA_VERSION: i64 = 2;
 
 /// What leads from each version to the next: the first from 1 to 2. They never change once they are released.
 const MIGRATIONS: [&str; 1] = [include_str!("migrate-2.sql")];
-
-/// Pages in the write-ahead log before it is folded into the file, 4 MiB: every write waits for that, so it is done often and is short.
-/// With four times as many, the p99 of a publish was two to three times as long and the throughput the same.
-const CHECKPOINT_PAGES: i64 = 1_000;
 
 /// Where and how to open a SQLite store.
 pub struct Options {
@@ -74,7 +72,9 @@ impl Sqlite {
         let identity = prepare(&connection, &options, &*ids).map_err(|error| at(&options.path, error))?;
         let reader = SqliteReader { readers: Arc::new(Readers::new(&options.path)), clock: clock.clone() };
         let on_fatal: OnFatal = options.on_fatal;
-        let engine = Embedded::start(SqliteRows::new(connection, lock), reader, identity, clock, ids, on_fatal)?;
+        let folding = Folding::start(&options.path, &connection).map_err(|error| at(&options.path, error))?;
+        let rows = SqliteRows::new(connection, Some(folding), lock);
+        let engine = Embedded::start(rows, reader, identity, clock, ids, on_fatal)?;
         Ok(Self { engine: Arc::new(engine) })
     }
 
@@ -152,7 +152,6 @@ fn prepare(connection: &Connection, options: &Options, ids: &dyn Ids) -> Result<
     let pragma = |name: &str, value: &dyn rusqlite::ToSql| connection.pragma_update(None, name, value).map_err(fault);
     pragma("journal_mode", &"WAL")?;
     pragma("synchronous", &if options.synced { "FULL" } else { "NORMAL" })?;
-    pragma("wal_autocheckpoint", &CHECKPOINT_PAGES)?;
     pragma("cache_size", &-65_536)?;
     pragma("temp_store", &"MEMORY")?;
 

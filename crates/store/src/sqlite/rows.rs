@@ -13,6 +13,7 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use super::columns::{
     EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id, state,
 };
+use super::fold::Folding;
 use crate::rows::{Ended, EndedJob, JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
 
 /// How long a flow is shown after its last job has ended.
@@ -23,6 +24,8 @@ const PURGE_FLOWS: usize = 100;
 
 /// The writer's connection.
 pub(crate) struct SqliteRows {
+    /// Ends before the connection is closed, which then folds what is left.
+    folding: Option<Folding>,
     pub(super) connection: Connection,
     /// Whether what is written so far is inside `BEGIN`.
     open: bool,
@@ -33,11 +36,11 @@ pub(crate) struct SqliteRows {
 }
 
 impl SqliteRows {
-    pub(super) fn new(connection: Connection, lock: File) -> Self {
+    pub(super) fn new(connection: Connection, folding: Option<Folding>, lock: File) -> Self {
         connection.set_prepared_statement_cache_capacity(64);
         let backoff = Backoff::default();
         let text = serde_json::to_string(&backoff).unwrap_or_default();
-        Self { connection, open: false, backoff: (backoff, text), _lock: lock }
+        Self { folding, connection, open: false, backoff: (backoff, text), _lock: lock }
     }
 
     fn remember_backoff(&mut self, backoff: &Backoff) {
@@ -95,6 +98,9 @@ fn ended_job(queue: NameId, row: &Row<'_>) -> rusqlite::Result<EndedJob> {
 
 impl Rows for SqliteRows {
     fn begin(&mut self) -> Result<()> {
+        if let Some(folding) = &mut self.folding {
+            folding.tend(&self.connection)?;
+        }
         self.run("BEGIN IMMEDIATE", [])?;
         self.open = true;
         Ok(())

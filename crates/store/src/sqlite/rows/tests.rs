@@ -54,7 +54,7 @@ fn open() -> (tempfile::TempDir, SqliteRows) {
     connection.execute_batch(include_str!("../schema.sql")).expect("schema");
     connection.execute_batch(include_str!("../indexes.sql")).expect("indexes");
     let lock = File::create(directory.path().join("lock")).expect("lock");
-    (directory, SqliteRows::new(connection, lock))
+    (directory, SqliteRows::new(connection, None, lock))
 }
 
 fn job(seq: Seq) -> JobRow {
