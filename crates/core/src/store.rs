@@ -148,6 +148,8 @@ pub struct Claim {
     pub worker: Arc<str>,
     /// Whether the worker ends with this process: then a restart gives its jobs back without waiting for the lease.
     pub local: bool,
+    /// Whether, in queues that serve several tenants, only jobs of those tenants will do of which none runs there.
+    pub reserved: bool,
 }
 
 /// A job in the hands of one worker.

@@ -27,6 +27,8 @@ const CLAIM_WAIT: Duration = Duration::from_secs(30);
 pub struct QueueOptions {
     /// Jobs at once. 0 means none, until [`Workers::resize`] says otherwise.
     pub concurrency: u32,
+    /// How many of these are for tenants of which no job runs, while the queue serves several. At most all but one.
+    pub reserve: u32,
     /// The time between telling a run to stop and dropping it.
     pub grace: Duration,
 }
@@ -39,11 +41,37 @@ pub struct Workers {
     /// Ends runs that are still going when the deadline of a stop has passed.
     abort: CancellationToken,
     active: Arc<Active>,
-    slots: BTreeMap<Arc<str>, Arc<Slots>>,
+    slots: BTreeMap<Arc<str>, QueueSlots>,
+}
+
+/// The slots of one queue.
+struct QueueSlots {
+    open: Arc<Slots>,
+    reserved: Arc<Slots>,
+    reserve: u32,
+}
+
+impl QueueSlots {
+    fn new(concurrency: u32, reserve: u32) -> Self {
+        let (open, reserved) = split(concurrency, reserve);
+        Self { open: Arc::new(Slots::new(open)), reserved: Arc::new(Slots::new(reserved)), reserve }
+    }
+
+    fn resize(&self, concurrency: u32) {
+        let (open, reserved) = split(concurrency, self.reserve);
+        self.open.resize(open);
+        self.reserved.resize(reserved);
+    }
+}
+
+/// How many of the slots anybody may take, and how many are kept.
+fn split(concurrency: u32, reserve: u32) -> (u32, u32) {
+    let reserved = reserve.min(concurrency.saturating_sub(1));
+    (concurrency - reserved, reserved)
 }
 
 impl Workers {
-    /// Starts one loop for each of `queues`.
+    /// Starts two loops for each of `queues`: one for the slots that anybody may take, one for those that are kept.
     pub fn start(
         publisher: Arc<Publisher>,
         handlers: Handlers,
@@ -60,23 +88,26 @@ impl Workers {
         };
         let handlers = Arc::new(handlers);
         let kinds: Vec<Arc<str>> = handlers.kinds().cloned().collect();
-        for (queue, QueueOptions { concurrency, grace }) in queues {
-            let slots = Arc::new(Slots::new(concurrency));
-            workers.slots.insert(queue.clone(), slots.clone());
-            let queue = Queue {
-                publisher: publisher.clone(),
-                handlers: handlers.clone(),
-                kinds: kinds.clone(),
-                name: queue,
-                worker: name.clone(),
-                slots,
-                grace,
-                active: workers.active.clone(),
-                stop: workers.stop.clone(),
-                runs: workers.runs.clone(),
-                abort: workers.abort.clone(),
-            };
-            workers.loops.spawn(queue.run());
+        for (queue, QueueOptions { concurrency, reserve, grace }) in queues {
+            let all = QueueSlots::new(concurrency, reserve);
+            for (slots, reserved) in [(&all.open, false), (&all.reserved, true)] {
+                let queue = Queue {
+                    publisher: publisher.clone(),
+                    handlers: handlers.clone(),
+                    kinds: kinds.clone(),
+                    name: queue.clone(),
+                    worker: name.clone(),
+                    slots: slots.clone(),
+                    reserved,
+                    grace,
+                    active: workers.active.clone(),
+                    stop: workers.stop.clone(),
+                    runs: workers.runs.clone(),
+                    abort: workers.abort.clone(),
+                };
+                workers.loops.spawn(queue.run());
+            }
+            workers.slots.insert(queue, all);
         }
         workers.loops.close();
         workers
@@ -111,7 +142,7 @@ impl Workers {
     }
 }
 
-/// The loop of one queue.
+/// A loop of one queue.
 struct Queue {
     publisher: Arc<Publisher>,
     handlers: Arc<Handlers>,
@@ -119,6 +150,8 @@ struct Queue {
     name: Arc<str>,
     worker: Arc<str>,
     slots: Arc<Slots>,
+    /// Whether its slots are those that are kept.
+    reserved: bool,
     grace: Duration,
     active: Arc<Active>,
     stop: CancellationToken,
@@ -144,6 +177,7 @@ impl Queue {
                 wait: CLAIM_WAIT,
                 worker: self.worker.clone(),
                 local: true,
+                reserved: self.reserved,
             };
             let claimed = tokio::select! {
                 // What a dropped claim was given goes back.

@@ -88,6 +88,7 @@ impl<R: Rows> Writer<R> {
             },
             queues: self.other_names(&claim.queues)?,
             kinds: self.other_names(&claim.kinds)?,
+            reserved: claim.reserved,
         };
         let deadline = self.now + claim.wait;
         self.parked.push_back(Parked { claim, wanted, deadline, reply });
@@ -98,9 +99,10 @@ impl<R: Rows> Writer<R> {
         names.iter().map(|name| self.names.other(&mut self.rows, name)).collect()
     }
 
-    /// Gives waiting claims what is due, in the order they came.
+    /// Gives waiting claims what is due, in the order they came, but the slots that are kept for others last.
     pub(crate) fn lease_out(&mut self) -> Result<()> {
         self.held_until = None;
+        self.parked.make_contiguous().sort_by_key(|parked| parked.wanted.reserved);
         let mut passes = PASS_AT_ONCE;
         for _ in 0..self.parked.len() {
             let Some(parked) = self.parked.pop_front() else { break };

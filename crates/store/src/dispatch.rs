@@ -11,6 +11,7 @@ mod order;
 mod tenant;
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use tidewire_core::Timestamp;
 use tidewire_core::limit::RateState;
@@ -22,6 +23,9 @@ use crate::rows::{Keys, LaneKey, NameId, Place};
 
 /// How many places of a lane are held in memory: 4 KiB, so that 10,000 tenants with long lanes take 40 MiB.
 pub(crate) const WINDOW: usize = 256;
+
+/// How long a queue counts as one of several tenants after jobs of two of them began.
+const SHARED_FOR: Duration = Duration::from_secs(60);
 
 /// How many idle tenants a queue remembers beyond twice those that are not, before they are forgotten together.
 const IDLE_SLACK: usize = 1_024;
@@ -44,6 +48,9 @@ struct QueueHeads {
     tenant_limits: HashMap<NameId, TenantLimits>,
     rate: RateState,
     running: u32,
+    /// Whose job began last, and when one began that was of another tenant than the one before.
+    began: Option<NameId>,
+    mixed: Option<Timestamp>,
     /// Lanes that may have pending jobs.
     ready_lanes: usize,
     /// How many tenants with work are held.
@@ -79,6 +86,8 @@ pub(crate) struct Wanted {
     pub(crate) queues: Vec<NameId>,
     /// Empty means every type.
     pub(crate) kinds: Vec<NameId>,
+    /// Only of tenants of which none runs, in a queue that serves several.
+    pub(crate) reserved: bool,
 }
 
 /// The lane whose job may be next, and its first place unless its window has drained.
@@ -186,8 +195,12 @@ impl QueueHeads {
             return Found::Held(None);
         }
         self.release(now);
-        let Some(Candidate { tenant, priority, kind, head }) = self.choose(wanted, in_a_row, now) else {
-            return self.nothing(wanted);
+        // What is kept for others is only kept while there are others.
+        let shared_until = self.mixed.map(|mixed| mixed + SHARED_FOR).filter(|until| wanted.reserved && *until > now);
+        let Some(Candidate { tenant, priority, kind, head }) =
+            self.choose(wanted, shared_until.is_some(), in_a_row, now)
+        else {
+            return self.nothing(wanted, shared_until);
         };
         let Some(place) = head else {
             return Found::Refill(LaneKey { keys: Keys { tenant, queue, kind }, priority });
@@ -214,10 +227,10 @@ impl QueueHeads {
     }
 
     /// Why there is no job for a worker: those that it wants may be held.
-    fn nothing(&self, wanted: &Wanted) -> Found {
+    fn nothing(&self, wanted: &Wanted, shared_until: Option<Timestamp>) -> Found {
         let Some(tenant) = wanted.tenant else {
-            let until = self.releases.first().map(|(at, _)| *at);
-            return if self.held > 0 { Found::Held(until) } else { Found::Nothing };
+            let until = self.releases.first().map(|(at, _)| *at).into_iter().chain(shared_until).min();
+            return if self.held > 0 || shared_until.is_some() { Found::Held(until) } else { Found::Nothing };
         };
         match self.tenants.get(&tenant).and_then(|tenant| tenant.held) {
             Some(Hold::Rate(at)) => Found::Held(Some(at)),
@@ -228,11 +241,11 @@ impl QueueHeads {
 
     /// The job that is next: the first priority's, or with aging the one of the five that has come to the best priority, and of two
     /// the older. A lane that has to be read before its age is known comes before all.
-    fn choose(&mut self, wanted: &Wanted, in_a_row: u32, now: Timestamp) -> Option<Candidate> {
+    fn choose(&mut self, wanted: &Wanted, idle_only: bool, in_a_row: u32, now: Timestamp) -> Option<Candidate> {
         let aging = self.limits.as_ref().and_then(|limits| limits.aging).map_or(0, |aging| aging.as_micros());
         let mut best: Option<((u128, i64), Candidate)> = None;
         for priority in 1..=5 {
-            let Some(candidate) = self.candidate(priority, wanted, in_a_row, now) else { continue };
+            let Some(candidate) = self.candidate(priority, wanted, idle_only, in_a_row, now) else { continue };
             let Some((due, _)) = candidate.head.filter(|_| aging > 0) else { return Some(candidate) };
             let gained = now.since(Timestamp::from_micros(due)).as_micros() / aging;
             let rank = (u128::from(priority).saturating_sub(gained).max(1), due);
@@ -244,13 +257,25 @@ impl QueueHeads {
     }
 
     /// The lane whose turn it is at a priority: of the first tenant in the order that is not held back, the one whose head is oldest.
-    fn candidate(&mut self, priority: u8, wanted: &Wanted, in_a_row: u32, now: Timestamp) -> Option<Candidate> {
+    fn candidate(
+        &mut self,
+        priority: u8,
+        wanted: &Wanted,
+        idle_only: bool,
+        in_a_row: u32,
+        now: Timestamp,
+    ) -> Option<Candidate> {
         loop {
             let tenant = match wanted.tenant {
                 Some(tenant) => tenant,
-                None => {
-                    self.staying(priority, wanted, in_a_row).or_else(|| self.order.first(priority, &wanted.kinds))?
+                // At most as many are passed over as jobs run.
+                None if idle_only => {
+                    let is_idle = |id: NameId| self.tenants.get(&id).is_some_and(|tenant| tenant.running == 0);
+                    self.order.first(priority, &wanted.kinds, is_idle)?
                 }
+                None => self
+                    .staying(priority, wanted, in_a_row)
+                    .or_else(|| self.order.first(priority, &wanted.kinds, |_| true))?,
             };
             #[cfg(test)]
             {
@@ -393,6 +418,9 @@ impl QueueHeads {
     fn started(&mut self, tenant: NameId, now: Timestamp) {
         let bounds = self.bounds(tenant);
         self.running += 1;
+        if self.began.replace(tenant).is_some_and(|before| before != tenant) {
+            self.mixed = Some(now);
+        }
         let known = self.tenants.entry(tenant).or_default();
         known.running += 1;
         // Both were looked at before; a job that a restart finds running takes what is there.

@@ -156,10 +156,14 @@ impl Builder {
         let Assembled { handlers, publisher, .. } = &assembled;
         let mut queues: BTreeMap<Arc<str>, QueueOptions> = BTreeMap::new();
         if handlers.kinds().next().is_some() {
-            let handlers = QueueOptions { concurrency: 10, grace: QueueLimits::default().grace };
+            let handlers = QueueOptions { concurrency: 10, reserve: 1, grace: QueueLimits::default().grace };
             queues.insert(HANDLER_QUEUE.into(), handlers);
             for queue in publisher.expander().catalog().queues.values() {
-                let options = QueueOptions { concurrency: queue.concurrency, grace: queue.limits().grace };
+                let options = QueueOptions {
+                    concurrency: queue.concurrency,
+                    reserve: queue.reserve,
+                    grace: queue.limits().grace,
+                };
                 queues.insert(queue.name.clone(), options);
             }
             // What was changed while an earlier process ran holds on.

@@ -211,6 +211,7 @@ impl TestApp {
             wait: Duration::ZERO,
             worker: "test".into(),
             local: true,
+            reserved: false,
         };
         loop {
             let leased = self.store().claim(claim.clone()).await.expect("the store of a test is open");

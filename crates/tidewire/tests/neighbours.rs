@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire::store::{Claim, Leased, QueueLimits, Settle, TenantLimits};
-use tidewire::{App, Id, NewJob, Request, TenantId, Verdict};
+use tidewire::{App, Id, Job, JobContext, NewJob, Request, TenantId, Verdict, done};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::watch;
 
 const CATALOG: &str = r#"
 [app]
@@ -58,6 +61,7 @@ impl Shop {
             wait: Duration::ZERO,
             worker: "worker".into(),
             local: false,
+            reserved: false,
         };
         self.app.store().claim(claim).await.expect("leased")
     }
@@ -111,4 +115,56 @@ async fn a_single_job_is_the_next_when_the_others_may_run_only_so_many() {
     let id = shop.one_of_the_quiet().await;
     assert!(shop.place(&id, 2).await.is_some());
     assert_eq!(shop.waiting().await, BACKLOG as u64 - 6);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Pack {
+    ends: bool,
+}
+
+impl Job for Pack {
+    const TYPE: &'static str = "pack";
+}
+
+#[tokio::test]
+async fn a_quiet_tenant_begins_while_the_jobs_of_a_loud_one_fill_the_queue() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let catalog = CATALOG.replace("[queues.work]", "[queues.work]\nconcurrency = 4");
+    std::fs::write(dir.path().join("app.toml"), catalog).expect("the catalog");
+    let (began, mut begun) = unbounded_channel();
+    let (ends, may_end) = watch::channel(false);
+    let run = move |job: Pack, cx: JobContext| {
+        began.send(cx.tenant().clone()).expect("the test waits");
+        let mut may_end = may_end.clone();
+        async move {
+            if job.ends {
+                drop(may_end.wait_for(|may| *may).await);
+            } else {
+                drop(cx.cancelled().await);
+            }
+            done()
+        }
+    };
+    let app = App::builder(dir.path()).store("memory:").job(run).build().await.expect("an app");
+    let [loud, quiet, other] = ["loud", "quiet", "other"].map(|name| TenantId::new(name).expect("a tenant"));
+    let enqueue = async |tenant: &TenantId, ends: bool, count: usize| {
+        let jobs = (0..count).map(|_| NewJob::new("pack", json!({ "ends": ends }))).collect();
+        app.commit(tenant, Request { jobs, ..Request::default() }).await.expect("enqueued");
+    };
+    let mut next = async || {
+        let began = tokio::time::timeout(Duration::from_secs(20), begun.recv());
+        began.await.expect("a job begins").expect("a tenant")
+    };
+    enqueue(&loud, true, 1).await;
+    assert_eq!(next().await, loud);
+    enqueue(&quiet, true, 1).await;
+    assert_eq!(next().await, quiet);
+    enqueue(&loud, false, 100).await;
+    assert_eq!(next().await, loud);
+    // Before the queue knew two tenants, either may have taken the slot that is kept.
+    ends.send_replace(true);
+    assert_eq!([next().await, next().await], [loud.clone(), loud.clone()]);
+    enqueue(&other, false, 1).await;
+    assert_eq!(next().await, other, "three of four run until the end, and one slot was kept");
+    app.stop().await;
 }

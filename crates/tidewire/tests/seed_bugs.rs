@@ -185,6 +185,7 @@ async fn a_process_that_fails_the_types_of_others() {
         wait: Duration::ZERO,
         worker: "another process".into(),
         local: false,
+        reserved: false,
     };
     let leased = app.store().claim(claim).await.expect("leased");
     assert_eq!(leased.iter().map(|leased| (&leased.job.id, leased.job.attempt)).collect::<Vec<_>>(), [(&theirs, 1)]);

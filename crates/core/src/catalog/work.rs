@@ -39,6 +39,7 @@ fn default_queue(name: &str) -> Queue {
     Queue {
         name: name.into(),
         concurrency: 10,
+        reserve: Queue::default_reserve(10),
         global: limits.global,
         per_tenant: limits.per_tenant,
         per_key: limits.per_key,
@@ -67,8 +68,12 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
         let default = default_queue(name);
         let kept = table.table("keep");
         let keep = |key, default| kept.as_ref().and_then(|table| keep(table, key)).unwrap_or(default);
+        let concurrency = table.integer("concurrency", 1..=MOST_AT_ONCE).unwrap_or(default.concurrency);
         let queue = Queue {
-            concurrency: table.integer("concurrency", 1..=MOST_AT_ONCE).unwrap_or(default.concurrency),
+            concurrency,
+            reserve: table
+                .integer("reserve", 0..=i64::from(concurrency) - 1)
+                .unwrap_or_else(|| Queue::default_reserve(concurrency)),
             global: table.integer("global", 1..=MOST_AT_ONCE),
             per_tenant: table.integer("perTenant", 1..=MOST_AT_ONCE),
             per_key: table.integer("perKey", 1..=MOST_AT_ONCE),

@@ -141,6 +141,7 @@ fn claim(api: &Api, caller: &Caller, body: LeaseBody) -> Result<Claim> {
         wait,
         worker: worker.into(),
         local: false,
+        reserved: false,
     })
 }
 

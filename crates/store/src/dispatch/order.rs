@@ -76,13 +76,15 @@ impl Order {
         }
     }
 
-    /// The tenant whose turn it is among those with jobs of the types wanted; no types means all.
-    pub(super) fn first(&self, priority: u8, kinds: &[NameId]) -> Option<NameId> {
+    /// The tenant whose turn it is among those that will do and have jobs of the types wanted; no types means all.
+    pub(super) fn first(&self, priority: u8, kinds: &[NameId], will_do: impl Fn(NameId) -> bool) -> Option<NameId> {
         if self.entries[index(priority)] == 0 {
             return None;
         }
         let wanted = self.rings.iter().filter(|(kind, _)| kinds.is_empty() || kinds.contains(kind));
-        let first = wanted.filter_map(|(_, rings)| rings[index(priority)].first_key_value()).min()?;
+        let first = wanted
+            .filter_map(|(_, rings)| rings[index(priority)].iter().find(|(_, tenant)| will_do(**tenant)))
+            .min()?;
         Some(*first.1)
     }
 }

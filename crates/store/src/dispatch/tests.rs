@@ -12,7 +12,7 @@ fn lane(tenant: NameId, kind: NameId, priority: u8) -> LaneKey {
 }
 
 fn any() -> Wanted {
-    Wanted { tenant: None, queues: vec![1], kinds: Vec::new() }
+    Wanted { tenant: None, queues: vec![1], kinds: Vec::new(), reserved: false }
 }
 
 fn only(tenant: NameId) -> Wanted {
@@ -268,6 +268,37 @@ fn a_rate_is_not_forgotten_while_its_tenant_has_no_work() {
         dispatch.ended(1, tenant);
     }
     assert!(dispatch.queues[&1].tenants.len() < 6_000, "a rate that is whole again needs no memory");
+}
+
+#[test]
+fn a_reserved_slot_is_for_tenants_of_which_none_runs_while_there_are_several() {
+    let mut dispatch = Dispatch::default();
+    let reserved = Wanted { reserved: true, ..any() };
+    for tenant in 1..=2 {
+        fill(&mut dispatch, tenant, 10);
+    }
+    assert_eq!(take(&mut dispatch, &reserved, NOW), Some(1));
+    assert_eq!(take(&mut dispatch, &reserved, NOW), Some(2), "nobody else has begun, so nothing is kept for anybody");
+    let until = NOW + SHARED_FOR;
+    assert!(is_held(&dispatch.next(1, &reserved, 1, NOW), Some(until)), "both run");
+    fill(&mut dispatch, 3, 2);
+    assert_eq!(take(&mut dispatch, &reserved, NOW), Some(3));
+    assert!(is_held(&dispatch.next(1, &reserved, 1, NOW), Some(until)));
+    dispatch.ended(1, 2);
+    assert_eq!(take(&mut dispatch, &reserved, NOW), Some(2));
+    assert_eq!(take(&mut dispatch, &any(), NOW), Some(1), "other slots are anybody's");
+    let later = NOW + SHARED_FOR + SHARED_FOR;
+    assert!(take(&mut dispatch, &reserved, later).is_some(), "nobody else has come for a while");
+}
+
+#[test]
+fn a_reserved_slot_is_found_behind_all_who_run() {
+    let mut dispatch = Dispatch::default();
+    (1..=100).for_each(|tenant| fill(&mut dispatch, tenant, 2));
+    // Each of the hundred runs, and has more.
+    assert_eq!((0..100).filter_map(|_| take(&mut dispatch, &any(), NOW)).count(), 100);
+    fill(&mut dispatch, 101, 1);
+    assert_eq!(take(&mut dispatch, &Wanted { reserved: true, ..any() }, NOW), Some(101));
 }
 
 #[test]

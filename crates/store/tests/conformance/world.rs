@@ -293,6 +293,7 @@ pub(crate) fn any() -> Claim {
         wait: Duration::ZERO,
         worker: "worker-1".into(),
         local: false,
+        reserved: false,
     }
 }
 
