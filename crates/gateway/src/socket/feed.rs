@@ -85,7 +85,8 @@ impl Socket {
         let len = frame.len();
         let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
         let frame = Frame { bytes: frame, class, key, since: cast.since };
-        let pushed = self.session.outbox.push(frame, self.shared().options.max_backlog, stats);
+        let (pushed, writer) = self.session.outbox.put(frame, self.shared().options.max_backlog, stats);
+        cast.writers.extend(writer);
         match (pushed, position) {
             (Pushed::Queued, _) => cast.count(len),
             (Pushed::Full, Some(position)) => {
