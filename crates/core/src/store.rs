@@ -257,14 +257,16 @@ pub struct QueueLimits {
     pub grace: Duration,
     /// Completed jobs kept.
     pub keep_completed: Keep,
-    /// Dead letters kept.
-    pub keep_failed: Keep,
+    /// Cancelled jobs kept, of each tenant.
+    pub keep_cancelled: Keep,
+    /// Dead letters kept, of each tenant: failed and dead jobs.
+    pub keep_dead: Keep,
     /// The tenants that are treated otherwise.
     pub tenants: BTreeMap<TenantId, TenantLimits>,
 }
 
 impl Default for QueueLimits {
-    /// No limits; the last 1,000 completed jobs and 30 days of dead letters are kept; dead after three lost workers; 10 s of grace.
+    /// No limits; the last 1,000 completed jobs 30 days of cancelled ones and 90 of dead letters are kept; dead after three lost workers; 10 s of grace.
     fn default() -> Self {
         Self {
             global: None,
@@ -279,7 +281,8 @@ impl Default for QueueLimits {
             poison: 3,
             grace: Duration::from_secs(10),
             keep_completed: Keep::Count(1_000),
-            keep_failed: Keep::Age(Duration::from_secs(30 * 86_400)),
+            keep_cancelled: Keep::Age(Duration::from_secs(30 * 86_400)),
+            keep_dead: Keep::Age(Duration::from_secs(90 * 86_400)),
             tenants: BTreeMap::new(),
         }
     }

@@ -119,7 +119,11 @@ impl<R: Rows> Writer<R> {
         let mut is_more = false;
         for queue in self.rows.ended_queues()? {
             let limits = self.dispatch.limits(queue).unwrap_or(&usual);
-            let keeps = [(Ended::Completed, limits.keep_completed), (Ended::Failed, limits.keep_failed)];
+            let keeps = [
+                (Ended::Completed, limits.keep_completed),
+                (Ended::Cancelled, limits.keep_cancelled),
+                (Ended::Dead, limits.keep_dead),
+            ];
             for (ended, keep) in keeps {
                 let old = match keep {
                     Keep::Age(age) => self.rows.ended_before(queue, ended, self.now - age, PURGE_AT_ONCE)?,

@@ -2,6 +2,7 @@
 
 mod bonds;
 mod columns;
+mod finished;
 mod operate;
 mod read;
 mod rows;

@@ -13,7 +13,7 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use super::columns::{
     EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id, state,
 };
-use crate::rows::{Ended, EndedJob, JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
+use crate::rows::{JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
 
 /// How long a flow is shown after its last job has ended.
 const KEEP_FLOWS: Duration = Duration::from_secs(30 * 86_400);
@@ -86,11 +86,6 @@ fn expiry(job: &Job) -> Option<Micros> {
 fn rare(job: &Job) -> Result<Option<String>> {
     let text = job.rare.as_ref().map(serde_json::to_string).transpose();
     text.map_err(|error| Error::internal("the rare part of a job cannot be written", error))
-}
-
-fn ended_job(queue: NameId, row: &Row<'_>) -> rusqlite::Result<EndedJob> {
-    let keys = Keys { queue, tenant: row.get(1)?, kind: row.get(2)? };
-    Ok(EndedJob { seq: row.get(0)?, keys, state: state(row, 3)? })
 }
 
 impl Rows for SqliteRows {
@@ -432,51 +427,6 @@ impl Rows for SqliteRows {
             )?;
         }
         Ok(())
-    }
-
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>> {
-        let sql = "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
-             ORDER BY finished_at DESC, seq DESC LIMIT ?2";
-        let mut newest_first = self.all(sql, params![queue, most.cast_signed()], |row| ended_job(queue, row))?;
-        newest_first.reverse();
-        Ok(newest_first)
-    }
-
-    fn ended_queues(&mut self) -> Result<Vec<NameId>> {
-        // Steps from queue to queue in the index instead of counting through the jobs of each.
-        let sql = "SELECT queue FROM jobs INDEXED BY jobs_final WHERE state >= 4 AND queue > ?1 ORDER BY queue LIMIT 1";
-        let mut queues: Vec<NameId> = Vec::new();
-        while let Some(next) = self.one(sql, [queues.last().map_or(-1, |last| i64::from(*last))], |row| row.get(0))? {
-            queues.push(next);
-        }
-        Ok(queues)
-    }
-
-    // `state >= 4` stands beside the states because SQLite takes a partial index only when its own condition is written out.
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>> {
-        let sql = match ended {
-            Ended::Completed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 AND finished_at < ?2 LIMIT ?3"
-            }
-            Ended::Failed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 AND finished_at < ?2 LIMIT ?3"
-            }
-        };
-        self.all(sql, params![queue, Micros(before), limit.cast_signed()], |row| ended_job(queue, row))
-    }
-
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>> {
-        let sql = match ended {
-            Ended::Completed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
-                 ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
-            }
-            Ended::Failed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 \
-                 ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
-            }
-        };
-        self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| ended_job(queue, row))
     }
 
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
