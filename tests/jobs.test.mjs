@@ -100,6 +100,31 @@ describe("a worker", () => {
     assert.equal((await tenant.job(id)).state, "processing");
   });
 
+  test("must ask for at least one job, and at most 1,000", async () => {
+    const tenant = server.newTenant();
+    const { id } = await tenant.enqueue("pack");
+    for (const max of [0, 1001]) {
+      const answer = await tenant.api("/v1/leases", { body: { max } });
+      assert.match(expectProblem(answer, 400, "lease.invalid_option").detail, /max: expected 1 to 1000/);
+    }
+    assert.equal((await tenant.job(id)).state, "pending");
+  });
+
+  test("is shown with the job that it runs", async () => {
+    const tenant = server.newTenant();
+    const { id } = await tenant.enqueue("pack");
+    const shown = ({ worker, leaseUntil, cancelRequested }) => [worker, leaseUntil, cancelRequested];
+    const nobody = [undefined, undefined, undefined];
+    assert.deepEqual(shown(await tenant.job(id)), nobody);
+    const leased = await tenant.leaseOne({ worker: "packer-7" });
+    assert.deepEqual(shown(await tenant.job(id)), ["packer-7", leased.expires, false]);
+    assert.deepEqual(shown(expectStatus(await control(tenant, id, "cancel"), 200)), ["packer-7", leased.expires, true]);
+    const [listed] = await tenant.list("/v1/jobs?state=processing");
+    assert.deepEqual(shown(listed), ["packer-7", leased.expires, true]);
+    await tenant.settle(leased, "done");
+    assert.deepEqual(shown(await tenant.job(id)), nobody);
+  });
+
   test("gets the first priority first", async () => {
     const tenant = server.newTenant();
     for (const priority of [5, "low", 1, 3, "high"]) await tenant.enqueue("pack", { priority }, { priority });

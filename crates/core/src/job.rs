@@ -168,6 +168,22 @@ pub struct Job {
     /// What few jobs have.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub rare: Option<Box<Rare>>,
+    /// Who runs it. Only in what a store shows of a job that is processing.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Box<Held>>,
+}
+
+/// Who runs a job at the moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    /// What the worker calls itself.
+    pub worker: Arc<str>,
+    /// When its lease ends unless it is renewed; absent for a handler in the server's own process, which has it as long as that lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<Timestamp>,
+    /// Whether somebody asked to cancel the run.
+    pub cancel_requested: bool,
 }
 
 impl Job {

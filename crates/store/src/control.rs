@@ -55,7 +55,8 @@ impl<R: Rows> Writer<R> {
             }
             (Control::Cancel, State::Processing) => {
                 self.ask_to_stop(seq)?;
-                return Ok(Ok(row.job));
+                let asked = self.leases.of(seq).map(|lease| lease.row.clone());
+                return Ok(Ok(asked.unwrap_or(row).shown()));
             }
             (Control::Promote, State::Scheduled) => {
                 row.job.state = State::Pending;

@@ -454,7 +454,7 @@ impl Reader for MemoryReader {
         let job = tables.tenant(tenant).and_then(|tenant| {
             let seq = tables.job_ids.get(&(tenant, id.clone()))?;
             let attempts = tables.attempts.get(seq).cloned().unwrap_or_default();
-            Some((tables.jobs.get(seq)?.job.clone(), attempts))
+            Some((tables.jobs.get(seq)?.clone().shown(), attempts))
         });
         ready(Ok(job))
     }

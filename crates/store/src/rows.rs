@@ -8,7 +8,7 @@ mod schedules;
 use std::sync::Arc;
 
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job, LogLine, State};
+use tidewire_core::job::{FailedAttempt, Held, Job, LogLine, State};
 use tidewire_core::store::{JobQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
@@ -45,6 +45,14 @@ pub(crate) struct Keys {
 pub(crate) const PAGE_BYTES: usize = 4 << 20;
 
 impl JobRow {
+    /// The job as it is shown: with who runs it.
+    pub(crate) fn shown(self) -> Job {
+        let held = self.holder.map(|Holder { worker, until, local, cancelled, .. }| {
+            Box::new(Held { worker, lease_until: (!local).then_some(until), cancel_requested: cancelled })
+        });
+        Job { held, ..self.job }
+    }
+
     /// About how much of a page it is.
     pub(crate) fn page_bytes(&self) -> usize {
         let (job, of) = (&self.job, tidewire_core::Json::get);
@@ -68,7 +76,7 @@ pub(crate) fn page<E>(
             return Ok(Page { items, next_cursor: Some(last.to_string()) });
         }
         (bytes, last) = (bytes + row.page_bytes(), row.seq);
-        items.push(row.job);
+        items.push(row.shown());
     }
     Ok(Page { items, next_cursor: None })
 }

@@ -81,6 +81,7 @@ fn job(seq: Seq) -> JobRow {
         causation_id: None,
         depth: 0,
         rare: None,
+        held: None,
     };
     JobRow { seq, keys: Keys { tenant: 1, queue: 1, kind: 1 }, job, holder: None }
 }
