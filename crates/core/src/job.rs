@@ -232,6 +232,8 @@ pub const MAX_LOG_BYTES: usize = 2 * 1024;
 /// The largest progress of a job, in bytes.
 pub const MAX_PROGRESS_BYTES: usize = 4 * 1024;
 
+/// The most failed runs that are kept with a job; older ones go.
+pub const MAX_FAILED_ATTEMPTS: usize = 100;
 /// The longest error text that is kept with a job, in bytes.
 pub const MAX_ERROR_BYTES: usize = 8 * 1024;
 

@@ -406,7 +406,7 @@ pub trait Jobs: Send + Sync {
     fn leased(&self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Answer<'_, Job>;
     /// Extends a lease. Code `job.lease_lost` when it is no longer held.
     fn renew(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, extend: Duration) -> Answer<'_, Renewed>;
-    /// One job with the runs that failed.
+    /// One job with the last [`MAX_FAILED_ATTEMPTS`](crate::job::MAX_FAILED_ATTEMPTS) runs that failed.
     fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
     /// A page of jobs.
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;

@@ -12,7 +12,7 @@ use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job, LogLine, State, States};
+use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_FAILED_ATTEMPTS, State, States};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
     Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
@@ -238,7 +238,9 @@ impl Rows for MemoryRows {
     }
 
     fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()> {
-        self.tables().attempts.entry(seq).or_default().push(attempt.clone());
+        let attempts = self.tables().attempts.entry(seq).or_default();
+        attempts.push(attempt.clone());
+        attempts.drain(..attempts.len().saturating_sub(MAX_FAILED_ATTEMPTS));
         Ok(())
     }
 

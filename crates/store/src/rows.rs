@@ -188,6 +188,7 @@ pub(crate) trait Rows: Bonds + Desk + Finished + Schedules + Send + 'static {
     fn delete_beside(&mut self, seq: Seq) -> Result<()>;
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>>;
     fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>>;
+    /// Adds a failed run, and forgets all but the last [`MAX_FAILED_ATTEMPTS`](tidewire_core::job::MAX_FAILED_ATTEMPTS).
     fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()>;
     /// The first pending jobs of a lane, by place.
     fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job, States};
+use tidewire_core::job::{FailedAttempt, Job, MAX_FAILED_ATTEMPTS, States};
 use tidewire_core::retry::Backoff;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
@@ -330,8 +330,10 @@ impl Rows for SqliteRows {
                 &*attempt.error,
                 &*attempt.worker
             ],
-        )
-        .map(drop)
+        )?;
+        let sql = "DELETE FROM attempts WHERE job = ?1 AND rowid <= \
+             (SELECT rowid FROM attempts WHERE job = ?1 ORDER BY rowid DESC LIMIT 1 OFFSET ?2)";
+        self.run(sql, params![seq, MAX_FAILED_ATTEMPTS.cast_signed()]).map(drop)
     }
 
     fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>> {
