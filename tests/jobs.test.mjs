@@ -69,6 +69,33 @@ describe("enqueueing", () => {
     assert.match(detail, /did you mean "pack"/);
   });
 
+  test("refuses an undeclared queue", async () => {
+    const tenant = server.newTenant();
+    const answer = await tenant.api("/v1/jobs", { body: { type: "pack", queue: "wrok" } });
+    assert.match(expectProblem(answer, 400, "job.unknown_queue").detail, /did you mean "work"/);
+    assert.deepEqual(await tenant.list("/v1/jobs"), []);
+  });
+
+  test("takes 10,000 in one call", async () => {
+    const tenant = server.newTenant();
+    const body = Array.from({ length: 10_000 }, (_, n) => ({ type: "pack", data: { n } }));
+    const { jobs } = expectStatus(await tenant.api("/v1/jobs", { body }), 201);
+    assert.equal(new Set(jobs.map(({ id }) => id)).size, 10_000);
+    const queues = expectStatus(await tenant.api("/v1/queues"), 200).items;
+    assert.equal(queues.find(({ name }) => name === "work").counts.pending, 10_000);
+    const [first, last] = [await tenant.job(jobs[0].id), await tenant.job(jobs.at(-1).id)];
+    assert.deepEqual([first.data.n, last.data.n], [0, 9_999]);
+  });
+
+  test("stores nothing of a call with data over the limit", async () => {
+    const tenant = server.newTenant();
+    const text = (bytes) => ({ type: "pack", data: "x".repeat(bytes - 2) });
+    const large = await tenant.api("/v1/jobs", { body: [{ type: "pack" }, text(256 * 1024 + 1)] });
+    assert.match(expectProblem(large, 413, "data.too_large").detail, /262144 bytes, got 262145/);
+    assert.deepEqual(await tenant.list("/v1/jobs"), []);
+    expectStatus(await tenant.api("/v1/jobs", { body: text(256 * 1024) }), 201);
+  });
+
   test("with the caller's own id is one job", async () => {
     const tenant = server.newTenant();
     await tenant.enqueue("pack", {}, { id: "order-1" });
@@ -98,6 +125,31 @@ describe("a worker", () => {
     const left = Date.parse(job.expires) - Date.now();
     assert.ok(left > 20_000 && left < 40_000, `expires in about 30 s: ${job.expires}`);
     assert.equal((await tenant.job(id)).state, "processing");
+  });
+
+  test("must ask for at least one job, and at most 1,000", async () => {
+    const tenant = server.newTenant();
+    const { id } = await tenant.enqueue("pack");
+    for (const max of [0, 1001]) {
+      const answer = await tenant.api("/v1/leases", { body: { max } });
+      assert.match(expectProblem(answer, 400, "lease.invalid_option").detail, /max: expected 1 to 1000/);
+    }
+    assert.equal((await tenant.job(id)).state, "pending");
+  });
+
+  test("is shown with the job that it runs", async () => {
+    const tenant = server.newTenant();
+    const { id } = await tenant.enqueue("pack");
+    const shown = ({ worker, leaseUntil, cancelRequested }) => [worker, leaseUntil, cancelRequested];
+    const nobody = [undefined, undefined, undefined];
+    assert.deepEqual(shown(await tenant.job(id)), nobody);
+    const leased = await tenant.leaseOne({ worker: "packer-7" });
+    assert.deepEqual(shown(await tenant.job(id)), ["packer-7", leased.expires, false]);
+    assert.deepEqual(shown(expectStatus(await control(tenant, id, "cancel"), 200)), ["packer-7", leased.expires, true]);
+    const [listed] = await tenant.list("/v1/jobs?state=processing");
+    assert.deepEqual(shown(listed), ["packer-7", leased.expires, true]);
+    await tenant.settle(leased, "done");
+    assert.deepEqual(shown(await tenant.job(id)), nobody);
   });
 
   test("gets the first priority first", async () => {
@@ -427,6 +479,7 @@ describe("an operator", () => {
     assert.deepEqual((await tenant.list("/v1/jobs?queue=slow")).map(({ id }) => id), [ids[1]]);
     assert.deepEqual(await tenant.list("/v1/jobs?state=completed"), []);
     assert.equal((await tenant.list("/v1/jobs?state=pending")).length, 3);
+    for (const limit of [0, 501, "few"]) expectProblem(await tenant.api(`/v1/jobs?limit=${limit}`), 400, "request.invalid");
     const page = expectStatus(await tenant.api("/v1/jobs?limit=2"), 200);
     assert.deepEqual(page.items.map(({ id }) => id), [ids[2], ids[1]]);
     const rest = expectStatus(await tenant.api(`/v1/jobs?limit=2&cursor=${encodeURIComponent(page.nextCursor)}`), 200);

@@ -168,6 +168,22 @@ pub struct Job {
     /// What few jobs have.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub rare: Option<Box<Rare>>,
+    /// Who runs it. Only in what a store shows of a job that is processing.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Box<Held>>,
+}
+
+/// Who runs a job at the moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    /// What the worker calls itself.
+    pub worker: Arc<str>,
+    /// When its lease ends unless it is renewed; absent for a handler in the server's own process, which has it as long as that lives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<Timestamp>,
+    /// Whether somebody asked to cancel the run.
+    pub cancel_requested: bool,
 }
 
 impl Job {
@@ -216,6 +232,8 @@ pub const MAX_LOG_BYTES: usize = 2 * 1024;
 /// The largest progress of a job, in bytes.
 pub const MAX_PROGRESS_BYTES: usize = 4 * 1024;
 
+/// The most failed runs that are kept with a job; older ones go.
+pub const MAX_FAILED_ATTEMPTS: usize = 100;
 /// The longest error text that is kept with a job, in bytes.
 pub const MAX_ERROR_BYTES: usize = 8 * 1024;
 

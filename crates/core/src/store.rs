@@ -259,14 +259,16 @@ pub struct QueueLimits {
     pub grace: Duration,
     /// Completed jobs kept.
     pub keep_completed: Keep,
-    /// Dead letters kept.
-    pub keep_failed: Keep,
+    /// Cancelled jobs kept, of each tenant.
+    pub keep_cancelled: Keep,
+    /// Dead letters kept, of each tenant: failed and dead jobs.
+    pub keep_dead: Keep,
     /// The tenants that are treated otherwise.
     pub tenants: BTreeMap<TenantId, TenantLimits>,
 }
 
 impl Default for QueueLimits {
-    /// No limits; the last 1,000 completed jobs and 30 days of dead letters are kept; dead after three lost workers; 10 s of grace.
+    /// No limits; the last 1,000 completed jobs 30 days of cancelled ones and 90 of dead letters are kept; dead after three lost workers; 10 s of grace.
     fn default() -> Self {
         Self {
             global: None,
@@ -281,7 +283,8 @@ impl Default for QueueLimits {
             poison: 3,
             grace: Duration::from_secs(10),
             keep_completed: Keep::Count(1_000),
-            keep_failed: Keep::Age(Duration::from_secs(30 * 86_400)),
+            keep_cancelled: Keep::Age(Duration::from_secs(30 * 86_400)),
+            keep_dead: Keep::Age(Duration::from_secs(90 * 86_400)),
             tenants: BTreeMap::new(),
         }
     }
@@ -405,7 +408,7 @@ pub trait Jobs: Send + Sync {
     fn leased(&self, tenant: Option<&TenantId>, id: &Id, lease: &str) -> Answer<'_, Job>;
     /// Extends a lease. Code `job.lease_lost` when it is no longer held.
     fn renew(&self, tenant: Option<&TenantId>, id: &Id, lease: &str, extend: Duration) -> Answer<'_, Renewed>;
-    /// One job with the runs that failed.
+    /// One job with the last [`MAX_FAILED_ATTEMPTS`](crate::job::MAX_FAILED_ATTEMPTS) runs that failed.
     fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
     /// A page of jobs.
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;

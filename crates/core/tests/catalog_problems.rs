@@ -101,7 +101,7 @@ fn unknown_keys_are_reported_with_the_line_and_the_key_that_was_meant() {
             "app.toml:5: events.\"a:b\".romms: unknown key; did you mean \"rooms\"?",
             "app.toml:6: evnts: unknown key; did you mean \"events\"?",
             "app.toml:8: queues.q.concurency: unknown key; did you mean \"concurrency\"?",
-            "app.toml:9: queues.q.keep.done: unknown key, expected one of completed, failed",
+            "app.toml:9: queues.q.keep.done: unknown key, expected one of completed, cancelled, failed, dead",
         ]
     );
 }
@@ -184,8 +184,12 @@ fn bad_values_are_reported_with_what_was_expected() {
             "5: queues.q.backoff: jitter: expected a share from 0 to 1 or a duration, got 2",
         ),
         (
-            "[queues.q]\nkeep = { failed = true }\n",
-            "5: queues.q.keep.failed: expected a count such as 100 or an age such as \"24h\"",
+            "[queues.q]\nkeep = { dead = true }\n",
+            "5: queues.q.keep.dead: expected a count such as 100 or an age such as \"24h\"",
+        ),
+        (
+            "[queues.q]\nkeep = { cancelled = 1, failed = 2 }\n",
+            "5: queues.q.keep.failed: is another name of cancelled, which is there, too; dead letters are kept by dead",
         ),
         (
             "[queues.\"a b\"]\n",

@@ -31,7 +31,7 @@ backlog = 1000000
 aging = "5m"
 poison = 7
 grace = "0s"
-keep = { completed = 5, failed = "24h" }
+keep = { completed = 5, cancelled = 7, dead = "24h" }
 weights = { acme = 3, "marina:bay" = 1000 }
 "#,
     )
@@ -54,7 +54,8 @@ weights = { acme = 3, "marina:bay" = 1000 }
         poison: 7,
         grace: Duration::ZERO,
         keep_completed: Keep::Count(5),
-        keep_failed: Keep::Age(Duration::from_secs(86_400)),
+        keep_cancelled: Keep::Count(7),
+        keep_dead: Keep::Age(Duration::from_secs(86_400)),
         tenants: BTreeMap::from([weight("acme", 3), weight("marina:bay", 1_000)]),
     };
     assert_eq!(catalog.queues["q"].limits(), expected);

@@ -55,7 +55,8 @@ impl<R: Rows> Writer<R> {
             }
             (Control::Cancel, State::Processing) => {
                 self.ask_to_stop(seq)?;
-                return Ok(Ok(row.job));
+                let asked = self.leases.of(seq).map(|lease| lease.row.clone());
+                return Ok(Ok(asked.unwrap_or(row).shown()));
             }
             (Control::Promote, State::Scheduled) => {
                 row.job.state = State::Pending;
@@ -119,7 +120,11 @@ impl<R: Rows> Writer<R> {
         let mut is_more = false;
         for queue in self.rows.ended_queues()? {
             let limits = self.dispatch.limits(queue).unwrap_or(&usual);
-            let keeps = [(Ended::Completed, limits.keep_completed), (Ended::Failed, limits.keep_failed)];
+            let keeps = [
+                (Ended::Completed, limits.keep_completed),
+                (Ended::Cancelled, limits.keep_cancelled),
+                (Ended::Dead, limits.keep_dead),
+            ];
             for (ended, keep) in keeps {
                 let old = match keep {
                     Keep::Age(age) => self.rows.ended_before(queue, ended, self.now - age, PURGE_AT_ONCE)?,

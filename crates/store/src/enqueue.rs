@@ -161,6 +161,7 @@ impl<R: Rows> Writer<R> {
             causation_id: job.causation_id,
             depth: job.depth,
             rare: job.rare,
+            held: None,
         };
         let mut row = JobRow { seq, keys, job, holder: None };
         if compensates || is_tied {

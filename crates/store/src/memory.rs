@@ -1,6 +1,7 @@
 //! The memory engine: the same writer on maps instead of a file, for tests and simulation.
 
 mod bonds;
+mod finished;
 mod operate;
 mod schedules;
 
@@ -11,7 +12,7 @@ use parking_lot::{ArcRwLockWriteGuard, RawRwLock, RwLock};
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
-use tidewire_core::job::{FailedAttempt, Job, LogLine, State, States};
+use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_FAILED_ATTEMPTS, State, States};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
     Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
@@ -23,9 +24,7 @@ use uuid::Uuid;
 use self::bonds::BondTables;
 use self::operate::DeskTables;
 use crate::embedded::{Embedded, Identity, Reader, Size};
-use crate::rows::{
-    Ended, EndedJob, Found, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state,
-};
+use crate::rows::{Found, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state};
 
 /// A store that keeps everything in memory and loses it with the process.
 pub struct Memory;
@@ -82,19 +81,6 @@ impl Tables {
 
     fn jobs_where(&self, wanted: impl Fn(&JobRow) -> bool) -> Vec<&JobRow> {
         self.jobs.values().filter(|row| wanted(row)).collect()
-    }
-
-    /// The final jobs of a queue with when they ended, oldest first.
-    fn ended(&self, queue: NameId, ended: Ended) -> Vec<(Timestamp, EndedJob)> {
-        let wanted = |row: &JobRow| match ended {
-            Ended::Completed => row.job.state == State::Completed,
-            Ended::Failed => row.job.state.is_final() && row.job.state != State::Completed,
-        };
-        let rows = self.jobs_where(|row| row.keys.queue == queue && wanted(row)).into_iter();
-        let job = |row: &JobRow| EndedJob { seq: row.seq, keys: row.keys, state: row.job.state };
-        let mut ended: Vec<_> = rows.filter_map(|row| Some((row.job.finished_at?, job(row)))).collect();
-        ended.sort_unstable_by_key(|(at, job)| (*at, job.seq));
-        ended
     }
 
     /// When a job expires, while it waits and has never begun.
@@ -252,7 +238,9 @@ impl Rows for MemoryRows {
     }
 
     fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()> {
-        self.tables().attempts.entry(seq).or_default().push(attempt.clone());
+        let attempts = self.tables().attempts.entry(seq).or_default();
+        attempts.push(attempt.clone());
+        attempts.drain(..attempts.len().saturating_sub(MAX_FAILED_ATTEMPTS));
         Ok(())
     }
 
@@ -319,27 +307,6 @@ impl Rows for MemoryRows {
         let counts = self.tables().counts.entry((queue, tenant)).or_default();
         counts.iter_mut().zip(by).for_each(|(count, by)| *count += by);
         Ok(())
-    }
-
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>> {
-        let mut done = self.tables().ended(queue, Ended::Completed);
-        done.drain(..done.len().saturating_sub(most));
-        Ok(done.into_iter().map(|(_, job)| job).collect())
-    }
-
-    fn ended_queues(&mut self) -> Result<Vec<NameId>> {
-        let rows = self.tables().jobs_where(|row| row.job.state.is_final());
-        Ok(rows.into_iter().map(|row| row.keys.queue).collect::<BTreeSet<_>>().into_iter().collect())
-    }
-
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>> {
-        let ended = self.tables().ended(queue, ended).into_iter();
-        Ok(ended.take_while(|(at, _)| *at < before).take(limit).map(|(_, job)| job).collect())
-    }
-
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>> {
-        let newest_first = self.tables().ended(queue, ended).into_iter().rev();
-        Ok(newest_first.skip(keep).take(limit).map(|(_, job)| job).collect())
     }
 
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {
@@ -489,7 +456,7 @@ impl Reader for MemoryReader {
         let job = tables.tenant(tenant).and_then(|tenant| {
             let seq = tables.job_ids.get(&(tenant, id.clone()))?;
             let attempts = tables.attempts.get(seq).cloned().unwrap_or_default();
-            Some((tables.jobs.get(seq)?.job.clone(), attempts))
+            Some((tables.jobs.get(seq)?.clone().shown(), attempts))
         });
         ready(Ok(job))
     }

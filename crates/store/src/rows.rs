@@ -1,17 +1,19 @@
 //! What the writer needs of the place where things are kept.
 
 mod bonds;
+mod finished;
 mod operate;
 mod schedules;
 
 use std::sync::Arc;
 
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job, LogLine, State};
+use tidewire_core::job::{FailedAttempt, Held, Job, LogLine, State};
 use tidewire_core::store::{JobQuery, Page};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
 pub(crate) use bonds::{Bonds, Edge, FlowNumber, FlowRow, Member, Taken};
+pub(crate) use finished::{Ended, EndedJob, Finished};
 pub(crate) use operate::Desk;
 pub(crate) use schedules::{Place as SchedulePlace, Row as ScheduleRow, Schedules, after, stored, stored_page};
 
@@ -43,6 +45,14 @@ pub(crate) struct Keys {
 pub(crate) const PAGE_BYTES: usize = 4 << 20;
 
 impl JobRow {
+    /// The job as it is shown: with who runs it.
+    pub(crate) fn shown(self) -> Job {
+        let held = self.holder.map(|Holder { worker, until, local, cancelled, .. }| {
+            Box::new(Held { worker, lease_until: (!local).then_some(until), cancel_requested: cancelled })
+        });
+        Job { held, ..self.job }
+    }
+
     /// About how much of a page it is.
     pub(crate) fn page_bytes(&self) -> usize {
         let (job, of) = (&self.job, tidewire_core::Json::get);
@@ -66,7 +76,7 @@ pub(crate) fn page<E>(
             return Ok(Page { items, next_cursor: Some(last.to_string()) });
         }
         (bytes, last) = (bytes + row.page_bytes(), row.seq);
-        items.push(row.job);
+        items.push(row.shown());
     }
     Ok(Page { items, next_cursor: None })
 }
@@ -135,22 +145,6 @@ pub(crate) struct LaneKey {
     pub(crate) priority: u8,
 }
 
-/// How a final job ended, as far as keeping it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    Completed,
-    /// Failed, dead or cancelled.
-    Failed,
-}
-
-/// A final job that is to be forgotten.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EndedJob {
-    pub(crate) seq: Seq,
-    pub(crate) keys: Keys,
-    pub(crate) state: State,
-}
-
 /// Kinds of interned names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum NameKind {
@@ -161,7 +155,7 @@ pub(crate) enum NameKind {
 /// The write side of an engine, used by its writer thread alone. Any error is a fault of the medium and ends the writer.
 ///
 /// Reads see what was written before in the same transaction.
-pub(crate) trait Rows: Bonds + Desk + Schedules + Send + 'static {
+pub(crate) trait Rows: Bonds + Desk + Finished + Schedules + Send + 'static {
     fn begin(&mut self) -> Result<()>;
     fn commit(&mut self) -> Result<()>;
     /// Drops what was written since `begin`.
@@ -194,6 +188,7 @@ pub(crate) trait Rows: Bonds + Desk + Schedules + Send + 'static {
     fn delete_beside(&mut self, seq: Seq) -> Result<()>;
     fn job(&mut self, seq: Seq) -> Result<Option<JobRow>>;
     fn job_seq(&mut self, tenant: NameId, id: &Id) -> Result<Option<Seq>>;
+    /// Adds a failed run, and forgets all but the last [`MAX_FAILED_ATTEMPTS`](tidewire_core::job::MAX_FAILED_ATTEMPTS).
     fn add_failed_attempt(&mut self, seq: Seq, attempt: &FailedAttempt) -> Result<()>;
     /// The first pending jobs of a lane, by place.
     fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>>;
@@ -203,8 +198,6 @@ pub(crate) trait Rows: Bonds + Desk + Schedules + Send + 'static {
     fn due(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>>;
     /// When the next scheduled job is due.
     fn next_due(&mut self) -> Result<Option<Timestamp>>;
-    /// The completed jobs of a queue, at most the newest `most`, oldest first.
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>>;
     /// Jobs whose time to begin has passed at `now`, earliest first.
     fn expired(&mut self, now: Timestamp, limit: usize) -> Result<Vec<Seq>>;
     /// When the next waiting job expires.
@@ -217,13 +210,6 @@ pub(crate) trait Rows: Bonds + Desk + Schedules + Send + 'static {
     fn counts(&mut self, queue: NameId, tenant: NameId) -> Result<[i64; 8]>;
     /// Adds to these numbers.
     fn add_counts(&mut self, queue: NameId, tenant: NameId, by: &[i64; 8]) -> Result<()>;
-
-    /// Every queue that has final jobs.
-    fn ended_queues(&mut self) -> Result<Vec<NameId>>;
-    /// Final jobs of a queue that ended before a time.
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>>;
-    /// Final jobs of a queue beyond the newest `keep`.
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>>;
 
     /// Remembers which jobs a batch leased, so that a restart finds them without an index.
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()>;

@@ -140,7 +140,7 @@ async fn a_quiet_tenant_begins_while_the_jobs_of_a_loud_one_fill_the_queue() {
             if job.ends {
                 drop(may_end.wait_for(|may| *may).await);
             } else {
-                drop(cx.cancelled().await);
+                cx.cancelled().await;
             }
             done()
         }

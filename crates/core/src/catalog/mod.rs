@@ -325,8 +325,10 @@ pub struct Queue {
     pub timeout: Duration,
     /// Completed jobs kept. Default the last 1,000.
     pub keep_completed: Keep,
-    /// Failed and dead jobs kept. Default 30 days.
-    pub keep_failed: Keep,
+    /// Cancelled jobs kept, of each tenant. Default 30 days.
+    pub keep_cancelled: Keep,
+    /// Dead letters kept, of each tenant: failed and dead jobs. Default 90 days.
+    pub keep_dead: Keep,
     /// Priority of jobs that name none, 1 to 5. Default 3.
     pub priority: u8,
     /// When the failure of a job of it raises an alert, unless the job type says otherwise.
@@ -359,7 +361,8 @@ impl Queue {
             poison: self.poison,
             grace: self.grace,
             keep_completed: self.keep_completed,
-            keep_failed: self.keep_failed,
+            keep_cancelled: self.keep_cancelled,
+            keep_dead: self.keep_dead,
             tenants: tenants.collect(),
         }
     }

@@ -55,7 +55,8 @@ fn default_queue(name: &str) -> Queue {
         backoff: Backoff::default(),
         timeout: Duration::from_secs(60),
         keep_completed: limits.keep_completed,
-        keep_failed: limits.keep_failed,
+        keep_cancelled: limits.keep_cancelled,
+        keep_dead: limits.keep_dead,
         priority: 3,
         alert: AlertOn::default(),
         description: String::new(),
@@ -67,7 +68,7 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
     for (name, table) in named_entries(top, "queues") {
         let default = default_queue(name);
         let kept = table.table("keep");
-        let keep = |key, default| kept.as_ref().and_then(|table| keep(table, key)).unwrap_or(default);
+        let keep = |key| kept.as_ref().and_then(|table| keep(table, key));
         let concurrency = table.integer("concurrency", 1..=MOST_AT_ONCE).unwrap_or(default.concurrency);
         let queue = Queue {
             concurrency,
@@ -88,8 +89,9 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
             attempts: table.integer("attempts", 1..=MOST_ATTEMPTS).unwrap_or(default.attempts),
             backoff: backoff(&table).unwrap_or(default.backoff),
             timeout: table.positive_duration("timeout").unwrap_or(default.timeout),
-            keep_completed: keep("completed", default.keep_completed),
-            keep_failed: keep("failed", default.keep_failed),
+            keep_completed: keep("completed").unwrap_or(default.keep_completed),
+            keep_cancelled: kept.as_ref().and_then(keep_cancelled).unwrap_or(default.keep_cancelled),
+            keep_dead: keep("dead").unwrap_or(default.keep_dead),
             priority: table.integer("priority", PRIORITIES).unwrap_or(default.priority),
             alert: alert_on(&table).unwrap_or_default(),
             description: table.description(),
@@ -119,6 +121,15 @@ fn weights(table: &Table<'_>) -> BTreeMap<TenantId, u32> {
         }
     };
     table.all().iter().filter_map(weight).collect()
+}
+
+/// `cancelled`, or by its other name `failed`: of what did not complete, dead letters have a rule of their own.
+fn keep_cancelled(table: &Table<'_>) -> Option<Keep> {
+    let (cancelled, failed) = (keep(table, "cancelled"), keep(table, "failed"));
+    if cancelled.is_some() && failed.is_some() {
+        table.wrong("failed", "is another name of cancelled, which is there, too; dead letters are kept by dead");
+    }
+    cancelled.or(failed)
 }
 
 /// A count of jobs or an age.

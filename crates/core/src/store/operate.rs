@@ -91,6 +91,14 @@ pub struct JobQuery {
     pub to: Option<Timestamp>,
     /// Only those that ended before this time, or that were enqueued before it and have not ended.
     pub untouched_since: Option<Timestamp>,
+    /// Only dead letters that failed from this time on.
+    pub failed_from: Option<Timestamp>,
+    /// Only dead letters that failed before this time.
+    pub failed_to: Option<Timestamp>,
+    /// Only those that work for this user.
+    pub user_id: Option<String>,
+    /// Only those with this correlation id.
+    pub correlation_id: Option<String>,
     /// Only members of this flow.
     pub flow: Option<Id>,
     /// Only those of this key.

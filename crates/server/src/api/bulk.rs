@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::response::IntoResponse;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tidewire_core::job::State as JobState;
 use tidewire_core::store::{Bulk, Changed, JobQuery};
-use tidewire_core::{Error, Result};
+use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
+use super::jobs::sought;
 use super::{Answer, Api};
+use crate::auth::Caller;
 
 /// How many jobs one call changes when it does not say, and at most.
 const USUAL: u32 = 10_000;
@@ -16,6 +19,90 @@ const MOST: u32 = 100_000;
 
 /// How many slices one call goes through, each of which looks at up to [`JobQuery::MAX_LOOKED_AT`] jobs.
 const MOST_SLICES: usize = 500;
+
+/// The most jobs that one call names.
+const MOST_IDS: usize = 10_000;
+
+/// Which jobs a call means, and how many of them.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Chosen {
+    tenant: Option<TenantId>,
+    ids: Option<Vec<Id>>,
+    queue: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    states: Option<Vec<JobState>>,
+    text: Option<String>,
+    error: Option<String>,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+    failed_from: Option<Timestamp>,
+    failed_to: Option<Timestamp>,
+    user_id: Option<String>,
+    correlation_id: Option<String>,
+    flow: Option<Id>,
+    key: Option<String>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+    dry_run: Option<bool>,
+}
+
+impl Chosen {
+    /// How many. Code `request.invalid`.
+    pub(super) fn extent(&self) -> Result<Extent> {
+        Extent::new(self.limit, self.dry_run)
+    }
+
+    /// Which, in `usual` states where none are named. Codes `request.invalid`, `tenant.required`, `tenant.unknown`.
+    pub(super) fn query(self, api: &Api, caller: &Caller, usual: &[JobState]) -> Result<JobQuery> {
+        // An id says which job it is only together with its tenant.
+        let tenant = match &self.ids {
+            Some(_) => Some(caller.tenant(self.tenant.as_ref(), api.tenants.as_deref())?),
+            None => caller.tenant_or_all(self.tenant.as_ref(), api.tenants.as_deref())?,
+        };
+        if let Some(ids) = &self.ids
+            && (ids.is_empty() || ids.len() > MOST_IDS)
+        {
+            let detail = format!("ids: expected 1 to {MOST_IDS} in one call, got {}", ids.len());
+            return Err(Error::invalid("request.invalid", detail));
+        }
+        if self.states.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid("request.invalid", "states: expected at least one"));
+        }
+        Ok(JobQuery {
+            tenant,
+            ids: self.ids.unwrap_or_default(),
+            queue: self.queue,
+            kind: self.kind,
+            states: self.states.unwrap_or_else(|| usual.to_vec()),
+            text: sought("text", self.text)?,
+            error: sought("error", self.error)?,
+            from: self.from,
+            to: self.to,
+            failed_from: self.failed_from,
+            failed_to: self.failed_to,
+            user_id: self.user_id,
+            correlation_id: self.correlation_id,
+            flow: self.flow,
+            key: self.key,
+            cursor: self.cursor,
+            ..JobQuery::default()
+        })
+    }
+
+    /// Whether it says anything of the jobs it means, other than whose they are.
+    pub(super) fn is_narrowed(&self) -> bool {
+        let Self { queue, kind, text, error, user_id, correlation_id, key, .. } = self;
+        let texts = [queue, kind, text, error, user_id, correlation_id, key];
+        let times = [self.from, self.to, self.failed_from, self.failed_to];
+        texts.into_iter().any(Option::is_some)
+            || times.iter().any(Option::is_some)
+            || self.ids.is_some()
+            || self.states.is_some()
+            || self.flow.is_some()
+    }
+}
 
 /// How much one call does, and whether it only counts.
 #[derive(Clone, Copy)]

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire_core::commit::{Delay, NewJob, Priority};
 use tidewire_core::job::{FailedAttempt, Job, MAX_LOG_LINES, State as JobState};
-use tidewire_core::store::{Change, Control, JobQuery};
+use tidewire_core::store::{Bulk, Change, Control, JobQuery};
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp, commit};
 
+use super::bulk::{Chosen, answer, run};
+use super::dead_letters::DEAD_LETTERS;
 use super::extract::{Call, PathText, Query, page_limit};
-use super::{Answer, Api, Shared, events};
+use super::{Answer, Api, Shared, events, no_method};
 use crate::auth::Caller;
 use crate::config::Scope;
 
@@ -28,6 +30,7 @@ pub(super) fn routes() -> Router<Shared> {
             "/jobs/{id}",
             get(one)
                 .patch(change)
+                .post(many)
                 .delete(|state, caller, path, query| control(Control::Delete, state, caller, path, query)),
         )
         .route("/jobs/{id}/progress", post(progress))
@@ -68,6 +71,10 @@ pub(super) struct ListQuery {
     error: Option<String>,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
+    failed_from: Option<Timestamp>,
+    failed_to: Option<Timestamp>,
+    user_id: Option<String>,
+    correlation_id: Option<String>,
     flow: Option<Id>,
     key: Option<String>,
     cursor: Option<String>,
@@ -92,6 +99,10 @@ impl ListQuery {
             error: sought("error", self.error)?,
             from: self.from,
             to: self.to,
+            failed_from: self.failed_from,
+            failed_to: self.failed_to,
+            user_id: self.user_id,
+            correlation_id: self.correlation_id,
             flow: self.flow,
             key: self.key,
             cursor: self.cursor,
@@ -183,6 +194,30 @@ async fn control(
     let tenant = query.resolve(&api, &caller)?;
     let job = api.publisher.store().control(&tenant, &Id::parse(&id)?, control).await?;
     Ok(Json(job).into_response())
+}
+
+/// The same change to all jobs that match. Nothing is posted to a job by its id alone, so this is no id, and a job may be called so.
+async fn many(State(api): State<Shared>, PathText(verb): PathText, request: Request<Body>) -> Answer {
+    use JobState::{Blocked, Cancelled, Completed, Dead, Failed, Pending, Processing, Scheduled};
+    let (action, usual): (Bulk, &[JobState]) = match &*verb {
+        "cancel" => (Bulk::Cancel, &[Scheduled, Pending, Processing, Blocked]),
+        "promote" => (Bulk::Promote, &[Scheduled]),
+        // Who was taken back on purpose comes back only when somebody says so.
+        "retry" => (Bulk::Redrive, &DEAD_LETTERS),
+        "delete" => (Bulk::Delete, &[Scheduled, Pending, Blocked, Completed, Failed, Dead, Cancelled]),
+        _ => return Err(no_method().await),
+    };
+    let call = Call::read(&api, request).await?;
+    call.caller.require(Scope::Enqueue)?;
+    let chosen: Chosen = call.json()?;
+    let extent = chosen.extent()?;
+    if !chosen.is_narrowed() {
+        let detail =
+            "expected a filter such as queue, type, states, from or ids; name the states to mean all jobs in them";
+        return Err(Error::invalid("request.invalid", detail).into());
+    }
+    let query = chosen.query(&api, &call.caller, usual)?;
+    answer(extent, run(&api, query, action, extent).await?)
 }
 
 #[derive(Deserialize)]

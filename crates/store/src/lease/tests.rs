@@ -34,6 +34,7 @@ fn lease(seq: Seq, until: Timestamp) -> Lease {
         causation_id: None,
         depth: 0,
         rare: None,
+        held: None,
     };
     let holder = Holder { nonce: 7, until, local: false, worker: "worker-1".into(), cancelled: false };
     let row = JobRow { seq, keys: Keys { tenant: 1, queue: 1, kind: 1 }, job, holder: Some(holder) };

@@ -144,6 +144,7 @@ fn matches(query: &JobQuery, row: &JobRow) -> bool {
     let job = &row.job;
     let rare = job.rare.as_deref();
     let error = job.error.as_deref().unwrap_or_default();
+    let failed_at = job.finished_at.filter(|_| job.state.is_dead_letter());
     query.tenant.as_ref().is_none_or(|tenant| *tenant == job.tenant)
         && query.queue.as_ref().is_none_or(|queue| **queue == *job.queue)
         && query.kind.as_ref().is_none_or(|kind| **kind == *job.kind)
@@ -156,6 +157,10 @@ fn matches(query: &JobQuery, row: &JobRow) -> bool {
         && query.from.is_none_or(|from| job.created_at >= from)
         && query.to.is_none_or(|to| job.created_at < to)
         && query.untouched_since.is_none_or(|since| job.finished_at.unwrap_or(job.created_at) < since)
+        && query.failed_from.is_none_or(|from| failed_at.is_some_and(|at| at >= from))
+        && query.failed_to.is_none_or(|to| failed_at.is_some_and(|at| at < to))
+        && query.user_id.as_ref().is_none_or(|user| job.user_id.as_deref() == Some(user))
+        && query.correlation_id.as_ref().is_none_or(|id| job.correlation_id.as_deref() == Some(id))
         && query.flow.as_ref().is_none_or(|flow| rare.is_some_and(|rare| rare.flow.as_ref() == Some(flow)))
         && query.key.as_ref().is_none_or(|key| job.key() == Some(key))
         && (query.ids.is_empty() || query.ids.contains(&job.id))

@@ -134,6 +134,7 @@ pub(super) fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
         result: row.get_ref(27)?.as_str_or_null()?.map(parse).transpose()?,
         error: text(row, 28)?,
         rare: row.get_ref(30)?.as_str_or_null()?.map(serde_json::from_str).transpose().map_err(conversion)?,
+        held: None,
     };
     Ok(JobRow {
         seq: row.get(0)?,

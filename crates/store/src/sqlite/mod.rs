@@ -2,6 +2,7 @@
 
 mod bonds;
 mod columns;
+mod finished;
 mod fold;
 mod operate;
 mod read;

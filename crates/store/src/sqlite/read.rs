@@ -144,7 +144,7 @@ pub(super) fn job(connection: &Connection, tenant: &TenantId, id: &Id) -> Result
     let sql = "SELECT attempt, started_at, ended_at, error, worker FROM attempts WHERE job = ?1 ORDER BY rowid";
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let attempts = statement.query_map([row.seq], failed_attempt).map_err(fault)?;
-    Ok(Some((row.job, attempts.collect::<rusqlite::Result<_>>().map_err(fault)?)))
+    Ok(Some((row.shown(), attempts.collect::<rusqlite::Result<_>>().map_err(fault)?)))
 }
 
 /// Jobs by queue and state.

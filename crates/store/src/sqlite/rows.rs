@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Job, States};
+use tidewire_core::job::{FailedAttempt, Job, MAX_FAILED_ATTEMPTS, States};
 use tidewire_core::retry::Backoff;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
@@ -14,7 +14,7 @@ use super::columns::{
     EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id, state,
 };
 use super::fold::Folding;
-use crate::rows::{Ended, EndedJob, JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
+use crate::rows::{JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
 
 /// How long a flow is shown after its last job has ended.
 const KEEP_FLOWS: Duration = Duration::from_secs(30 * 86_400);
@@ -89,11 +89,6 @@ fn expiry(job: &Job) -> Option<Micros> {
 fn rare(job: &Job) -> Result<Option<String>> {
     let text = job.rare.as_ref().map(serde_json::to_string).transpose();
     text.map_err(|error| Error::internal("the rare part of a job cannot be written", error))
-}
-
-fn ended_job(queue: NameId, row: &Row<'_>) -> rusqlite::Result<EndedJob> {
-    let keys = Keys { queue, tenant: row.get(1)?, kind: row.get(2)? };
-    Ok(EndedJob { seq: row.get(0)?, keys, state: state(row, 3)? })
 }
 
 impl Rows for SqliteRows {
@@ -341,8 +336,10 @@ impl Rows for SqliteRows {
                 &*attempt.error,
                 &*attempt.worker
             ],
-        )
-        .map(drop)
+        )?;
+        let sql = "DELETE FROM attempts WHERE job = ?1 AND rowid <= \
+             (SELECT rowid FROM attempts WHERE job = ?1 ORDER BY rowid DESC LIMIT 1 OFFSET ?2)";
+        self.run(sql, params![seq, MAX_FAILED_ATTEMPTS.cast_signed()]).map(drop)
     }
 
     fn pending(&mut self, lane: LaneKey, limit: usize) -> Result<Vec<Place>> {
@@ -438,51 +435,6 @@ impl Rows for SqliteRows {
             )?;
         }
         Ok(())
-    }
-
-    fn completed(&mut self, queue: NameId, most: usize) -> Result<Vec<EndedJob>> {
-        let sql = "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
-             ORDER BY finished_at DESC, seq DESC LIMIT ?2";
-        let mut newest_first = self.all(sql, params![queue, most.cast_signed()], |row| ended_job(queue, row))?;
-        newest_first.reverse();
-        Ok(newest_first)
-    }
-
-    fn ended_queues(&mut self) -> Result<Vec<NameId>> {
-        // Steps from queue to queue in the index instead of counting through the jobs of each.
-        let sql = "SELECT queue FROM jobs INDEXED BY jobs_final WHERE state >= 4 AND queue > ?1 ORDER BY queue LIMIT 1";
-        let mut queues: Vec<NameId> = Vec::new();
-        while let Some(next) = self.one(sql, [queues.last().map_or(-1, |last| i64::from(*last))], |row| row.get(0))? {
-            queues.push(next);
-        }
-        Ok(queues)
-    }
-
-    // `state >= 4` stands beside the states because SQLite takes a partial index only when its own condition is written out.
-    fn ended_before(&mut self, queue: NameId, ended: Ended, before: Timestamp, limit: usize) -> Result<Vec<EndedJob>> {
-        let sql = match ended {
-            Ended::Completed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 AND finished_at < ?2 LIMIT ?3"
-            }
-            Ended::Failed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 AND finished_at < ?2 LIMIT ?3"
-            }
-        };
-        self.all(sql, params![queue, Micros(before), limit.cast_signed()], |row| ended_job(queue, row))
-    }
-
-    fn ended_beyond(&mut self, queue: NameId, ended: Ended, keep: usize, limit: usize) -> Result<Vec<EndedJob>> {
-        let sql = match ended {
-            Ended::Completed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state = 4 AND state >= 4 \
-                 ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
-            }
-            Ended::Failed => {
-                "SELECT seq, tenant, type, state FROM jobs WHERE queue = ?1 AND state IN (5, 6, 7) AND state >= 4 \
-                 ORDER BY finished_at DESC, seq DESC LIMIT ?3 OFFSET ?2"
-            }
-        };
-        self.all(sql, params![queue, keep.cast_signed(), limit.cast_signed()], |row| ended_job(queue, row))
     }
 
     fn add_claims(&mut self, batch: u64, seqs: &[Seq]) -> Result<()> {

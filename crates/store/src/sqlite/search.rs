@@ -96,6 +96,13 @@ impl Conditions {
         all.add("j.created_at >= ?", query.from.map(Micros));
         all.add("j.created_at < ?", query.to.map(Micros));
         all.add("coalesce(j.finished_at, j.created_at) < ?", query.untouched_since.map(Micros));
+        if query.failed_from.is_some() || query.failed_to.is_some() {
+            all.sql.push_str(" AND j.state IN (5, 6)");
+        }
+        all.add("j.finished_at >= ?", query.failed_from.map(Micros));
+        all.add("j.finished_at < ?", query.failed_to.map(Micros));
+        all.add("j.user_id = ?", query.user_id.clone());
+        all.add("j.correlation_id = ?", query.correlation_id.clone());
         all.add("json_extract(j.rare, '$.flow') = ?", query.flow.as_ref().map(ToString::to_string));
         all.add("json_extract(j.rare, '$.key') = ?", query.key.clone());
         if !query.ids.is_empty() {

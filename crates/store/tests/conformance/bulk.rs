@@ -5,11 +5,13 @@ use tidewire_core::job::{Rare, State, Verdict};
 use tidewire_core::store::{Bulk, Changed, Claim, Control, JobQuery, QueueLimits};
 use tidewire_core::{Id, Json};
 
-use crate::world::{HOUR, MINUTE, World, any, done, id, job_ids, tenant, within};
+use crate::world::{HOUR, MINUTE, World, any, done, id, job_ids, retry, tenant, within};
 
 every_engine![
     jobs_are_found_by_what_is_in_them,
     jobs_are_found_by_time_flow_key_and_id,
+    jobs_are_found_by_user_and_correlation,
+    dead_letters_are_found_by_when_they_failed,
     a_page_looks_at_so_many_jobs_and_no_more,
     dead_letters_are_redriven_by_their_error,
     many_jobs_are_changed_in_slices,
@@ -106,6 +108,48 @@ async fn jobs_are_found_by_time_flow_key_and_id(world: World) {
     assert_eq!(found(&world, JobQuery { key: Some("k".to_owned()), ..all() }).await, "");
     let ids = vec![id("one"), id("three"), id("nobody")];
     assert_eq!(found(&world, JobQuery { ids, tenant: Some(a), ..all() }).await, "three one");
+}
+
+async fn jobs_are_found_by_user_and_correlation(world: World) {
+    let job = |name: &str, user: Option<&str>, correlation: Option<&str>| Enqueue {
+        user_id: user.map(Into::into),
+        correlation_id: correlation.map(Into::into),
+        ..with_data(&world, name, "{}")
+    };
+    let jobs = vec![job("one", Some("ada"), Some("c1")), job("two", Some("bob"), Some("c1")), job("three", None, None)];
+    world.enqueue(&tenant("a"), jobs).await;
+    let of = |user: &str| JobQuery { user_id: Some(user.to_owned()), ..query() };
+    assert_eq!(found(&world, of("ada")).await, "one");
+    assert_eq!(found(&world, of("Ada")).await, "", "exactly this user");
+    let of_call = |id: &str| JobQuery { correlation_id: Some(id.to_owned()), ..query() };
+    assert_eq!(found(&world, of_call("c1")).await, "two one");
+    assert_eq!(found(&world, JobQuery { correlation_id: Some("c1".to_owned()), ..of("bob") }).await, "two");
+}
+
+async fn dead_letters_are_found_by_when_they_failed(world: World) {
+    let a = tenant("a");
+    // All are enqueued at one time and end one minute apart.
+    let ends = [
+        ("dead", retry("gone")),
+        ("failed", Verdict::Fail { error: "never".to_owned() }),
+        ("cancelled", Verdict::Cancel),
+        ("completed", done()),
+    ];
+    let jobs = ends.iter().map(|(name, _)| Enqueue { attempts: 1, ..with_data(&world, name, "{}") });
+    world.enqueue(&a, jobs.chain([with_data(&world, "waits", "{}")]).collect()).await;
+    let began = world.now();
+    for (_, verdict) in ends {
+        world.clock.advance(MINUTE);
+        world.settle(&world.claim_one().await, verdict).await;
+    }
+    let failed = |from, to| JobQuery { failed_from: from, failed_to: to, ..query() };
+    assert_eq!(found(&world, failed(Some(began), None)).await, "failed dead", "nothing else has failed");
+    assert_eq!(found(&world, failed(Some(began + MINUTE * 2), None)).await, "failed");
+    assert_eq!(found(&world, failed(None, Some(began + MINUTE * 2))).await, "dead");
+    assert_eq!(found(&world, failed(Some(began), Some(began + MINUTE))).await, "");
+    assert_eq!(bulk(&world, failed(Some(began + MINUTE * 2), None), Bulk::Redrive).await, changed(1));
+    assert_eq!(world.state(&a, &id("failed")).await, State::Pending);
+    assert_eq!(world.state(&a, &id("dead")).await, State::Dead);
 }
 
 async fn a_page_looks_at_so_many_jobs_and_no_more(world: World) {

@@ -2,8 +2,8 @@
 
 use tidewire_core::TenantId;
 use tidewire_core::commit::Enqueue;
-use tidewire_core::job::{Job, State, Verdict};
-use tidewire_core::store::{Claim, Control, Counts};
+use tidewire_core::job::{Held, Job, State, Verdict};
+use tidewire_core::store::{Claim, Control, Counts, JobQuery};
 
 use crate::world::{HOUR, SECOND, World, any, code, done, id, retry, tenant, within};
 
@@ -11,6 +11,7 @@ every_engine![
     a_dead_letter_is_redriven_with_all_its_attempts,
     a_waiting_job_is_cancelled,
     a_scheduled_job_is_promoted,
+    a_running_job_shows_who_runs_it,
     the_wrong_state_is_refused_and_nothing_changes,
     an_unknown_job_is_not_found,
     counts_by_queue_state_and_tenant,
@@ -81,6 +82,29 @@ async fn a_scheduled_job_is_promoted(world: World) {
         world.claim(Claim { kinds: vec!["other".into()], ..any() }).await.is_empty(),
         "it does not become due twice"
     );
+}
+
+async fn a_running_job_shows_who_runs_it(world: World) {
+    let a = tenant("a");
+    let remote = world.enqueue_one(&a).await;
+    assert_eq!(world.stored(&a, &remote).await.0.held, None);
+    let leased = world.claim(Claim { worker: "mailer-1".into(), ..any() }).await.remove(0);
+    let shown = |lease_until, cancel_requested| {
+        Some(Box::new(Held { worker: "mailer-1".into(), lease_until, cancel_requested }))
+    };
+    assert_eq!(world.stored(&a, &remote).await.0.held, shown(Some(leased.expires), false));
+    world.clock.advance(SECOND);
+    let renewed = world.try_renew(&leased, HOUR).await.expect("renewed").expires;
+    let asked = world.control(&a, &remote, Control::Cancel).await.expect("asked to stop");
+    assert_eq!(asked.held, shown(Some(renewed), true));
+    let page = within(world.store.jobs(JobQuery { limit: 10, ..JobQuery::default() })).await.expect("jobs");
+    assert_eq!(page.items[0].held, shown(Some(renewed), true));
+    world.settle(&leased, done()).await;
+    assert_eq!(world.stored(&a, &remote).await.0.held, None);
+    // A handler of this process has its job until the process ends, so there is no time to show.
+    let local = world.enqueue_one(&a).await;
+    world.claim(Claim { worker: "mailer-1".into(), local: true, ..any() }).await;
+    assert_eq!(world.stored(&a, &local).await.0.held, shown(None, false));
 }
 
 async fn the_wrong_state_is_refused_and_nothing_changes(world: World) {

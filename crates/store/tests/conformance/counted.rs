@@ -172,8 +172,8 @@ async fn drain(world: &World, leased: Vec<Leased>) {
 
 async fn forgotten_jobs_are_no_longer_counted(world: World) {
     let a = tenant("a");
-    let (keep_completed, keep_failed) = (Keep::Age(SECOND), Keep::Age(SECOND));
-    world.limit(QueueLimits { keep_completed, keep_failed, ..QueueLimits::default() }).await;
+    let (keep_completed, keep_cancelled, keep_dead) = (Keep::Age(SECOND), Keep::Age(SECOND), Keep::Age(SECOND));
+    world.limit(QueueLimits { keep_completed, keep_cancelled, keep_dead, ..QueueLimits::default() }).await;
     world.enqueue(&a, (0..10).map(|_| world.job("work")).collect()).await;
     let leased = world.claim(any()).await;
     world.settle_all(&leased[..5], &done()).await;

@@ -16,6 +16,8 @@ every_engine![
     completed_jobs_are_kept_for_an_age,
     dead_letters_are_kept_by_number,
     dead_letters_are_kept_for_an_age,
+    cancelled_jobs_and_dead_letters_have_a_rule_each,
+    what_fails_for_one_tenant_pushes_out_no_letter_of_another,
     a_count_after_an_age_counts_what_completed_meanwhile,
     a_queue_that_nobody_set_limits_for_keeps_what_is_usual,
     a_lower_count_deletes_what_is_there_without_another_job,
@@ -25,8 +27,8 @@ every_engine![
 /// How many completed jobs beyond the number to keep an engine may let gather before it deletes them together.
 const SLACK: usize = 64;
 
-async fn keep(world: &World, keep_completed: Keep, keep_failed: Keep) {
-    let limits = QueueLimits { keep_completed, keep_failed, ..QueueLimits::default() };
+async fn keep(world: &World, keep_completed: Keep, keep_dead: Keep) {
+    let limits = QueueLimits { keep_completed, keep_dead, ..QueueLimits::default() };
     within(world.store.limit_queues(BTreeMap::from([("q".into(), limits)]))).await.expect("limits");
 }
 
@@ -105,10 +107,47 @@ async fn dead_letters_are_kept_for_an_age(world: World) {
     keep(&world, Keep::Count(1_000), Keep::Age(HOUR)).await;
     let old = run_many(&world, 2, fail).await;
     world.advance(HOUR).await;
-    let young = run_many(&world, 2, || Verdict::Cancel).await;
+    let young = run_many(&world, 2, fail).await;
     world.advance(MINUTE).await;
     assert!(kept(&world, &old).await.is_empty());
     assert_eq!(kept(&world, &young).await, young);
+}
+
+async fn cancelled_jobs_and_dead_letters_have_a_rule_each(world: World) {
+    let rules = [
+        (Keep::Count(1), Keep::Age(HOUR), [2..3, 0..3]),
+        (Keep::Age(SECOND), Keep::Count(2), [0..0, 1..3]),
+        (Keep::Count(2), Keep::Count(0), [1..3, 0..0]),
+    ];
+    for (keep_cancelled, keep_dead, [cancelled_left, dead_left]) in rules {
+        world.limit(QueueLimits { keep_cancelled, keep_dead, ..QueueLimits::default() }).await;
+        let dead = run_many(&world, 3, fail).await;
+        let cancelled = run_many(&world, 3, || Verdict::Cancel).await;
+        world.advance(MINUTE).await;
+        assert_eq!(kept(&world, &cancelled).await, cancelled[cancelled_left], "{keep_cancelled:?}");
+        assert_eq!(kept(&world, &dead).await, dead[dead_left], "{keep_dead:?}");
+        world.advance(HOUR).await;
+    }
+}
+
+async fn what_fails_for_one_tenant_pushes_out_no_letter_of_another(world: World) {
+    let keep = Keep::Count(2);
+    world.limit(QueueLimits { keep_cancelled: keep, keep_dead: keep, ..QueueLimits::default() }).await;
+    let quiet = tenant("quiet");
+    let mut own = Vec::new();
+    for verdict in [fail(), Verdict::Cancel] {
+        let job = world.enqueue_one(&quiet).await;
+        world.settle(&world.claim_one().await, verdict).await;
+        own.push(job);
+    }
+    let loud = run_many(&world, 5, fail).await;
+    let taken_back = run_many(&world, 5, || Verdict::Cancel).await;
+    world.advance(MINUTE).await;
+    assert_eq!(kept(&world, &loud).await, loud[3..]);
+    assert_eq!(kept(&world, &taken_back).await, taken_back[3..]);
+    for job in own {
+        assert!(world.is_kept(&quiet, &job).await);
+    }
 }
 
 async fn a_count_after_an_age_counts_what_completed_meanwhile(world: World) {
@@ -146,8 +185,11 @@ async fn a_queue_that_nobody_set_limits_for_keeps_what_is_usual(world: World) {
     run_at_once(&world, 20, fail).await;
     run_at_once(&world, 1_050, done).await;
     world.advance(MINUTE).await;
-    assert_eq!(left(&world).await, 20 + 1_000);
+    run_at_once(&world, 5, || Verdict::Cancel).await;
+    assert_eq!(left(&world).await, 20 + 1_000 + 5);
     world.advance(DAY * 29).await;
+    assert_eq!(left(&world).await, 20 + 1_000 + 5);
+    world.advance(DAY * 60).await;
     assert_eq!(left(&world).await, 20 + 1_000);
     world.advance(DAY).await;
     assert_eq!(left(&world).await, 1_000);
@@ -163,7 +205,7 @@ async fn a_lower_count_deletes_what_is_there_without_another_job(world: World) {
 /// One purge is bounded, so that other calls do not wait for it; what it leaves does not wait for the next minute.
 async fn a_purge_goes_on_soon_until_everything_old_is_gone(world: World) {
     let a = tenant("a");
-    keep(&world, Keep::Count(1_000), Keep::Age(HOUR)).await;
+    world.limit(QueueLimits { keep_cancelled: Keep::Age(HOUR), ..QueueLimits::default() }).await;
     run_at_once(&world, 6_000, || Verdict::Cancel).await;
     let expires = world.now() + HOUR;
     for number in 0..6_000 {

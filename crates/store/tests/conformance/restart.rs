@@ -17,7 +17,7 @@ fn local() -> Claim {
 }
 
 async fn limit(world: &World, global: Option<u32>, keep_completed: Keep) {
-    let limits = QueueLimits { global, keep_completed, keep_failed: Keep::Count(1_000), ..QueueLimits::default() };
+    let limits = QueueLimits { global, keep_completed, keep_dead: Keep::Count(1_000), ..QueueLimits::default() };
     within(world.store.limit_queues(BTreeMap::from([("q".into(), limits)]))).await.expect("limits");
 }
 

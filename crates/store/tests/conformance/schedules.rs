@@ -140,7 +140,7 @@ async fn slots_of_different_schedules_do_not_touch(world: World) {
 async fn a_job_that_is_gone_does_not_overlap(world: World) {
     let limits = tidewire_core::store::QueueLimits {
         keep_completed: tidewire_core::catalog::Keep::Count(0),
-        keep_failed: tidewire_core::catalog::Keep::Count(0),
+        keep_dead: tidewire_core::catalog::Keep::Count(0),
         ..tidewire_core::store::QueueLimits::default()
     };
     within(world.store.limit_queues([("q".into(), limits)].into())).await.expect("limits");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tidewire_core::Json;
 use tidewire_core::commit::{Append, Commit, Enqueue, Idempotency};
 use tidewire_core::event::Position;
-use tidewire_core::job::{MAX_ERROR_BYTES, State, Verdict};
-use tidewire_core::store::{Leased, Settle};
+use tidewire_core::job::{FailedAttempt, MAX_ERROR_BYTES, MAX_FAILED_ATTEMPTS, State, Verdict};
+use tidewire_core::store::{Claim, Control, Leased, Settle};
 
 use crate::world::{BACKOFF, MINUTE, SECOND, World, any, code, commit, done, id, retry, tenant, within};
 
@@ -21,6 +21,7 @@ every_engine![
     release_gives_the_attempt_back_at_once,
     cancel_ends_it_without_an_error,
     the_error_text_is_bounded,
+    the_last_failed_runs_are_kept_with_their_numbers,
     a_lease_settles_once,
     a_lease_that_was_never_given_settles_nothing,
     effects_commit_with_the_completion,
@@ -147,6 +148,30 @@ async fn the_error_text_is_bounded(world: World) {
     let (job, failed) = world.stored(&tenant("a"), &leased.job.id).await;
     assert!(job.error.expect("error").len() <= MAX_ERROR_BYTES);
     assert!(failed[0].error.len() <= MAX_ERROR_BYTES);
+}
+
+async fn the_last_failed_runs_are_kept_with_their_numbers(world: World) {
+    let a = tenant("a");
+    let most = u16::try_from(MAX_FAILED_ATTEMPTS).expect("few");
+    let at_once = || Verdict::Retry { error: "boom".to_owned(), delay: Some(Duration::ZERO) };
+    let (job, other) = (Enqueue { attempts: most + 30, ..world.job("work") }, world.job("other"));
+    let [job, other] = world.enqueue(&a, vec![job, other]).await.try_into().expect("two");
+    let (of_job, of_other) =
+        (Claim { kinds: vec!["work".into()], ..any() }, Claim { kinds: vec!["other".into()], ..any() });
+    world.settle(&world.claim(of_other).await[0], at_once()).await;
+    for _ in 0..most + 30 {
+        world.settle(&world.claim(of_job.clone()).await[0], at_once()).await;
+    }
+    let numbers = |runs: Vec<FailedAttempt>| runs.iter().map(|run| run.attempt).collect::<Vec<_>>();
+    let (dead, runs) = world.stored(&a, &job.id).await;
+    assert_eq!((dead.state, dead.attempt), (State::Dead, most + 30));
+    assert_eq!(numbers(runs), (31..=most + 30).collect::<Vec<_>>());
+    // Those of a job that is re-driven count with those before, and no other job loses any.
+    world.control(&a, &job.id, Control::Redrive).await.expect("redriven");
+    world.settle(&world.claim(of_job).await[0], at_once()).await;
+    let runs = numbers(world.stored(&a, &job.id).await.1);
+    assert_eq!((runs.len(), runs[0], runs[runs.len() - 1]), (MAX_FAILED_ATTEMPTS, 32, 1));
+    assert_eq!(numbers(world.stored(&a, &other.id).await.1), [1]);
 }
 
 async fn a_lease_settles_once(world: World) {

@@ -429,7 +429,7 @@ async fn a_window_holds_when_its_job_is_forgotten(world: World) {
 async fn a_forgotten_job_says_how_it_ended_and_its_failure_is_one_for_those_that_wait_for_it(world: World) {
     let a = tenant("a");
     let none = tidewire_core::catalog::Keep::Age(SECOND);
-    world.limit(QueueLimits { keep_failed: none, ..QueueLimits::default() }).await;
+    world.limit(QueueLimits { keep_dead: none, ..QueueLimits::default() }).await;
     let rule = || Unique { window: Some(HOUR), ..unique(OnConflict::Keep) };
     let first = world.enqueue(&a, vec![asked(&world, 1, rule())]).await.remove(0);
     world.settle(&world.claim_one().await, Verdict::Fail { error: "no".to_owned() }).await;

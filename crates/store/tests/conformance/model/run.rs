@@ -53,8 +53,8 @@ pub(super) async fn run(program: &[Step]) -> Result<(), Differs> {
 
 async fn limit(world: &World) {
     let global = u32::try_from(GLOBAL).ok();
-    let (keep_completed, keep_failed) = (Keep::Count(10_000), Keep::Count(10_000));
-    let limits = QueueLimits { global, keep_completed, keep_failed, ..QueueLimits::default() };
+    let keep_completed = Keep::Count(10_000);
+    let limits = QueueLimits { global, keep_completed, ..QueueLimits::default() };
     within(world.store.limit_queues([("q".into(), limits)].into())).await.expect("limits");
 }
 

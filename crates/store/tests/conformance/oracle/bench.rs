@@ -105,7 +105,8 @@ impl Bench {
             rate_per_key: rate(self.oracle.bounds.rate_per_key),
             aging: self.oracle.bounds.aging_seconds.map(|seconds| SECOND * seconds),
             keep_completed: Keep::Count(100_000),
-            keep_failed: Keep::Count(100_000),
+            keep_cancelled: Keep::Count(100_000),
+            keep_dead: Keep::Count(100_000),
             tenants: (0..TENANTS).map(of_tenant).collect(),
             ..QueueLimits::default()
         };
