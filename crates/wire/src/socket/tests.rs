@@ -358,6 +358,24 @@ fn binary_data_leaves_as_attachments() {
 }
 
 #[test]
+fn bytes_beside_what_a_client_takes_for_their_place_stay_json() {
+    let bytes = r#"{"$binary":"YWI="}"#;
+    for arg in [
+        r#"{"_placeholder":true,"num":7}"#,
+        r#"[{"a":{"num":0,"_placeholder": true}}]"#,
+        r#"{"\u005fplaceholder":true,"num":7}"#,
+        r#"{"_placehol\u0064er":true}"#,
+        r#"["\u00ff\ud800"]"#,
+    ] {
+        let text = event("/", "f", &[bytes, arg], None);
+        assert_eq!(unframed(&super::frames(&text)), [(false, text.into_bytes())], "{arg}");
+    }
+    for arg in [r#"{"_placeholder":false}"#, r#""_placeholder""#, r#"{"a":"\u00fc"}"#] {
+        assert_eq!(unframed(&super::frames(&event("/", "f", &[bytes, arg], None))).len(), 2, "{arg}");
+    }
+}
+
+#[test]
 fn what_only_looks_like_binary_data_stays_json() {
     let eleven = format!("[{}]", [r#"{"$binary":""}"#; 11].join(","));
     for arg in [
