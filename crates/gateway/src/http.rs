@@ -92,7 +92,7 @@ where
     if *origin == Origin::Foreign {
         return Err(TransportError::Forbidden.into());
     }
-    let session = match get("sid") {
+    let session = match get("sid").filter(|sid| !sid.is_empty()) {
         Some(sid) => {
             let session = shared.session(sid).filter(|session| !session.end_if_silent());
             if session.is_none()
