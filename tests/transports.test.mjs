@@ -92,6 +92,26 @@ describe("with the client's own parser", () => {
     }
   });
 
+  test("nobody can end the clients of a room by an event that the client library misreads", async () => {
+    const tenant = server.newTenant();
+    const client = await connect(server, { token: tenant.token("ann") });
+    const away = await connect(server, { token: tenant.token("bob") });
+    await tenant.publish("thing:noted", { itemId: "zero", note: null });
+    await away.seen.until("thing:noted");
+    await away.drop("cut");
+    const notes = ['{"_placeholder":true,"num":7}', '{"\\u005fplaceholder":true,"num":7}'];
+    for (const [n, note] of notes.entries()) {
+      const body = `{"type":"thing:noted","data":{"itemId":"${n}","note":[{"$binary":"AQID"},${note}]}}`;
+      assert.equal((await tenant.api("/v1/events", { body })).status, 201);
+    }
+    await away.comeBack();
+    for (const { seen } of [client, away]) {
+      const heard = (await seen.until("thing:noted", ({ itemId }) => itemId === "1")).note;
+      assert.deepEqual(heard, [{ $binary: "AQID" }, { _placeholder: true, num: 7 }]);
+    }
+    assert.ok(client.socket.connected && away.socket.recovered);
+  });
+
   test("nothing is compressed that was not asked for", async () => {
     const { ws } = new Raw(server);
     await once(ws, "open");

@@ -200,4 +200,22 @@ mod tests {
         assert_eq!(bearer("Bearer  x.y.z"), Some("x.y.z"));
         assert_eq!(bearer("Bearer"), None);
     }
+
+    #[test]
+    fn any_header_gives_no_more_than_stands_in_it() {
+        let pieces = ["session", "sess", "=", ";", " ", "\"", "\t", "Bearer", "x.y.z", ",", "%3B", "é"];
+        let soon = std::time::Duration::from_millis(300);
+        bolero::check!().with_test_time(soon).with_max_len(40).for_each(|choices: &[u8]| {
+            let text: String = choices.iter().map(|choice| pieces[usize::from(*choice) % pieces.len()]).collect();
+            if let Some(token) = bearer(&text) {
+                assert!(text.contains(token) && !token.is_empty() && !token.contains([' ', '\t']));
+            }
+            let Ok(header) = http::HeaderValue::from_bytes(text.as_bytes()) else { return };
+            let headers = HeaderMap::from_iter([(COOKIE, header)]);
+            if let Some(value) = cookie(&headers, "session") {
+                assert!(text.contains(&format!("={value}")) || text.contains("=\""), "{text:?}: {value:?}");
+                assert!(!value.contains(';') && !value.starts_with('"') && !value.ends_with('"'));
+            }
+        });
+    }
 }

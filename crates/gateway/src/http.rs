@@ -92,7 +92,7 @@ where
     if *origin == Origin::Foreign {
         return Err(TransportError::Forbidden.into());
     }
-    let session = match get("sid") {
+    let session = match get("sid").filter(|sid| !sid.is_empty()) {
         Some(sid) => {
             let session = shared.session(sid).filter(|session| !session.end_if_silent());
             if session.is_none()
@@ -237,6 +237,21 @@ mod tests {
         let query = parse_query("EIO=4&transport=polling&x=a%20b+c&bad=%zz&worse=%ff&flag");
         let pairs: Vec<_> = query.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(pairs, [("EIO", "4"), ("transport", "polling"), ("x", "a b c"), ("flag", "")]);
+    }
+
+    #[test]
+    fn any_query_is_read_within_its_bounds() {
+        let pieces = ["a", "=", "&", "%", "4", "1", "%e2%82%ac", "%2", "+", "é", "transport=polling", "&sid=x&", "\0"];
+        let soon = std::time::Duration::from_millis(300);
+        bolero::check!().with_test_time(soon).with_max_len(200).for_each(|choices: &[u8]| {
+            let query: String = choices.iter().map(|choice| pieces[usize::from(*choice) % pieces.len()]).collect();
+            let pairs = parse_query(&query);
+            let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+            assert!(pairs.len() <= 64 && bytes <= query.len());
+            let escaped = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+            let written = pairs.iter().map(|(key, value)| format!("{}={}", escaped(key), escaped(value)));
+            assert_eq!(parse_query(&written.collect::<Vec<_>>().join("&")), pairs);
+        });
     }
 
     #[test]

@@ -179,15 +179,18 @@ where
         return Err(TransportError::BadRequest.into());
     }
     let most = session.shared.options.max_message;
+    // What such a body said is lost, and the client library ends the session on its side as well.
+    let too_large = || {
+        session.close(Closing::Malformed(1009, "the body is larger than this server accepts"));
+        Refused::Status(StatusCode::PAYLOAD_TOO_LARGE)
+    };
     if http_body::Body::size_hint(request.body()).lower() > most as u64 {
-        return Err(Refused::Status(StatusCode::PAYLOAD_TOO_LARGE));
+        return Err(too_large());
     }
     let body =
         match Limited::new(Box::pin(request.into_body().map_err(|error| error.to_string())), most).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                return Err(Refused::Status(StatusCode::PAYLOAD_TOO_LARGE));
-            }
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
             Err(_) => {
                 session.close(Closing::Lost);
                 return Err(TransportError::BadRequest.into());

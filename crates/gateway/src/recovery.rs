@@ -382,4 +382,24 @@ mod tests {
             assert!(signer.check(bad, &owner()).is_none());
         }
     }
+
+    #[test]
+    fn a_pid_that_was_changed_is_no_pid() {
+        let (signer, owner) = (Signer::new(&[7; 32]), Owner { namespace: "/", tenant: "a", user: None, epoch: "e1" });
+        let soon = std::time::Duration::from_millis(300);
+        let check = bolero::check!().with_test_time(soon).with_type::<(u64, u32, Vec<(u8, u8)>, Vec<u8>)>();
+        check.for_each(|(position, millis, changes, noise)| {
+            let (joined_at, began) = (Position(*position), Timestamp::from_millis(i64::from(*millis)));
+            let claimed = Claimed { sid: "abcdefghijabcdefghij".into(), joined_at, began };
+            let pid = signer.sign(&claimed, &owner);
+            let mut changed = pid.clone().into_bytes();
+            for (at, byte) in changes {
+                let at = usize::from(*at) % changed.len();
+                changed[at] = *byte;
+            }
+            let changed = String::from_utf8_lossy(&changed);
+            assert_eq!(signer.check(&changed, &owner), (changed == pid).then_some(claimed), "{changed}");
+            assert_eq!(signer.check(&String::from_utf8_lossy(noise), &owner), None);
+        });
+    }
 }

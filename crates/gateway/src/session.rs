@@ -188,6 +188,9 @@ pub(crate) enum Step {
 
 pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), Closing>> + Send>>;
 
+/// A client sends to a namespace only between joining and leaving it, as the reference server has it.
+const NOT_JOINED: Closing = Closing::Malformed(1002, "a packet came for a namespace that was not joined");
+
 static PING: LazyLock<Bytes> = LazyLock::new(|| websocket::text(PacketType::Ping.as_str().as_bytes()));
 
 impl Session {
@@ -360,18 +363,19 @@ impl Session {
     async fn packet(self: &Arc<Self>, packet: Packet<'_>) -> Result<(), Closing> {
         match packet {
             Packet::Connect { nsp, auth } => connect::connect(self, nsp, auth.as_deref()).await,
-            Packet::Disconnect { nsp } => {
-                if let Some(socket) = self.remove_socket(nsp) {
+            Packet::Disconnect { nsp } => match self.remove_socket(nsp) {
+                Some(socket) => {
                     socket.detach(Closing::Left);
+                    Ok(())
                 }
-                Ok(())
-            }
+                None => Err(NOT_JOINED),
+            },
             Packet::Event(event) => match self.socket(event.namespace()) {
                 Some(socket) => messages::receive(&socket, &event).await,
-                None => Err(Closing::Malformed(1002, "an event came for a namespace that was not joined")),
+                None => Err(NOT_JOINED),
             },
             // Nothing here asks a client for an acknowledgement; an unasked one is ignored, as the reference server does.
-            Packet::Ack(_) => Ok(()),
+            Packet::Ack(ack) => self.socket(ack.namespace()).map(drop).ok_or(NOT_JOINED),
         }
     }
 

@@ -457,3 +457,74 @@ async fn resume(shared: &Shared, tenant: &Tenant, start: &Start, whole_log: bool
     }
     Ok(lost.is_none().then_some(after))
 }
+
+#[cfg(test)]
+mod tests {
+    use tidewire_core::catalog::parse;
+
+    use super::*;
+
+    const CATALOG: &str = r#"
+[app]
+name = "streams"
+tenant = "portId"
+
+[auth]
+sources = ["query.token"]
+
+[rooms]
+"port:{portId}" = { join = "auto" }
+
+[events."ticket.opened"]
+rooms = ["port:{portId}"]
+data = { portId = "string" }
+"#;
+
+    #[test]
+    fn any_query_and_any_last_event_id_ask_for_what_there_is_or_are_refused() {
+        let catalog = parse(CATALOG).expect("a catalog");
+        let pieces = [
+            "types=",
+            "rooms=",
+            "after=",
+            "tenant=",
+            "portId=",
+            "lastEventId=",
+            "token=",
+            "ticket.opened",
+            "ticket.*",
+            "*",
+            ",",
+            "&",
+            "a",
+            "e1.4",
+            "e1.18446744073709551615",
+            "7",
+            "18446744073709551616",
+            "-1",
+            "%2C",
+            "%",
+            " ",
+            "=",
+            "é",
+            "|",
+        ];
+        let soon = Duration::from_millis(300);
+        bolero::check!().with_test_time(soon).with_max_len(16).for_each(|choices: &[u8]| {
+            let text: String = choices.iter().map(|choice| pieces[usize::from(*choice) % pieces.len()]).collect();
+            let (query, last) = text.split_once('|').unwrap_or((&text, ""));
+            let mut headers = HeaderMap::new();
+            if let Ok(last) = HeaderValue::from_bytes(last.as_bytes()) {
+                headers.insert("last-event-id", last);
+            }
+            for reader in [Reader::EndUser, Reader::Tenant(TenantId::app())] {
+                let Ok(asked) = Query::read(&catalog, &parse_query(query), &headers, &reader) else { continue };
+                assert!(asked.rooms.len() <= MAX_ROOMS && asked.types.is_none_or(|types| !types.is_empty()));
+                if let Some(Start::Offset(offset)) = asked.start {
+                    let said = format!("{query}{last}");
+                    assert!(said.contains(offset.epoch.as_str()), "{said:?}: {offset}");
+                }
+            }
+        });
+    }
+}

@@ -118,7 +118,7 @@ async fn a_poll_that_is_given_up_ends_the_session() {
 }
 
 #[tokio::test]
-async fn bad_bodies_end_the_session_and_large_ones_are_refused() {
+async fn bad_and_large_bodies_end_the_session() {
     let server = Server::with(Options { max_message: 1_000, ..Options::default() }).await;
     for body in ["abc", "", "4\u{1e}", "0{}", "2", "42", &format!("{CONNECT}\u{1e}42{{}}")] {
         let poll = Polling::open(server.address, "").await;
@@ -127,6 +127,8 @@ async fn bad_bodies_end_the_session_and_large_ones_are_refused() {
     }
     let poll = Polling::open(server.address, "").await;
     assert_eq!(poll.post(&"x".repeat(1_001)).await.status, 413);
+    assert_eq!(poll.post(CONNECT).await.status, 400, "and ended it");
+    let poll = Polling::open(server.address, "").await;
     let binary = http(server.address, "POST", &poll.query(), "Content-Type: application/octet-stream\r\n", "x").await;
     assert_eq!(binary.status, 400);
 }

@@ -286,9 +286,22 @@ async fn namespaces_share_a_transport_and_have_sockets_of_their_own() {
 async fn malformed_packets_end_their_transport_and_no_other() {
     let server = Server::start().await;
     let (mut healthy, _) = Socket::connect(server.address, "p1/ann/").await;
-    for packet in
-        ["4", "9", "2", "49", "42{}", "42[]", "42[\"connect\"]", "40[]", "44{}", "42/ws,[\"x\"]", "b4aGk=", ""]
-    {
+    for packet in [
+        "4",
+        "9",
+        "2",
+        "49",
+        "42{}",
+        "42[]",
+        "42[\"connect\"]",
+        "40[]",
+        "44{}",
+        "42/ws,[\"x\"]",
+        "41/ws,",
+        "43/ws,1[]",
+        "b4aGk=",
+        "",
+    ] {
         let (mut socket, _) = Socket::connect(server.address, "p1/eve/").await;
         socket.send(packet).await;
         let (code, _) = socket.closed().await.unwrap_or_else(|| panic!("a close frame after {packet:?}"));

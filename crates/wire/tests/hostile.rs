@@ -1,9 +1,9 @@
-//! Every decoder against bytes that somebody made up: whole samples, bent at random, for a second each.
+//! Every decoder against bytes that somebody made up: whole samples, bent by choices that bolero makes, and its own bytes as they are.
 //!
-//! What must hold: no panic, nothing larger than its bound, and an error that fits a close frame. A failure prints its seed; run it again with
-//! `TIDEWIRE_FUZZ_SEED=<seed> cargo test -p tidewire-wire --test hostile`. `TIDEWIRE_FUZZ_SECONDS` lets it search for longer.
+//! What must hold: no panic, nothing larger than its bound, an error that fits a close frame, and what was read is written and read again
+//! as the same. `CONTRIBUTING.md` says how to run them for longer and guided by coverage.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tidewire_wire::Error;
@@ -11,33 +11,37 @@ use tidewire_wire::engine::{self, PollPacket};
 use tidewire_wire::socket::{self, Assembler, MAX_ATTACHMENTS, Packet, msgpack};
 use tidewire_wire::websocket::{self, Decoder, Message};
 
-/// A small generator with a known seed (`SplitMix64`).
-struct Dice(u64);
+/// How long each target runs under `cargo test`; `BOLERO_RANDOM_TEST_TIME_MS` says otherwise.
+const A_WHILE: Duration = Duration::from_millis(500);
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+/// Choices, read from the input of a target. After its end they are all 0: a fuzzer that makes the input longer chooses more.
+struct Dice<'a>(&'a [u8]);
+
+impl Dice<'_> {
+    fn roll(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or_default()
     }
 
     fn below(&mut self, end: usize) -> usize {
-        (self.roll() % end.max(1) as u64) as usize
+        let wide = if end > 256 { usize::from(self.roll()) << 8 } else { 0 };
+        (wide | usize::from(self.roll())) % end.max(1)
     }
 
     fn bytes(&mut self, most: usize) -> Vec<u8> {
-        (0..self.below(most + 1)).map(|_| self.roll() as u8).collect()
+        (0..self.below(most + 1)).map(|_| self.roll()).collect()
     }
 
-    /// A sample, whole or bent: bytes changed, taken out, put in, repeated, cut off, or another sample behind it.
+    /// A sample, whole or bent: bytes changed, taken out, put in, repeated, cut off, or another sample behind it. Or what is left of the
+    /// input, in place of a sample.
     fn bend(&mut self, samples: &[Vec<u8>]) -> Vec<u8> {
-        let mut data = samples[self.below(samples.len())].clone();
+        let Some(sample) = samples.get(self.below(samples.len() + 1)) else {
+            return std::mem::take(&mut self.0).to_vec();
+        };
+        let mut data = sample.clone();
         for _ in 0..self.below(5) {
             let at = self.below(data.len());
             match self.below(8) {
-                0 if !data.is_empty() => data[at] = self.roll() as u8,
+                0 if !data.is_empty() => data[at] = self.roll(),
                 1 if !data.is_empty() => data[at] ^= 1 << self.below(8),
                 2 if !data.is_empty() => drop(data.remove(at)),
                 3 => data.insert(at, [0, 0x1e, b'"', b'{', b'[', b'-', b'9', 0x7f, 0x80, 0xff][self.below(10)]),
@@ -54,32 +58,6 @@ impl Dice {
             }
         }
         data
-    }
-}
-
-/// Says with which seed a run failed.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("TIDEWIRE_FUZZ_SEED={} makes this fail", self.0);
-        }
-    }
-}
-
-/// Runs `round` again and again, each time with a seed of its own.
-fn for_a_while(mut round: impl FnMut(&mut Dice)) {
-    let given = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    if let Some(seed) = given("TIDEWIRE_FUZZ_SEED") {
-        return round(&mut Dice(seed));
-    }
-    let until = Instant::now() + Duration::from_secs(given("TIDEWIRE_FUZZ_SECONDS").unwrap_or(1));
-    let mut seeds = Dice(std::process::id().into());
-    seeds.0 ^= std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64);
-    while Instant::now() < until {
-        let seed = Seed(seeds.roll());
-        round(&mut Dice(seed.0));
     }
 }
 
@@ -106,7 +84,7 @@ fn websocket_frames_and_compressed_messages() {
         websocket::text(b"hello"),
         websocket::text("κόσμε".repeat(40).as_bytes()),
         websocket::binary(&[7; 3_000]),
-        websocket::binary(&[0; 70_000]),
+        websocket::binary(&[0; 5_000]),
         websocket::ping(b"x"),
         websocket::pong(b""),
         websocket::close(1000, "bye"),
@@ -115,7 +93,8 @@ fn websocket_frames_and_compressed_messages() {
     let samples: Vec<_> =
         plain.iter().cloned().chain(compressed).map(|frame| masked(&frame, [1, 0xfe, 0x80, 0x33])).collect();
     assert!(samples.len() > plain.len(), "some are compressed");
-    for_a_while(|dice| {
+    bolero::check!().with_test_time(A_WHILE).for_each(|choices: &[u8]| {
+        let dice = &mut Dice(choices);
         let stream: Vec<u8> = (0..3).flat_map(|_| dice.bend(&samples)).collect();
         let mut decoder = Decoder::new(MOST);
         if dice.below(2) == 0 {
@@ -125,7 +104,7 @@ fn websocket_frames_and_compressed_messages() {
         // As the network would: in pieces of any size.
         let mut rest = &stream[..];
         while !rest.is_empty() {
-            let (piece, more) = rest.split_at(1 + dice.below(rest.len()));
+            let (piece, more) = rest.split_at(rest.len() - dice.below(rest.len()));
             rest = more;
             input.extend_from_slice(piece);
             loop {
@@ -147,7 +126,8 @@ fn websocket_frames_and_compressed_messages() {
 #[test]
 fn what_is_compressed_is_read_back() {
     let samples: Vec<Vec<u8>> = vec![vec![b'a'; 900], (0..=255).collect(), br#"{"itemId":"a","amount":1}"#.repeat(40)];
-    for_a_while(|dice| {
+    bolero::check!().with_test_time(A_WHILE).for_each(|choices: &[u8]| {
+        let dice = &mut Dice(choices);
         let data = dice.bend(&samples);
         let plain = websocket::binary(&data);
         let frame = websocket::compress(&plain, 0).unwrap_or(plain);
@@ -158,12 +138,33 @@ fn what_is_compressed_is_read_back() {
 }
 
 #[test]
+fn offers_of_compression() {
+    let samples: Vec<Vec<u8>> = [
+        "permessage-deflate; client_max_window_bits",
+        "permessage-deflate; server_max_window_bits=15; client_max_window_bits=\"9\", permessage-deflate",
+        "x-webkit-deflate-frame, permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+    ]
+    .map(Into::into)
+    .into();
+    bolero::check!().with_test_time(A_WHILE).for_each(|choices: &[u8]| {
+        let offers = Dice(choices).bend(&samples);
+        let offers = String::from_utf8_lossy(&offers);
+        if let Some(answer) = websocket::accept_deflate(&offers) {
+            assert!(answer.starts_with("permessage-deflate; server_no_context_takeover"));
+            assert!(offers.contains("permessage-deflate"));
+            assert!(!answer.contains("server_max_window_bits") || offers.contains("server_max_window_bits"));
+        }
+    });
+}
+
+#[test]
 fn engine_packets_and_payloads() {
     let samples: Vec<Vec<u8>> =
         ["4hello", "2probe", "3", "1", "4a\u{1e}bAQIDBA==\u{1e}4ü", "b", "6\u{1e}6", "42[\"x\",{}]"]
             .map(Into::into)
             .into();
-    for_a_while(|dice| {
+    bolero::check!().with_test_time(A_WHILE).for_each(|choices: &[u8]| {
+        let dice = &mut Dice(choices);
         let bent = dice.bend(&samples);
         let text = String::from_utf8_lossy(&bent);
         if let Err(error) = engine::Packet::parse(&text) {
@@ -206,10 +207,13 @@ fn socket_packets_and_their_attachments() {
         r#"61-/a,5[{"_placeholder":true,"num":0}]"#,
         r#"2["s","{\"_placeholder\":true}"]"#,
         r#"2["b",{"$binary":"AQID"},"\"$binary\""]"#,
+        r#"2["b",{"$binary":"AQID"},{"_placeholder":true,"num":7}]"#,
+        r#"39[{"$binary":"AQID"},{"\u005fplaceholder":true,"num":0}]"#,
     ]
     .map(Into::into)
     .into();
-    for_a_while(|dice| {
+    bolero::check!().with_test_time(A_WHILE).for_each(|choices: &[u8]| {
+        let dice = &mut Dice(choices);
         let bent = dice.bend(&samples);
         let text = String::from_utf8_lossy(&bent);
         let packet = match Packet::decode(&text) {
@@ -237,14 +241,59 @@ fn socket_packets_and_their_attachments() {
                 let args = event.args();
                 let args: Vec<&str> = args.iter().map(|arg| arg.get()).collect();
                 // And out again, as an echo would send it.
-                let frames = socket::frames(&socket::event(event.namespace(), event.name(), &args, None));
-                assert!((1..=1 + MAX_ATTACHMENTS as usize).contains(&websocket::frames(&frames).count()));
+                let Packet::Event(again) = read_back(&socket::event(event.namespace(), event.name(), &args, None))
+                else {
+                    panic!("an event")
+                };
+                assert_eq!((again.namespace(), again.name()), (event.namespace(), event.name()));
+                assert_same(&args, &again.args());
             }
-            Packet::Ack(ack) => drop(ack.args()),
+            Packet::Ack(ack) => {
+                let args = ack.args();
+                let args: Vec<&str> = args.iter().map(|arg| arg.get()).collect();
+                let Packet::Ack(again) = read_back(&socket::ack(ack.namespace(), ack.id(), &args)) else {
+                    panic!("an acknowledgement")
+                };
+                assert_eq!((again.namespace(), again.id()), (ack.namespace(), ack.id()));
+                assert_same(&args, &again.args());
+            }
             Packet::Connect { auth, .. } => assert!(auth.is_none_or(|auth| auth.starts_with('{'))),
-            Packet::Disconnect { .. } => {}
+            Packet::Disconnect { nsp } => {
+                let text = socket::disconnect(nsp);
+                assert_eq!(Packet::decode(&text[1..]), Ok(Packet::Disconnect { nsp }));
+            }
         }
     });
+}
+
+/// What a client makes of a packet that this side sends, attachments and all.
+fn read_back(packet: &str) -> Packet<'static> {
+    let frames = socket::frames(packet);
+    let mut frames = websocket::frames(&frames).map(websocket::payload);
+    let text = std::str::from_utf8(&frames.next().expect("a frame")[1..]).expect("text").to_owned();
+    let mut assembler = Assembler::new(usize::MAX);
+    let packet = Packet::decode(&text).expect("what is written can be read");
+    let mut whole = assembler.text(packet).expect("a packet").map(|packet| match packet {
+        Packet::Event(event) => Packet::Event(event.into_owned()),
+        Packet::Ack(ack) => Packet::Ack(ack.into_owned()),
+        Packet::Connect { .. } | Packet::Disconnect { .. } => panic!("an event or acknowledgement"),
+    });
+    for attachment in frames {
+        whole = assembler.binary(attachment).expect("every attachment has its place");
+    }
+    whole.expect("all attachments have come")
+}
+
+/// Both are the same values, whatever their text.
+fn assert_same(before: &[&str], after: &[&serde_json::value::RawValue]) {
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(after) {
+        // What JSON's grammar allows and nobody can read, such as a lone surrogate, is passed on as its text.
+        match serde_json::from_str::<serde_json::Value>(before) {
+            Ok(value) => assert_eq!(Some(value), serde_json::from_str(after.get()).ok(), "{before}"),
+            Err(_) => assert_eq!(*before, after.get()),
+        }
+    }
 }
 
 #[test]
@@ -258,7 +307,8 @@ fn messagepack() {
     let mut samples: Vec<Vec<u8>> = frames.iter().map(|frame| websocket::payload(frame).to_vec()).collect();
     samples.push(b"\x83\xa4type\x02\xa3nsp\xa1/\xa4data\x93\xa1d\xd7\0\0\0\x01\x8d\xf0\0\0\0\xd4\0\0".to_vec());
     samples.push([&b"\x83\xa4type\x02\xa3nsp\xa1/\xa4data\x92\xa1d"[..], &[0x91; 99], b"\xc0"].concat());
-    for_a_while(|dice| {
+    bolero::check!().with_test_time(A_WHILE).for_each(|choices: &[u8]| {
+        let dice = &mut Dice(choices);
         let bent = dice.bend(&samples);
         let packet = match msgpack::decode(&bent) {
             Ok(packet) => packet,
@@ -273,12 +323,18 @@ fn messagepack() {
                 let again = msgpack::decode(websocket::payload(&frame)).expect("what is written can be read");
                 let Packet::Event(again) = again else { panic!("an event") };
                 assert_eq!((again.namespace(), again.name()), (event.namespace(), event.name()));
-                for (before, after) in args.iter().zip(again.args()) {
-                    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("valid JSON");
-                    assert_eq!(value(before.get()), value(after.get()));
-                }
+                assert_same(&texts, &again.args());
             }
-            Packet::Ack(ack) => assert!(ack.payload().len() <= 8 * bent.len() && ack.args().len() <= bent.len()),
+            Packet::Ack(ack) => {
+                assert!(ack.payload().len() <= 8 * bent.len() && ack.args().len() <= bent.len());
+                let args = ack.args();
+                let texts: Vec<&str> = args.iter().map(|arg| arg.get()).collect();
+                let frame = msgpack::ack(ack.namespace(), ack.id(), &texts);
+                let again = msgpack::decode(websocket::payload(&frame)).expect("what is written can be read");
+                let Packet::Ack(again) = again else { panic!("an acknowledgement") };
+                assert_eq!((again.namespace(), again.id()), (ack.namespace(), ack.id()));
+                assert_same(&texts, &again.args());
+            }
             Packet::Connect { auth, .. } => assert!(auth.is_none_or(|auth| auth.len() <= 8 * bent.len())),
             Packet::Disconnect { .. } => {}
         }

@@ -258,6 +258,47 @@ mod tests {
     }
 
     #[test]
+    fn any_set_gives_keys_only_for_public_algorithms() {
+        let long = URL_SAFE_NO_PAD.encode([0xff; 256]);
+        let fields: [(&str, Vec<String>); 9] = [
+            ("kty", ["RSA", "EC", "OKP", "oct"].map(str::to_owned).to_vec()),
+            ("crv", ["P-256", "P-384", "Ed25519", "secp256k1"].map(str::to_owned).to_vec()),
+            ("alg", ["RS256", "PS512", "ES256", "ES384", "EdDSA", "HS256", "none"].map(str::to_owned).to_vec()),
+            ("use", ["sig", "enc"].map(str::to_owned).to_vec()),
+            ("kid", ["", "1"].map(str::to_owned).to_vec()),
+            ("n", vec![long, "AQAB".to_owned(), "%".to_owned()]),
+            ("e", ["AQAB", "", "="].map(str::to_owned).to_vec()),
+            ("x", vec![X.to_owned(), "AQAB".to_owned(), format!("{X}{X}")]),
+            ("y", vec![Y.to_owned(), String::new()]),
+        ];
+        bolero::check!().with_test_time(Duration::from_millis(300)).with_max_len(120).for_each(|choices: &[u8]| {
+            // A key for every nine choices; each says one field, which may be missing or of another kind.
+            let mut set: Vec<Value> = Vec::new();
+            for choices in choices.chunks(fields.len()) {
+                let mut key = serde_json::Map::new();
+                for ((name, values), choice) in fields.iter().zip(choices) {
+                    match values.get(usize::from(*choice) % (values.len() + 2)) {
+                        Some(value) => key.insert((*name).to_owned(), value.as_str().into()),
+                        None if choice % 16 == 0 => key.insert((*name).to_owned(), (*choice).into()),
+                        None => None,
+                    };
+                }
+                set.push(key.into());
+            }
+            let all = set.len();
+            let found = keys(serde_json::json!({ "keys": set }).to_string().as_bytes()).expect("a set");
+            assert!(found.len() <= all.min(MAX_KEYS));
+            for key in found {
+                assert!(!key.algorithms.is_empty());
+                let secret = [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
+                assert!(!key.algorithms.iter().any(|algorithm| secret.contains(algorithm)));
+            }
+            // And what is no set at all.
+            drop(keys(choices));
+        });
+    }
+
+    #[test]
     fn one_bad_key_does_not_spoil_the_set() {
         let set = format!(r#"{{"keys":[7,{{"kty":"EC"}},{{"kty":"EC","crv":"P-256","x":"{X}","y":"{Y}"}}]}}"#);
         assert_eq!(keys(set.as_bytes()).expect("a set").len(), 1);

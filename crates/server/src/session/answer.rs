@@ -161,3 +161,49 @@ fn time(value: &Value) -> Option<Timestamp> {
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A JSON value in which the names that count turn up at all levels and with values of all kinds.
+    fn any(choices: &mut &[u8], depth: usize) -> Value {
+        const NAMES: [&str; 12] =
+            ["user", "session", "sub", "id", "userId", "orgId", "roles", "role", "exp", "expiresAt", "iat", "active"];
+        let choice = choices.split_off_first().copied().unwrap_or_default();
+        match choice % 10 {
+            0..=3 if depth < 3 => {
+                let names = (0..choice / 10 % 6).map(|_| choices.split_off_first().copied().unwrap_or_default());
+                let names: Vec<&str> = names.map(|name| NAMES[usize::from(name) % NAMES.len()]).collect();
+                names.into_iter().map(|name| (name.to_owned(), any(choices, depth + 1))).collect::<Map<_, _>>().into()
+            }
+            4 if depth < 3 => (0..choice / 10 % 4).map(|_| any(choices, depth + 1)).collect::<Vec<_>>().into(),
+            5 => json!(-1.0e300 * f64::from(choice)),
+            6 => json!(u64::MAX / u64::from(choice + 1)),
+            7 => json!(["2999-01-31T08:00:00Z", "-009999-01-01T00:00:00Z", "a,b", "", "$app"][usize::from(choice) % 5]),
+            8 => Value::Null,
+            9 => json!(choice > 128),
+            _ => json!("acme"),
+        }
+    }
+
+    #[test]
+    fn any_answer_names_a_whole_user_or_nobody() {
+        let names = Names { user: "sub".to_owned(), tenant: "orgId".to_owned(), roles: "roles".to_owned() };
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        bolero::check!().with_test_time(Duration::from_millis(300)).with_max_len(60).for_each(|choices: &[u8]| {
+            let answer = any(&mut &*choices, 0);
+            for body in [answer.to_string().as_bytes(), choices] {
+                let Ok(principal) = read(body, &names, now) else { continue };
+                let user = principal.user.as_deref().expect("a session has a user");
+                assert!(!user.is_empty() && principal.expires.is_none_or(|expires| expires > now));
+                assert_eq!(principal.claims["sub"], user);
+                assert_eq!(principal.claims["orgId"], principal.tenant.as_str());
+                assert_eq!(principal.claims["roles"], json!(principal.roles));
+                assert!(TenantId::new(principal.tenant.as_str()).is_ok(), "no tenant of the system's own");
+            }
+        });
+    }
+}

@@ -4,12 +4,14 @@ use super::MAX_ATTACHMENTS;
 use crate::websocket;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
+use serde_json::Value;
 
 /// The frames of an event or acknowledgement, given as the text that [`event`](super::event) or [`ack`](super::ack) made.
 ///
 /// Each `{"$binary":"<padded base64>"}` in it leaves as a binary attachment, so that the client gets bytes where the sender
 /// put bytes; the frames of the attachments follow at once. An object with more keys, or whose value is not base64, stays
-/// what it is. So does all of a packet with more than [`MAX_ATTACHMENTS`], which the client would refuse.
+/// what it is. So does all of a packet with more than [`MAX_ATTACHMENTS`], which the client would refuse, and of one with an
+/// object that the client would take for the place of an attachment.
 pub fn frames(packet: &str) -> Bytes {
     // Nearly no packet has any, and that is seen in one pass.
     let Some((text, attachments)) = detach(packet) else { return websocket::text(packet.as_bytes()) };
@@ -42,13 +44,34 @@ fn detach(packet: &str) -> Option<(String, Vec<Vec<u8>>)> {
         from += end;
         copied = from;
     }
-    if attachments.is_empty() {
+    if attachments.is_empty() || has_placeholder(packet) {
         return None;
     }
     body.push_str(&packet[copied..]);
     // `42…` becomes `451-…`, `43…` becomes `461-…`.
     let kind = if body.starts_with("43") { '6' } else { '5' };
     Some((format!("4{kind}{}-{}", attachments.len(), &body[2..]), attachments))
+}
+
+/// Whether a client would look for an attachment where the sender only put such an object. A wrong number in it would end the client's
+/// connection, and again when it comes back for the same event.
+fn has_placeholder(packet: &str) -> bool {
+    fn is_in(value: &Value) -> bool {
+        match value {
+            Value::Array(values) => values.iter().any(is_in),
+            Value::Object(fields) => {
+                fields.get("_placeholder") == Some(&Value::Bool(true)) || fields.values().any(is_in)
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        }
+    }
+    // The name may be written with escapes, all of them of this kind.
+    if !packet.contains("_placeholder") && !packet.contains("\\u00") {
+        return false;
+    }
+    let payload = packet.find('[').map_or("", |at| &packet[at..]);
+    // What cannot be read here may be readable for the client.
+    serde_json::from_str(payload).map_or(true, |value: Value| is_in(&value))
 }
 
 /// Reads `: "<base64>" }`. Answers the bytes and where the object ends.

@@ -227,6 +227,7 @@ fn take_attachments(text: &str) -> Result<(u32, &str), Error> {
     }
     // A count too large for the type is too many in any case.
     match count.parse() {
+        Ok(0) => Err(Error::socket(expected)),
         Ok(count) if count <= MAX_ATTACHMENTS => Ok((count, rest)),
         _ => Err(Error::too_many("the packet announces more than 10 attachments")),
     }

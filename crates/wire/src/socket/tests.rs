@@ -130,12 +130,21 @@ fn namespaces_are_bounded_and_printable() {
 fn attachments_are_announced_and_bounded() {
     let event = decoded(r#"51-/admin,3["f",{"_placeholder":true,"num":0}]"#);
     assert_eq!((event.namespace(), event.id(), event.attachments()), ("/admin", Some(3), 1));
-    assert_eq!(decoded(r#"50-["f"]"#).attachments(), 0);
     assert_eq!(decoded(r#"510-["f"]"#).attachments(), 10);
     for text in [r#"511-["f"]"#, r#"54294967297-["f"]"#, r#"699999999999999999999-1[]"#] {
         refused(text, "wire.too_many");
     }
-    for text in ["5[\"f\"]", "5-[\"f\"]", "5x-[\"f\"]", "51", "5+1-[\"f\"]", "5/a-b,1-[\"f\"]", "61-[]"] {
+    for text in [
+        "50-[\"f\"]",
+        "600-1[]",
+        "5[\"f\"]",
+        "5-[\"f\"]",
+        "5x-[\"f\"]",
+        "51",
+        "5+1-[\"f\"]",
+        "5/a-b,1-[\"f\"]",
+        "61-[]",
+    ] {
         refused(text, "wire.socket");
     }
 }
@@ -355,6 +364,24 @@ fn binary_data_leaves_as_attachments() {
     let frames = super::frames(&ack("/", 7, &[r#"{"$binary":"/w=="}"#]));
     let expected = br#"461-7[{"_placeholder":true,"num":0}]"#.to_vec();
     assert_eq!(unframed(&frames), [(false, expected), (true, vec![0xff])]);
+}
+
+#[test]
+fn bytes_beside_what_a_client_takes_for_their_place_stay_json() {
+    let bytes = r#"{"$binary":"YWI="}"#;
+    for arg in [
+        r#"{"_placeholder":true,"num":7}"#,
+        r#"[{"a":{"num":0,"_placeholder": true}}]"#,
+        r#"{"\u005fplaceholder":true,"num":7}"#,
+        r#"{"_placehol\u0064er":true}"#,
+        r#"["\u00ff\ud800"]"#,
+    ] {
+        let text = event("/", "f", &[bytes, arg], None);
+        assert_eq!(unframed(&super::frames(&text)), [(false, text.into_bytes())], "{arg}");
+    }
+    for arg in [r#"{"_placeholder":false}"#, r#""_placeholder""#, r#"{"a":"\u00fc"}"#] {
+        assert_eq!(unframed(&super::frames(&event("/", "f", &[bytes, arg], None))).len(), 2, "{arg}");
+    }
 }
 
 #[test]
