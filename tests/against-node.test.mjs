@@ -20,7 +20,7 @@ let io;
 
 before(async () => {
   hosts.tidewire = `127.0.0.1:${await freePort()}`;
-  const child = run(["conformance", "--listen", hosts.tidewire]);
+  const child = run(["conformance", "--heartbeat", "25000", "--listen", hosts.tidewire]);
   await eventually("the conformance server to listen", () => child.out.includes("conformance on"));
 
   const http = createServer();

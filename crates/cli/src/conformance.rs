@@ -1,6 +1,7 @@
 //! `tidewire conformance`
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -19,6 +20,9 @@ pub(crate) struct Conformance {
     /// Compress for clients that offer it.
     #[arg(long)]
     compression: bool,
+    /// Milliseconds between two pings. The suites expect these.
+    #[arg(long, default_value_t = 300)]
+    heartbeat: u64,
 }
 
 impl Conformance {
@@ -29,7 +33,7 @@ impl Conformance {
             let listener =
                 TcpListener::bind(self.listen).await.with_context(|| format!("cannot listen on {}", self.listen))?;
             println!("tidewire: conformance on http://{}", listener.local_addr()?);
-            Ok(tidewire::conformance(listener, parser, self.compression).await?)
+            Ok(tidewire::conformance(listener, parser, self.compression, Duration::from_millis(self.heartbeat)).await?)
         })
     }
 }

@@ -40,16 +40,22 @@ rate = { messages = "1000000/s", connects = "1000000/s" }
 /// Serves until the process ends: `/engine.io/` for the suite of engine.io-protocol, `/socket.io/` for that of socket.io-protocol, and
 /// `/echo`, a bare WebSocket, for Autobahn. Nothing is kept, everybody gets in.
 ///
-/// Pings come every 300 ms and may take 200 ms; a client has 1 s to join a namespace; nobody is given a `pid`. These are the suites' own.
-pub async fn conformance(listener: TcpListener, encoding: Parser, compression: bool) -> Result<(), Error> {
+/// Pings come every `heartbeat`, 300 ms for the suites, and a pong may take two thirds of it; a client has 1.45 s, or one `heartbeat`, to
+/// join a namespace; nobody is given a `pid`.
+pub async fn conformance(
+    listener: TcpListener,
+    encoding: Parser,
+    compression: bool,
+    heartbeat: Duration,
+) -> Result<(), Error> {
     let catalog = Arc::new(parse(CATALOG).map_err(|error| Error::internal("the conformance catalog", error))?);
     let clock = Arc::new(SystemClock);
     let store = Memory::open(clock.clone(), Arc::new(UuidV7::from_os(clock)))?;
     let suite = Options {
-        ping_interval: Duration::from_millis(300),
-        ping_timeout: Duration::from_millis(200),
+        ping_interval: heartbeat,
+        ping_timeout: heartbeat * 2 / 3,
         // The suites look on for three pings without joining a namespace, and wait at most 2 s for the end: midway.
-        connect_timeout: Duration::from_millis(1_450),
+        connect_timeout: heartbeat.max(Duration::from_millis(1_450)),
         parser: parser(encoding),
         compression,
         recovery: false,
