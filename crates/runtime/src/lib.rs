@@ -22,8 +22,8 @@ mod workers;
 pub use context::{JobContext, Stop};
 pub use extract::{Attempt, Events, FromContext, Heard, State, States, Tenant};
 pub use handler::{
-    EventHandler, HandlerError, HandlerResult, JobHandler, Running, cancel, done, done_with, fail, release, retry,
-    snooze,
+    EventHandler, Fatal, HandlerError, HandlerResult, JobHandler, Running, cancel, done, done_with, fail, release,
+    retry, retry_in, snooze,
 };
 pub use handlers::Handlers;
 pub use layer::{Middleware, Next};
