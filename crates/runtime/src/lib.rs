@@ -31,5 +31,5 @@ pub use lives::Lives;
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
 pub use run::run;
-pub use scheduler::{Clockwork, NextSlots, Scheduler, next_slots, slot_job};
+pub use scheduler::{Clockwork, Declared, Scheduler, declared_schedules, run_schedule};
 pub use workers::{QueueOptions, Workers};
