@@ -15,10 +15,25 @@ const CLIENTS = fileURLToPath(new URL("../clients/", import.meta.url));
 const LEASE_MS = 900;
 const GRACE_MS = 1_500;
 
+/** What a handler can answer instead of a result, by the item that it ships. */
+const VERDICTS = {
+  gift: {
+    verdict: "done",
+    result: { wrapped: true },
+    effects: { events: [{ type: "item:sold", data: { itemId: "card" } }], jobs: [{ type: "audit", data: { of: "gift" } }] },
+  },
+  sleepy: { verdict: "snooze", delay: "1h" },
+  closed: { verdict: "retry", error: "the carrier opens at nine", delay: "2h" },
+  forbidden: { verdict: "fail", error: "it may not leave the country" },
+  nameless: { verdict: "done", effects: { events: [{ type: "item:sold", data: {} }] } },
+  senseless: { verdict: "done", effects: "many", delay: {}, more: true },
+};
+
 // Both programs do the same: each item is a way in which a handler can behave. They say on their output what happens.
 const NODE = `
 import { work, NonRetryable } from ${JSON.stringify(pathToFileURL(join(CLIENTS, "node/worker.mjs")).href)};
 
+const verdicts = ${JSON.stringify(VERDICTS)};
 const say = (what, { id, attempt }) => console.log(JSON.stringify({ what, id, attempt }));
 async function ship(job, signal) {
   say("begun", job);
@@ -26,6 +41,7 @@ async function ship(job, signal) {
   if (itemId === "broken") throw new Error("the carrier is closed");
   if (itemId === "unknown") throw new NonRetryable("there is no such item");
   if (itemId === "unwritable") return 1n;
+  if (verdicts[itemId]) return verdicts[itemId];
   if (itemId === "last word") await new Promise((done) => process.stdin.once("data", done));
   if (itemId === "long") await new Promise((done) => setTimeout(done, ${LEASE_MS * 2.5}));
   if (itemId === "deaf") await new Promise(() => {});
@@ -44,6 +60,8 @@ const PYTHON = `
 import json, sys, threading, time
 from worker import NonRetryable, work
 
+verdicts = json.loads("""${JSON.stringify(VERDICTS)}""")
+
 def say(what, job):
     print(json.dumps({"what": what, "id": job["id"], "attempt": job["attempt"]}), flush=True)
 
@@ -56,6 +74,8 @@ def ship(job, cancelled):
         raise NonRetryable("there is no such item")
     if item == "unwritable":
         return {1, 2}
+    if item in verdicts:
+        return verdicts[item]
     if item == "last word":
         sys.stdin.readline()
     if item == "long":
@@ -182,6 +202,57 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.equal(failed.attempt, 1);
       assert.match(failed.error, /there is no such item/);
       assert.match((await inState(tenant, unwritable, "dead")).error, /serializ/);
+    });
+
+    test("does what its handler answers in place of a result", async () => {
+      const tenant = server.newTenant();
+      const [gift, sleepy, closed, forbidden] = await Promise.all(
+        ["gift", "sleepy", "closed", "forbidden"].map((itemId) => ship(tenant, itemId)),
+      );
+      started(tenant);
+      assert.deepEqual((await inState(tenant, gift, "completed")).result, { wrapped: true });
+      // The event, the job of its rule, and the job that was staged are one commit with the job's end.
+      const [sold] = await tenant.log();
+      assert.deepEqual([sold.type, sold.causationId, sold.data.itemId], ["item:sold", gift, "card"]);
+      assert.deepEqual((await tenant.list("/v1/jobs?type=audit")).map(({ causationId }) => causationId), [gift]);
+      const hours = ({ runAt }) => Math.round((new Date(runAt) - Date.now()) / 3_600_000);
+      const asleep = await inState(tenant, sleepy, "scheduled");
+      assert.deepEqual([asleep.attempt, hours(asleep)], [0, 1]);
+      const later = await inState(tenant, closed, "scheduled");
+      assert.deepEqual([later.attempt, later.error, hours(later)], [1, "the carrier opens at nine", 2]);
+      assert.equal((await inState(tenant, forbidden, "failed")).error, "it may not leave the country");
+    });
+
+    test("tells a job why its effects were refused", async () => {
+      const tenant = server.newTenant();
+      const [nameless, senseless] = [await ship(tenant, "nameless"), await ship(tenant, "senseless")];
+      started(tenant);
+      const dead = await inState(tenant, nameless, "dead");
+      assert.equal(dead.attempt, 3);
+      assert.match(dead.error, /itemId/);
+      assert.match((await inState(tenant, senseless, "dead")).error, /^delay: .*expected/);
+      assert.deepEqual(await tenant.log(), []);
+    });
+
+    test("that was stopped for longer than its lease can no longer settle", async () => {
+      const tenant = server.newTenant();
+      // All its places are taken: a call that waits for jobs would be given them again, as nobody knows that it is stopped.
+      const id = await ship(tenant, "last word");
+      const ids = [id, await ship(tenant, "deaf"), await ship(tenant, "deaf")];
+      const first = started(tenant);
+      await first.begun(ids);
+      first.child.kill("SIGSTOP");
+      const second = started(tenant);
+      assert.deepEqual((await second.begun(ids)).map(({ attempt }) => attempt), [2, 2, 2]);
+      second.child.stdin.write("finish\n");
+      const job = await inState(tenant, id, "completed");
+      first.child.stdin.write("finish\n");
+      first.child.kill("SIGCONT");
+      await eventually("the first worker to be refused", () => /not settled: .*job\.lease_lost/.test(first.err));
+      assert.deepEqual(await tenant.job(id), job, "it is as the second worker left it");
+      assert.deepEqual([job.attempt, job.failedAttempts.length], [2, 1]);
+      const begun = [first, second].map(({ said }) => said.filter((line) => line.what === "begun" && line.id === id).length);
+      assert.deepEqual(begun, [1, 1], "each began it once");
     });
 
     test("keeps a lease for as long as the handler runs", async () => {

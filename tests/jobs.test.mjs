@@ -339,6 +339,21 @@ describe("effects", () => {
   });
 });
 
+describe("a settle call", () => {
+  test("answers a result that cannot be read by itself and takes the others", async () => {
+    const tenant = server.newTenant();
+    const jobs = [];
+    for (let n = 0; n < 3; n += 1) jobs.push((await tenant.enqueue("pack"), await tenant.leaseOne()));
+    const wrong = [{ effects: { evnts: [] } }, { delay: "soon" }, { effects: null, delay: null }];
+    const results = wrong.map((more, n) => ({ id: jobs[n].id, lease: jobs[n].lease, verdict: "done", ...more }));
+    const [effects, delay, done] = expectStatus(await tenant.api("/v1/leases/settle", { body: { results } }), 200).results;
+    assert.match(effects.error.detail, /^effects: .*evnts/);
+    assert.match(delay.error.detail, /^delay: /);
+    assert.deepEqual([effects.error.code, delay.error.code, done.state], ["request.invalid", "request.invalid", "completed"]);
+    assert.equal((await tenant.job(jobs[0].id)).state, "processing");
+  });
+});
+
 describe("a lease", () => {
   test("that is lost gives the job to another worker and nothing to the old one", async () => {
     const tenant = server.newTenant();

@@ -22,6 +22,23 @@ data = { userId = "string", kind = "string?" }
 [schedules.nightly]
 job = "tick"
 cron = "30 2 * * *"
+
+[jobs.pulse]
+queue = "clock"
+
+[jobs.round]
+queue = "clock"
+
+[schedules.pulse]
+job = "pulse"
+every = "1s"
+overlap = "allow"
+
+[schedules.round]
+job = "round"
+every = "1s"
+overlap = "allow"
+per = "tenant"
 `;
 
 let server;
@@ -137,7 +154,7 @@ describe("a schedule of a tenant", () => {
     expectProblem(await theirs.api(path("k")), 404, "schedule.not_found");
     expectProblem(await theirs.api(path("k"), { method: "DELETE" }), 404, "schedule.not_found");
     const items = await theirs.list("/v1/schedules");
-    assert.deepEqual(items.map(({ source, key }) => [source, key]), [["catalog", "nightly"]]);
+    assert.deepEqual(items.map(({ source, key }) => [source, key]), ["nightly", "pulse", "round"].map((key) => ["catalog", key]));
     expectStatus(await mine.api("/v1/schedules?key=k"), 200);
   });
 
@@ -160,6 +177,86 @@ describe("a schedule of a tenant", () => {
   });
 });
 
+describe("the app", () => {
+  const of = (key, call = {}) => server.api(path(key, "?tenant=$app"), call);
+  const shown = async (key) => expectStatus(await of(key), 200);
+
+  test("pauses a schedule of the catalog, over a restart, and resumes it", async () => {
+    const own = await start({ app: shop({ more: CLOCK }) });
+    const pulse = (call) => own.api(path("pulse", "?tenant=$app"), call);
+    const now = async () => expectStatus(await pulse(), 200);
+    const ran = await eventually("a slot to fire", async () => {
+      const shown = await now();
+      return shown.runs > 0 && shown;
+    });
+    assert.deepEqual([ran.source, ran.per, ran.paused, ran.next.length], ["catalog", "app", false, 5]);
+    assert.equal(ran.lastJob, `pulse@${ran.last}`);
+    const paused = expectStatus(await pulse({ method: "PUT", body: { paused: true } }), 200);
+    assert.deepEqual([paused.paused, paused.next], [true, []]);
+    await own.kill();
+    await own.restart();
+    // Slots pass, and each is looked at, but no job comes of them.
+    await eventually("two slots to pass", async () => Date.parse((await now()).last) >= Date.parse(paused.last ?? 0) + 2_000);
+    const rested = await now();
+    assert.deepEqual([rested.paused, rested.runs, rested.lastJob], [true, paused.runs, paused.lastJob]);
+    assert.equal((await own.api(`/v1/schedules?key=pulse`)).body.items.length, 1, "it is listed once");
+    const { jobs } = expectStatus(await own.api("/v1/schedules/pulse/run", { method: "POST" }), 201);
+    assert.equal(jobs[0].type, "pulse", "it can be run all the same");
+    assert.equal(expectStatus(await pulse({ method: "PUT", body: { paused: false } }), 200).paused, false);
+    await eventually("it to fire again", async () => (await now()).runs > rested.runs);
+    await own.stop();
+  });
+
+  test("has schedules that an operator made while it runs", async () => {
+    const tenant = server.newTenant();
+    const body = { job: "tick", every: "1h", data: { n: 5 } };
+    const made = expectStatus(await server.api(path("reindex"), { method: "PUT", body: { tenant: "$app", ...body } }), 200);
+    assert.deepEqual([made.source, made.tenant, made.state], ["stored", "$app", "active"]);
+    assert.deepEqual(await shown("reindex"), made);
+    const { jobs } = expectStatus(await server.api(`${path("reindex")}/run?tenant=$app`, { method: "POST" }), 201);
+    const job = expectStatus(await server.api(`/v1/jobs/${jobs[0].id}?tenant=$app`), 200);
+    assert.deepEqual([job.tenant, job.data, job.causationId], ["$app", { n: 5 }, "reindex"]);
+    const listed = expectStatus(await server.api("/v1/schedules?tenant=$app&key=reindex"), 200).items;
+    assert.deepEqual(listed, [made]);
+
+    // It is nobody's but the operators'.
+    for (const call of [{}, { method: "PUT", body }, { method: "DELETE" }]) {
+      expectProblem(await tenant.api(path("reindex", "?tenant=$app"), call), 400, "tenant.invalid");
+    }
+    expectProblem(await tenant.api(path("reindex"), { method: "PUT", body: { tenant: "$app", ...body } }), 400, "tenant.invalid");
+    expectProblem(await tenant.api(path("reindex")), 404, "schedule.not_found");
+    const commit = { tenant: tenant.name, schedules: [{ tenant: "$app", key: "x", job: "tick", every: "1h" }] };
+    expectProblem(await server.api("/v1/commit", { body: commit }), 400, "tenant.mixed");
+
+    assert.equal((await of("reindex", { method: "DELETE" })).status, 204);
+    expectProblem(await of("reindex"), 404, "schedule.not_found");
+  });
+
+  test("lets nobody change what the catalog says", async () => {
+    for (const body of [{ job: "tick", every: "1h" }, { paused: true, every: "1h" }]) {
+      expectProblem(await of("nightly", { method: "PUT", body }), 409, "schedule.declared");
+    }
+    expectProblem(await of("nightly", { method: "DELETE" }), 409, "schedule.declared");
+    const tenant = server.newTenant();
+    expectProblem(await tenant.api(path("nightly"), { method: "PUT", body: { paused: true } }), 409, "schedule.declared");
+    assert.equal((await shown("nightly")).paused, false);
+  });
+
+  test("has schedules that fire for each tenant alone", async () => {
+    const [one, other] = [server.newTenant(), server.newTenant()];
+    for (const tenant of [one, other]) await tenant.enqueue("audit");
+    for (const tenant of [one, other]) {
+      const jobs = [await tenant.leaseOne({ types: ["round"] }), await tenant.leaseOne({ types: ["round"] })];
+      assert.ok(jobs.every((job) => job.tenant === tenant.name && job.id === job.causationId));
+      assert.equal(new Set(jobs.map(({ id }) => id)).size, 2, "each slot once");
+      const { per, runs, lastJob } = await get(tenant, "round");
+      assert.ok(per === "tenant" && runs >= 2 && lastJob.startsWith("round@"), JSON.stringify({ per, runs, lastJob }));
+    }
+    const { jobs } = expectStatus(await one.api(`${path("round")}/run`, { method: "POST" }), 201);
+    assert.equal((await one.job(jobs[0].id)).causationId, "round");
+  });
+});
+
 describe("in a commit", () => {
   test("schedules are written with the rest, or nothing is", async () => {
     const tenant = server.newTenant();
@@ -177,7 +274,7 @@ describe("in a commit", () => {
 
     const gone = { schedules: [{ key: "a", delete: true }, { key: "b", userId: "u1", delete: true }] };
     expectStatus(await tenant.api("/v1/commit", { body: gone }), 201);
-    assert.deepEqual((await tenant.list("/v1/schedules")).map(({ source }) => source), ["catalog"]);
+    assert.deepEqual((await tenant.list("/v1/schedules")).filter(({ source }) => source === "stored"), []);
   });
 });
 

@@ -5,17 +5,21 @@
     work({"send-mail": send_mail})
 
 What a handler returns is the job's result. An exception means: try again later. NonRetryable means: it will never work.
-`cancelled` is a threading.Event. It is set when somebody cancelled the job, when its time is over, when its lease was lost, and at the
-end of a stop. Look at it now and then and leave quickly, by any exception. What a run whose time is over comes to still counts: an
-exception is tried again.
+To say more it returns a verdict: {"verdict": "done", "result": …, "effects": {"events": [{"type": …, "data": …}], "jobs": […]}},
+{"verdict": "snooze", "delay": "5m"}, {"verdict": "retry", "error": …, "delay": …} or {"verdict": "fail", "error": …}.
+`cancelled`, a threading.Event, is set when the job was cancelled, its time is over, its lease was lost, or a stop takes too long.
+Look at it now and then, and leave quickly by any exception.
 """
 
-import json, os, queue, signal, sys, threading, time, traceback
+import functools, json, os, queue, signal, sys, threading, time, traceback
 from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 URL, KEY = os.environ.get("TIDEWIRE_URL", "http://127.0.0.1:7400"), os.environ.get("TIDEWIRE_KEY")
+HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+FIELDS = ("verdict", "result", "error", "delay", "effects")
+say = functools.partial(print, file=sys.stderr, flush=True)
 
 
 class NonRetryable(Exception):
@@ -24,100 +28,87 @@ class NonRetryable(Exception):
 
 def call(path, body):
     """One call. It waits for a server that is away or busy: leases go on over a restart. Any other refusal is a mistake to mend."""
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     while True:
         try:
-            with urlopen(Request(f"{URL}/v1{path}", json.dumps(body).encode(), headers), timeout=60) as answer:
+            with urlopen(Request(f"{URL}/v1{path}", json.dumps(body).encode(), HEADERS), timeout=60) as answer:
                 return json.load(answer)
         except HTTPError as error:
-            print(path, error.code, error.read().decode(), file=sys.stderr, flush=True)
+            say(path, error.code, error.read().decode())
             if error.code < 500 and error.code != 429:
                 os._exit(1)
         except (OSError, HTTPException) as error:
-            print(path, error, file=sys.stderr, flush=True)
+            say(path, error)
         time.sleep(0.5)
 
 
-def work(handlers, concurrency=10, lease_seconds=5.0, grace_seconds=10.0):
+def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
     """Runs jobs until SIGTERM or SIGINT. Then those that run have the grace to finish; the others are given back.
 
     Call it in the main thread and end the program after it: its threads end with the process.
     """
-    running = {}  # what this worker holds: lease -> (job, cancelled)
-    late = set()  # the leases of runs whose time is over
-    outcomes = queue.Queue()  # (job, outcome) of runs that have ended
-    free = threading.Semaphore(concurrency)
-    stopping = threading.Event()
+    runs, outcomes = {}, queue.Queue()  # (id, lease) -> cancelled, of those that run; and what those that ended came to
+    stopping, one_ended = threading.Event(), threading.Event()
+    lease_time = f"{int(lease_seconds * 1000)}ms"
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
 
-    def run(job, cancelled):
+    def run(held, job, cancelled):
         try:
-            result = handlers[job["type"]](job, cancelled)
-            json.dumps(result)  # a result that is no JSON is the handler's error
-            outcome = {"verdict": "done", "result": result}
+            answer = {"verdict": "release"} if stopping.is_set() else handlers[job["type"]](job, cancelled)
+            json.dumps(answer, allow_nan=False)  # what is no JSON is the handler's error
+            is_verdict = isinstance(answer, dict) and "verdict" in answer
+            outcomes.put((held, answer if is_verdict else {"verdict": "done", "result": answer}))
         except Exception as error:
-            unwanted = cancelled.is_set() and job["lease"] not in late
-            verdict = "cancel" if unwanted else "fail" if isinstance(error, NonRetryable) else "retry"
-            outcome = {"verdict": verdict, "error": traceback.format_exc()}
-        outcomes.put((job, outcome))
-
-    def settle(batch):
-        results = [{"id": job["id"], "lease": job["lease"], **outcome} for job, outcome in batch]
-        for answer in call("/leases/settle", {"results": results})["results"] if results else []:
-            if "error" in answer:
-                print("not settled:", answer, file=sys.stderr, flush=True)
+            verdict = "fail" if isinstance(error, NonRetryable) else cancelled.on_error
+            outcomes.put((held, {"verdict": verdict, "error": traceback.format_exc()}))
 
     def settling():
         while True:
             batch = [outcomes.get()]
             while not outcomes.empty():  # what has ended since the last call shares this one
                 batch.append(outcomes.get())
-            settle([(job, outcome) for job, outcome in batch if job["lease"] in running])
-            for job, _ in batch:
-                running.pop(job["lease"], None)
-                late.discard(job["lease"])
-                free.release()
+            results = [{"id": held[0], "lease": held[1], **{name: said.get(name) for name in FIELDS}} for held, said in batch]
+            for (held, _), answer in zip(batch, call("/leases/settle", {"results": results})["results"]):
+                error = answer.get("error")
+                if error:
+                    say("not settled:", answer["id"], error["code"], error["detail"])
+                if error and error["code"] != "job.lease_lost":  # the job learns why its effects or its result cannot be kept
+                    outcomes.put((held, {"verdict": "retry", "error": error["detail"]}))
+                elif runs.pop(held, None):
+                    one_ended.set()
 
     def renewing():
         while True:
             time.sleep(lease_seconds / 3)
-            held = list(running.values())
-            if not held:
-                continue
-            leases = [{"id": job["id"], "lease": job["lease"]} for job, _ in held]
-            answers = call("/leases/renew", {"leases": leases, "extend": f"{int(lease_seconds * 1000)}ms"})["leases"]
-            for (job, cancelled), answer in zip(held, answers):
-                if answer.get("timedOut"):
-                    late.add(job["lease"])
+            held = list(runs.items())
+            leases = [{"id": id, "lease": lease} for (id, lease), _ in held]
+            answers = call("/leases/renew", {"leases": leases, "extend": lease_time})["leases"] if held else []
+            for (_, cancelled), answer in zip(held, answers):
+                if answer.get("cancelled"):
+                    cancelled.on_error = "cancel"
                 if answer.get("cancelled") or answer.get("timedOut") or "error" in answer:
                     cancelled.set()
-                if "error" in answer:  # lost: the job may run elsewhere by now, so there is nothing to settle
-                    running.pop(job["lease"], None)
 
     def leasing():
-        while True:
-            free.acquire()
-            slots = 1
-            while free.acquire(blocking=False):
-                slots += 1
-            ask = {"types": list(handlers), "max": slots, "wait": "30s", "worker": f"python-{os.getpid()}"}
-            jobs = call("/leases", {**ask, "lease": f"{int(lease_seconds * 1000)}ms"})["jobs"]
-            if stopping.is_set():
-                return settle([(job, {"verdict": "release"}) for job in jobs])
-            for job in jobs:
-                running[job["lease"]] = (job, threading.Event())
-                threading.Thread(target=run, args=running[job["lease"]], daemon=True).start()
-            for _ in range(slots - len(jobs)):
-                free.release()
+        ask = {"types": list(handlers), "wait": "30s", "lease": lease_time, "worker": f"python-{os.getpid()}"}
+        while not stopping.is_set():
+            one_ended.clear()
+            if len(runs) >= concurrency:
+                one_ended.wait()
+            for job in call("/leases", {**ask, "max": concurrency - len(runs)})["jobs"]:
+                held, cancelled = (job["id"], job.pop("lease")), threading.Event()
+                cancelled.on_error = "retry"
+                runs[held] = cancelled
+                threading.Thread(target=run, args=(held, job, cancelled), daemon=True).start()
 
     for loop in (settling, renewing, leasing):
         threading.Thread(target=loop, daemon=True).start()
     stopping.wait()
     deadline = time.monotonic() + grace_seconds
-    while running and time.monotonic() < deadline:
+    while runs and time.monotonic() < deadline:
         time.sleep(0.02)
-    unfinished = [running.pop(lease) for lease in list(running)]
-    for _, cancelled in unfinished:
+    for held, cancelled in list(runs.items()):
+        outcomes.put((held, {"verdict": "release"}))
         cancelled.set()
-    settle([(job, {"verdict": "release"}) for job, _ in unfinished])
+    while runs:
+        time.sleep(0.02)

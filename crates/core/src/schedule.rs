@@ -19,7 +19,7 @@ use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use serde::{Deserialize, Serialize};
 
-pub use stored::{Spec, Stored};
+pub use stored::{Reached, Spec, Stored};
 
 use crate::suggest::suggest;
 use crate::{Error, Result, Timestamp};

@@ -19,7 +19,7 @@ use crate::commit::{Commit, Committed, Enqueue, Expansion};
 use crate::event::{Ephemeral, Epoch, Event, Position};
 use crate::job::{FailedAttempt, Job, LogLine, State, Verdict};
 use crate::limit::Rate;
-use crate::schedule::{Overlap, Stored};
+use crate::schedule::{Overlap, Reached, Stored};
 use crate::{Id, Json, Result, TenantId, Timestamp};
 
 pub use figures::{Figures, QueueFigures};
@@ -443,6 +443,8 @@ pub struct Fire {
     pub overlap: Overlap,
     /// The job; absent when the slot is only passed over.
     pub job: Option<Enqueue>,
+    /// How many runs the schedule may have.
+    pub limit: Option<u64>,
     /// What the slot was planned from, when the schedule is one that the store keeps; absent for those of the catalog.
     pub stored: Option<Planned>,
 }
@@ -456,8 +458,6 @@ pub struct Planned {
     pub revision: u64,
     /// The slot after this one.
     pub next: Option<Timestamp>,
-    /// How many runs it may have.
-    pub limit: Option<u64>,
 }
 
 /// What became of a slot.
@@ -471,8 +471,10 @@ pub enum Fired {
     Waiting,
     /// This slot, or a later one, had fired before.
     Stale,
-    /// The slot was passed over as asked.
+    /// The slot was passed over as asked, or because an operator has paused the schedule.
     Skipped,
+    /// The schedule of the catalog has had all its runs.
+    Ended,
 }
 
 /// Which schedules to list, by tenant, key and user.
@@ -497,10 +499,14 @@ impl ScheduleQuery {
 
 /// Where schedules have got to, and those that were made at run time. These are put and deleted by a [`Commit`].
 pub trait Schedules: Send + Sync {
-    /// The last slot of each schedule of the catalog that fired or was passed over.
-    fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>>;
+    /// How far each schedule of the catalog has got that fires for this tenant, or for the app.
+    fn slots(&self, tenant: &TenantId) -> Answer<'_, BTreeMap<Arc<str>, Reached>>;
+    /// The tenants that anything was written for, in the order in which they came, after this one, at most `limit`. The app is one of
+    /// them.
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<'_, Vec<TenantId>>;
     /// Fires a slot, at most once ever: the slot and its job are one commit.
     ///
+    /// A schedule of the catalog passes its slots over while the app has a paused one of its key, whichever tenant it fires for.
     /// A schedule that the store keeps counts the run and gets its next slot in the same commit, none when it has ended. A slot that
     /// waits is due again after an eighth of the time it has waited, at least 1 s and at most 30 s.
     fn fire(&self, fire: Fire) -> Answer<'_, Fired>;

@@ -252,13 +252,28 @@ fn schedules_say_when_they_fire() {
     assert_eq!(schedule("per = \"user\""), Ok(None));
     let daily = schedule("cron = \"0 8 * * *\"\ntimezone = \"Europe/Berlin\"").expect("cron").expect("timing");
     assert_eq!(serde_json::to_string(&daily).expect("json"), r#"{"cron":"0 8 * * *","timezone":"Europe/Berlin"}"#);
+    let once = schedule("at = \"2026-05-01T02:00:00Z\"\nper = \"tenant\"").expect("at").expect("timing");
+    assert_eq!(serde_json::to_string(&once).expect("json"), r#"{"at":"2026-05-01T02:00:00Z"}"#);
     for (when, expected) in [
-        ("", "app.toml:7: schedules.s: expected one of cron, every or per = \"user\""),
+        ("", "app.toml:7: schedules.s: expected one of cron, every, at or per = \"user\""),
         (
             "every = \"1h\"\ncron = \"0 8 * * *\"",
-            "app.toml:10: schedules.s.cron: expected only one of cron, every and per",
+            "app.toml:10: schedules.s.cron: expected only one of cron, every, at and per = \"user\"",
         ),
         ("every = \"1h\"\ntimezone = \"UTC\"", "app.toml:10: schedules.s.timezone: only a cron has a time zone"),
+        ("per = \"user\"\nlimit = 3", "app.toml:10: schedules.s.limit: with per = \"user\" each user says so"),
+        (
+            "every = \"1h\"\nlimit = 0",
+            "app.toml:10: schedules.s.limit: expected a number from 1 to 9223372036854775807, got 0",
+        ),
+        (
+            "every = \"1h\"\nstart = \"2026-05-02T00:00:00Z\"\nend = \"2026-05-01T00:00:00Z\"",
+            "app.toml:11: schedules.s.end: expected no earlier time than start",
+        ),
+        (
+            "every = \"1h\"\nper = \"tenant\"\noverlap = \"queue\"",
+            "app.toml:11: schedules.s.overlap: expected allow or skip; with per = \"tenant\" a slot waits for nobody",
+        ),
         ("every = \"10ms\"", "app.toml:9: schedules.s.every: every: expected at least 1s"),
         ("cron = \"0 0 31 2 *\"", "app.toml:9: schedules.s.cron: \"0 0 31 2 *\" does not fire within five years"),
     ] {
@@ -366,9 +381,13 @@ queue = "q"
 data = { id = "string" }
 [jobs.k]
 queue = "q"
+[jobs.alarm]
+queue = "q"
 [schedules.s]
 job = "j"
 every = "1h"
+[alerts]
+enqueue = { job = "alarm", data = {} }
 [[rules]]
 on = "heard"
 enqueue = { job = "j", data = { name = "{{ data.idd }}" } }
@@ -393,7 +412,7 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
             "warning: rule 0 on \"heard\": {{ data.idd }} is not in the event's data; did you mean \"id\"?",
             "warning: rule 1 on \"heard\": data.other is optional, but the job \"j\" needs data.id",
             "warning: schedule \"s\": data.id: expected string, got nothing, but the job \"j\" needs it",
-            "note: job \"k\": no rule and no schedule enqueues it, so the app has to",
+            "note: job \"k\": no rule, schedule or alert enqueues it, so the app has to",
             "note: role \"ghost\": declared but no expression asks for it",
         ]
     );

@@ -41,6 +41,27 @@ impl<E: std::error::Error> From<E> for HandlerError {
     }
 }
 
+/// For errors that no retry mends: with `?` alone an error is tried again, with `.fatal()?` the job fails at once.
+///
+/// ```
+/// use tidewire_runtime::{Fatal, HandlerResult, JobContext, done};
+///
+/// async fn dial(cx: JobContext) -> HandlerResult {
+///     let number = cx.data::<String>()?.parse::<u16>().fatal()?;
+///     done()
+/// }
+/// ```
+pub trait Fatal<T> {
+    /// The value, or an error that fails the job: processing -> failed.
+    fn fatal(self) -> Result<T, HandlerError>;
+}
+
+impl<T, E: Into<HandlerError>> Fatal<T> for Result<T, E> {
+    fn fatal(self) -> Result<T, HandlerError> {
+        self.map_err(|error| HandlerError { is_final: true, ..error.into() })
+    }
+}
+
 impl HandlerError {
     /// What went wrong.
     pub fn message(&self) -> &str {
@@ -85,6 +106,11 @@ pub fn done_with(result: impl Serialize) -> HandlerResult {
 /// It may work later: processing -> scheduled by the job's backoff, or dead when the attempts are used up.
 pub fn retry(error: impl Into<String>) -> HandlerResult {
     Ok(Verdict::Retry { error: error.into(), delay: None })
+}
+
+/// It may work after `delay`, whatever the job's backoff says: processing -> scheduled, or dead when the attempts are used up.
+pub fn retry_in(delay: Duration, error: impl Into<String>) -> HandlerResult {
+    Ok(Verdict::Retry { error: error.into(), delay: Some(delay) })
 }
 
 /// It will never work: processing -> failed at once.

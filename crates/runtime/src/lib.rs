@@ -22,8 +22,8 @@ mod workers;
 pub use context::{JobContext, Stop};
 pub use extract::{Attempt, Events, FromContext, Heard, State, States, Tenant};
 pub use handler::{
-    EventHandler, HandlerError, HandlerResult, JobHandler, Running, cancel, done, done_with, fail, release, retry,
-    snooze,
+    EventHandler, Fatal, HandlerError, HandlerResult, JobHandler, Running, cancel, done, done_with, fail, release,
+    retry, retry_in, snooze,
 };
 pub use handlers::Handlers;
 pub use layer::{Middleware, Next};
@@ -31,5 +31,5 @@ pub use lives::Lives;
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
 pub use run::run;
-pub use scheduler::{Clockwork, NextSlots, Scheduler, next_slots, slot_job};
+pub use scheduler::{Clockwork, Declared, Scheduler, declared_schedules, run_schedule};
 pub use workers::{QueueOptions, Workers};

@@ -4,6 +4,7 @@
 //! nothing is kept in memory: the due ones are read from the store when the earliest of them is due.
 
 mod clockwork;
+mod declared;
 mod plan;
 mod stored;
 
@@ -11,23 +12,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use serde::Serialize;
-use tidewire_core::Timestamp;
-use tidewire_core::catalog::ScheduleSpec;
 use tidewire_core::event::Event;
-use tidewire_core::schedule::Timing;
 use tidewire_core::store::Follower;
+use tidewire_core::{Error, Result, Timestamp};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use clockwork::Clockwork;
-pub use stored::slot_job;
+pub use declared::{Declared, declared_schedules, run_schedule};
 
 use crate::publisher::Publisher;
 
 /// The longest sleep, so that a changed system clock is noticed before the slots that it skipped count as missed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+
+/// How many schedules or tenants are in memory and fire at the same time, so that they share commits of the store.
+const AT_ONCE: u32 = 500;
+
+/// The smallest step of a timestamp.
+const TICK: Duration = Duration::from_micros(1);
 
 /// How long to wait before asking again for a slot whose predecessor is unfinished, or after the store refused.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -59,6 +64,16 @@ impl Scheduler {
         self.stop.cancel();
         self.task.wait().await;
     }
+}
+
+/// Waits for all that fire at the same time. The error of one of them comes when all have ended.
+async fn all_of<T: 'static>(mut firing: JoinSet<Result<T>>) -> Result<()> {
+    let mut failed = None;
+    while let Some(fired) = firing.join_next().await {
+        let fired = fired.unwrap_or_else(|lost| Err(Error::internal("the firing of a schedule did not end", lost)));
+        failed = fired.err().or(failed);
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 async fn run(publisher: Arc<Publisher>) {
@@ -93,37 +108,5 @@ impl Follower for Alarm {
         if next.as_micros() < self.set_to.load(Ordering::SeqCst) {
             self.rings.notify_one();
         }
-    }
-}
-
-/// A schedule of the catalog as listings show it.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NextSlots {
-    /// `catalog`.
-    pub source: &'static str,
-    /// Its name.
-    pub key: Arc<str>,
-    /// The job type that each slot enqueues.
-    pub job: Arc<str>,
-    /// When.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timing: Option<Timing>,
-    /// One line for people.
-    pub description: String,
-    /// The next due times.
-    pub next: Vec<Timestamp>,
-}
-
-/// A schedule with its next `count` due times after `now`.
-pub fn next_slots(spec: &ScheduleSpec, now: Timestamp, count: usize) -> NextSlots {
-    let step = |at: &Timestamp| spec.timing.as_ref().and_then(|timing| timing.next_after(*at));
-    NextSlots {
-        source: "catalog",
-        key: spec.name.clone(),
-        job: spec.job.clone(),
-        timing: spec.timing.clone(),
-        description: spec.description.clone(),
-        next: std::iter::successors(step(&now), step).take(count).collect(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::job::Job;
+use tidewire_core::schedule::Reached;
 use tidewire_core::store::{
     Answer, Claim, Control, Fire, Fired, Follower, Leased, Lifecycle, QueueLimits, Renewed, Settle, Settled,
 };
@@ -51,7 +52,7 @@ pub(crate) enum Call<R> {
     Observe(Arc<dyn Lifecycle>),
     Operate(Operation),
     Fire(Fire, Reply<Fired>),
-    Slots(Reply<BTreeMap<(TenantId, Arc<str>), Timestamp>>),
+    Slots(TenantId, Reply<BTreeMap<Arc<str>, Reached>>),
     PutSession {
         tenant: TenantId,
         sid: String,

@@ -9,7 +9,7 @@ use tidewire_core::commit::{Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_LOG_LINES};
-use tidewire_core::schedule::Stored;
+use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
     Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Figures, Fire, Fired, Flow, Follower, JobQuery,
     Jobs, Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
@@ -46,6 +46,7 @@ pub(crate) trait Reader: Send + Sync + 'static {
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>>;
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<'_, Vec<TenantId>>;
     fn next_due(&self) -> Answer<'_, Option<Timestamp>>;
     fn schedule(&self, tenant: &TenantId, key: &str, user_id: Option<&str>) -> Answer<'_, Option<Stored>>;
     fn schedules(&self, query: ScheduleQuery) -> Answer<'_, Page<Stored>>;
@@ -278,8 +279,13 @@ impl<R: Rows, Rd: Reader> Queues for Embedded<R, Rd> {
 }
 
 impl<R: Rows, Rd: Reader> Schedules for Embedded<R, Rd> {
-    fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>> {
-        ask(&self.inbox, Call::Slots)
+    fn slots(&self, tenant: &TenantId) -> Answer<'_, BTreeMap<Arc<str>, Reached>> {
+        let tenant = tenant.clone();
+        ask(&self.inbox, |reply| Call::Slots(tenant, reply))
+    }
+
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<'_, Vec<TenantId>> {
+        self.reader.tenants(after, limit)
     }
 
     fn fire(&self, fire: Fire) -> Answer<'_, Fired> {

@@ -13,7 +13,7 @@ use tidewire_core::catalog::QueueSettings;
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_FAILED_ATTEMPTS, State, States};
-use tidewire_core::schedule::Stored;
+use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
     Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
 };
@@ -66,7 +66,7 @@ struct Tables {
     claims: BTreeMap<u64, Vec<Seq>>,
     dedup: HashMap<(NameId, String), Timestamp>,
     idempotency: HashMap<(NameId, String), (Vec<u8>, String, Timestamp)>,
-    slots: HashMap<(NameId, String), (Timestamp, Option<Id>)>,
+    slots: HashMap<(NameId, String), Reached>,
     sessions: HashMap<(TenantId, String), (String, Timestamp)>,
     counts: BTreeMap<(NameId, NameId), [i64; 8]>,
     bonds: BondTables,
@@ -348,23 +348,6 @@ impl Rows for MemoryRows {
         Ok(())
     }
 
-    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>> {
-        Ok(self.tables().slots.get(&(tenant, key.to_owned())).cloned())
-    }
-
-    fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()> {
-        self.tables().slots.insert((tenant, key.to_owned()), (slot, job.cloned()));
-        Ok(())
-    }
-
-    fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>> {
-        let tables = self.tables();
-        let slots = tables.slots.iter();
-        Ok(slots
-            .filter_map(|((tenant, key), (slot, _))| Some((tables.tenant_name(*tenant)?, key.as_str().into(), *slot)))
-            .collect())
-    }
-
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()> {
         let tables = self.tables();
         if let Some(name) = tables.tenant_name(tenant) {
@@ -539,6 +522,10 @@ impl Reader for MemoryReader {
 
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {
         ready(Ok(self.tables.read().due_schedules(now, limit)))
+    }
+
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<'_, Vec<TenantId>> {
+        ready(Ok(self.tables.read().tenants_after(after, limit)))
     }
 
     fn next_due(&self) -> Answer<'_, Option<Timestamp>> {

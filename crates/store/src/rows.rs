@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::{FailedAttempt, Held, Job, LogLine, State};
 use tidewire_core::store::{JobQuery, Page};
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Result, Timestamp};
 
 pub(crate) use bonds::{Bonds, Edge, FlowNumber, FlowRow, Member, Taken};
 pub(crate) use finished::{Ended, EndedJob, Finished};
@@ -229,10 +229,6 @@ pub(crate) trait Rows: Bonds + Desk + Finished + Schedules + Send + 'static {
         answer: &str,
         until: Timestamp,
     ) -> Result<()>;
-    /// The last slot of a schedule and the job it enqueued.
-    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>>;
-    fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()>;
-    fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>>;
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()>;
     fn delete_session(&mut self, tenant: NameId, sid: &str) -> Result<()>;
     /// Forgets keys and sessions that have expired, and flows that ended long ago, at most `limit` of each kind. Answers whether more

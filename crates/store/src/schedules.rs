@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tidewire_core::commit::{Commit, Enqueue, ScheduleWrite, Scheduled};
-use tidewire_core::schedule::{Overlap, Spec};
+use tidewire_core::schedule::{Overlap, Reached, Spec};
 use tidewire_core::store::{Fire, Fired, Planned};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
@@ -111,21 +111,28 @@ impl<R: Rows> Writer<R> {
             let planned = planned.clone();
             return self.fire_stored(tenant, fire, &planned).map(Ok);
         }
-        let last = self.rows.slot(tenant, &fire.key)?;
-        if last.as_ref().is_some_and(|(slot, _)| *slot >= fire.slot) {
+        let reached = self.rows.slot(tenant, &fire.key)?;
+        if reached.as_ref().is_some_and(|reached| reached.last >= fire.slot) {
             return Ok(Ok(Fired::Stale));
         }
-        let last_job = last.and_then(|(_, job)| job);
-        let fired = self.run_slot(tenant, &fire.tenant, fire.overlap, last_job.as_ref(), fire.job)?;
+        let (last_job, runs) = reached.map(|reached| (reached.last_job, reached.runs)).unwrap_or_default();
+        if fire.limit.is_some_and(|limit| runs >= limit) {
+            return Ok(Ok(Fired::Ended));
+        }
+        let app = self.names.tenant(&mut self.rows, &TenantId::app())?;
+        let is_paused = self.rows.schedule(app, &fire.key, "")?.is_some_and(|row| row.paused);
+        let job = fire.job.filter(|_| !is_paused);
+        let fired = self.run_slot(tenant, &fire.tenant, fire.overlap, last_job.as_ref(), job)?;
         if fired != Fired::Waiting {
-            let job = if let Fired::Enqueued(id) = &fired { Some(id) } else { last_job.as_ref() };
-            self.rows.put_slot(tenant, &fire.key, fire.slot, job)?;
+            let (last_job, runs) =
+                if let Fired::Enqueued(id) = &fired { (Some(id.clone()), runs + 1) } else { (last_job, runs) };
+            self.rows.put_slot(tenant, &fire.key, &Reached { last: fire.slot, last_job, runs })?;
         }
         Ok(Ok(fired))
     }
 
     fn fire_stored(&mut self, tenant: NameId, fire: Fire, planned: &Planned) -> Result<Fired> {
-        let user = planned.user_id.as_deref().unwrap_or_default();
+        let (user, limit) = (planned.user_id.as_deref().unwrap_or_default(), fire.limit);
         let Some(mut row) = self.rows.schedule(tenant, &fire.key, user)? else { return Ok(Fired::Stale) };
         let is_due = row.slot.is_some_and(|slot| slot <= fire.slot) && row.last.is_none_or(|last| last < fire.slot);
         if row.revision != planned.revision || !is_due {
@@ -142,7 +149,7 @@ impl<R: Rows> Writer<R> {
                 row.last_job = Some(id.clone());
             }
             row.last = Some(fire.slot);
-            let is_used_up = planned.limit.is_some_and(|limit| row.runs >= limit);
+            let is_used_up = limit.is_some_and(|limit| row.runs >= limit);
             row.slot = planned.next.filter(|next| *next > fire.slot && !is_used_up);
             row.next_at = row.slot;
         }

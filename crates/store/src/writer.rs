@@ -24,7 +24,7 @@ use crate::lease::Leases;
 use crate::meter::Metering;
 use crate::names::Names;
 use crate::recent::Recent;
-use crate::rows::{JobRow, NameId, Rows, Seq};
+use crate::rows::{JobRow, NameId, NameKind, Rows, Seq};
 
 /// The most calls in one transaction. More gain little and make the first wait for the last.
 const MAX_BATCH: usize = 1_024;
@@ -282,9 +282,12 @@ impl<R: Rows> Writer<R> {
                 self.lifecycle = Some(lifecycle);
                 return Ok(());
             }
-            Call::Slots(reply) => {
-                let slots = self.rows.slots()?.into_iter().map(|(tenant, key, slot)| ((tenant, key), slot)).collect();
-                drop(reply.send(Ok(slots)));
+            Call::Slots(tenant, reply) => {
+                let slots = match self.rows.find_name(NameKind::Tenant, tenant.as_str())? {
+                    Some(tenant) => self.rows.slots(tenant)?,
+                    None => Vec::new(),
+                };
+                drop(reply.send(Ok(slots.into_iter().collect())));
                 return Ok(());
             }
             Call::PutSession { tenant, sid, state, until } => {

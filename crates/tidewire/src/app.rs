@@ -126,6 +126,12 @@ impl App {
         self.commit(tenant, Request { jobs: vec![job], ..Request::default() }).await
     }
 
+    /// Runs an app-wide schedule now, beside its slots: one of the catalog, or one that an operator has put. It may be paused. Code
+    /// `schedule.not_found`.
+    pub async fn run_schedule(&self, key: &str) -> Result<Committed> {
+        tidewire_runtime::run_schedule(&self.0.api.publisher, &TenantId::app(), key, None, None).await
+    }
+
     /// Runs the app's own SQL in the transaction of a commit: the rows, the events and the jobs are all there, or none is.
     ///
     /// `work` gets the connection of the store's writer and an empty request to fill. It runs while every other write waits: a few

@@ -33,7 +33,11 @@ use tidewire_core::{Json, Result};
 /// | `backoff = "exponential(1s, factor 2, cap 5m)"` | `1s`, `2s`, `4s` … up to `5m`; factor 1 to 1,000, default 2; cap default `5m` |
 /// | `backoff = "1s, 10s, 1m"` | these, the last one again and again; at most 100 |
 /// | `timeout = "60s"` | the longest run |
+/// | `ttl = "10m"` | it is cancelled if its first run has not begun by then |
+/// | `retry_for = "24h"` | no retry is due later than this after it was enqueued |
 /// | `priority = 2` | 1 (first) to 5, or `"critical"`, `"high"`, `"normal"`, `"low"` |
+/// | `key = "{to}"` | what `perKey` and `ratePerKey` of the queue count by, from fields of the data |
+/// | `unique(key = "{to}", …)` | at most one such job |
 ///
 /// `fixed` and `exponential` take `jitter 0.2`, which takes off up to a fifth at random, or `jitter 1s`, which adds up to a second.
 /// Durations are `250ms`, `30s`, `5m`, `24h`, `7d`. A wrong option does not compile:

@@ -68,8 +68,9 @@ pub use tidewire_core::retry::{Backoff, Jitter};
 pub use tidewire_core::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp, catalog, store};
 pub use tidewire_derive::Job;
 pub use tidewire_runtime::{
-    Attempt, EventHandler, Events, FromContext, HandlerError, HandlerResult, Heard, JobContext, JobHandler, Middleware,
-    Next, Running, State, States, Stop, Tenant, cancel, done, done_with, fail, release, retry, snooze,
+    Attempt, EventHandler, Events, Fatal, FromContext, HandlerError, HandlerResult, Heard, JobContext, JobHandler,
+    Middleware, Next, Running, State, States, Stop, Tenant, cancel, done, done_with, fail, release, retry, retry_in,
+    snooze,
 };
 pub use tidewire_server::auth::random_secret;
 pub use tidewire_server::{Config, Problem, config};

@@ -1,15 +1,17 @@
 //! What handlers may ask for, and what stands around their runs.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewire::JobState::{Completed, Failed, Scheduled};
+use tidewire::JobState::{Completed, Dead, Failed, Scheduled};
 use tidewire::store::LogQuery;
 use tidewire::testing::{TestApp, TestBuilder};
 use tidewire::{
-    App, Attempt, Events, FromContext, HandlerError, HandlerResult, Heard, JobContext, Middleware, NewEvent, NewJob,
-    Next, Request, State, Tenant, TenantId, Verdict, assert_published, done, done_with, fail, refute_published, retry,
+    App, Attempt, Events, Fatal, FromContext, HandlerError, HandlerResult, Heard, JobContext, Middleware, NewEvent,
+    NewJob, Next, Request, State, Tenant, TenantId, Verdict, assert_published, done, done_with, fail, refute_published,
+    retry, retry_in,
 };
 
 const CATALOG: &str = r#"
@@ -226,6 +228,41 @@ async fn middleware_that_turns_done_into_another_verdict_drops_the_effects() {
     shop.pack(&app).await;
     assert_eq!(app.drain().await.states(), [Scheduled]);
     refute_published!(app, shop.tenant, "order.packed");
+}
+
+#[tokio::test]
+async fn a_handler_says_when_to_try_again_and_its_attempts_still_count() {
+    let shop = Shop::new();
+    let again = |_: Pack| async { retry_in(Duration::from_secs(300), "the scales are in use") };
+    let mut app = shop.test().job(again).build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Scheduled]);
+    let job = app.jobs(&shop.tenant).await.remove(0);
+    assert_eq!((job.attempt, job.error.as_deref()), (1, Some("the scales are in use")));
+    assert_eq!(job.run_at, app.now() + Duration::from_secs(300), "and not in an hour, as the queue says");
+    assert_eq!(app.advance(Duration::from_secs(300)).await.states(), [Dead], "the second of two attempts");
+}
+
+#[tokio::test]
+async fn a_fatal_error_is_never_tried_again_and_any_other_is() {
+    let shop = Shop::new();
+    let reads = |job: Pack| async move {
+        let number: u32 = job.order.parse().fatal()?;
+        let checked: Result<u32, HandlerError> = number.checked_sub(1).ok_or(std::fmt::Error).map_err(Into::into);
+        checked?;
+        done()
+    };
+    let app = shop.test().job(reads).build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Failed]);
+    let job = app.jobs(&shop.tenant).await.remove(0);
+    assert_eq!(job.error.as_deref(), Some("invalid digit found in string"));
+    app.enqueue(&shop.tenant, &Pack { order: "0".to_owned() }).await.expect("enqueued");
+    assert_eq!(app.drain().await.states(), [Scheduled]);
+    let twice = |_: Pack| async { fail("no").fatal() };
+    let app = shop.test().job(twice).build().await.expect("an app");
+    shop.pack(&app).await;
+    assert_eq!(app.drain().await.states(), [Failed]);
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tidewire_core::catalog::parse;
-use tidewire_core::commit::{Delay, Expander, NewSchedule, Request};
+use tidewire_core::commit::{Delay, Expander, NewJob, NewSchedule, Request};
 use tidewire_core::id::UuidV7;
 use tidewire_core::job::Job;
 use tidewire_core::schedule::{Missed, Overlap, Stored};
@@ -76,8 +77,28 @@ impl World {
     }
 
     async fn put(&self, schedules: Vec<NewSchedule>) {
+        self.put_for(&shop(), schedules).await;
+    }
+
+    async fn put_for(&self, tenant: &TenantId, schedules: Vec<NewSchedule>) {
         let request = Request { schedules, ..Request::default() };
-        self.publisher.commit(&shop(), request, None).await.expect("put");
+        self.publisher.commit(tenant, request, None).await.expect("put");
+    }
+
+    /// Makes a tenant known by a job of its own, which no schedule has made.
+    async fn know(&self, tenant: &str) {
+        let request = Request { jobs: vec![NewJob::new("digest", json!({}))], ..Request::default() };
+        let tenant = TenantId::new(tenant).expect("tenant");
+        self.publisher.commit(&tenant, request, None).await.expect("committed");
+    }
+
+    /// Whose jobs of schedules there are, and why, in order.
+    async fn caused(&self) -> Vec<(String, String)> {
+        let jobs = self.jobs().await.into_iter();
+        let caused = jobs.filter_map(|job| Some((job.tenant.to_string(), job.causation_id?.into())));
+        let mut caused: Vec<_> = caused.collect();
+        caused.sort();
+        caused
     }
 
     async fn jobs(&self) -> Vec<Job> {
@@ -244,4 +265,173 @@ async fn a_schedule_whose_job_left_the_catalog_is_paused_and_says_why() {
     assert!(kept.error.is_some_and(|why| why.contains("job.unknown_type")), "it says why");
     let page = world.publisher.store().schedules(ScheduleQuery { limit: 1, ..ScheduleQuery::default() }).await;
     assert_eq!(page.expect("a page").items.len(), 1, "it is not lost");
+}
+
+/// The catalog with `schedules` instead of its own.
+fn with(schedules: &str) -> String {
+    CATALOG.split("[schedules").next().expect("a part").to_owned() + schedules
+}
+
+#[tokio::test]
+async fn a_schedule_for_each_tenant_fires_once_per_slot_and_tenant_whoever_looks() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (path, clock) = (directory.path().join("t.db"), Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z"))));
+    let hourly =
+        with("[schedules.hourly]\njob = \"digest\"\ncron = \"0 * * * *\"\nper = \"tenant\"\noverlap = \"allow\"\n");
+    let world = World::sqlite(&path, clock.clone(), &hourly);
+    // More than one page of them.
+    let names: Vec<String> = (0..600).map(|n| format!("t{n:03}")).collect();
+    for name in &names {
+        world.know(name).await;
+    }
+    let (mut one, mut other) = (world.clockwork(), world.clockwork());
+    assert_eq!(both(&mut one, &mut other, clock.now()).await, Some(at("2026-05-01T01:00:00Z")));
+    assert!(world.caused().await.is_empty(), "it begins with its next slot");
+
+    clock.set(at("2026-05-01T01:00:00Z"));
+    assert_eq!(both(&mut one, &mut other, clock.now()).await, Some(at("2026-05-01T02:00:00Z")));
+    let first = "hourly@2026-05-01T01:00:00Z".to_owned();
+    let expected: Vec<_> = names.iter().map(|name| (name.clone(), first.clone())).collect();
+    assert_eq!(world.caused().await, expected);
+
+    // One that comes later begins with its next slot, also over a restart in which a slot was missed.
+    world.know("zoe").await;
+    both(&mut one, &mut other, clock.now()).await;
+    assert_eq!(world.caused().await, expected);
+    world.publisher.store().close().await.expect("closed");
+    drop((one, other, world));
+    clock.set(at("2026-05-01T03:30:00Z"));
+    let world = World::sqlite(&path, clock.clone(), &hourly);
+    let (mut one, mut other) = (world.clockwork(), world.clockwork());
+    assert_eq!(both(&mut one, &mut other, clock.now()).await, Some(at("2026-05-01T04:00:00Z")));
+    let of = |tenant: &str, caused: &[(String, String)]| {
+        let own = caused.iter().filter(|(of, _)| of == tenant);
+        own.map(|(_, cause)| cause.trim_start_matches("hourly@2026-05-01T").to_owned()).collect::<Vec<_>>()
+    };
+    let caused = world.caused().await;
+    assert_eq!(of("t000", &caused), ["01:00:00Z", "03:00:00Z"], "the last one that was missed");
+    assert_eq!(of("zoe", &caused), ["03:00:00Z"]);
+    assert_eq!(caused.len(), 600 * 2 + 1);
+    assert!(of("$app", &caused).is_empty());
+}
+
+#[tokio::test]
+async fn a_schedule_for_each_tenant_looks_at_the_unfinished_jobs_of_each_alone() {
+    let clock = Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z")));
+    let store = Memory::open(clock.clone(), Arc::new(UuidV7::new(clock.clone(), 7))).expect("memory");
+    let twice = with("[schedules.hourly]\njob = \"digest\"\nevery = \"1h\"\nper = \"tenant\"\nlimit = 2\n");
+    let world = World::on(store, clock.clone(), &twice);
+    world.know("ann").await;
+    let mut clockwork = world.clockwork();
+    clockwork.tick(clock.now()).await;
+    clock.set(at("2026-05-01T01:00:00Z"));
+    clockwork.tick(clock.now()).await;
+    world.know("bob").await;
+    clock.set(at("2026-05-01T02:00:00Z"));
+    clockwork.tick(clock.now()).await;
+    let slots = async |tenant: &str| {
+        let own = |(of, cause): &(String, String)| (of == tenant).then(|| cause[18..20].to_owned());
+        world.caused().await.iter().filter_map(own).collect::<Vec<_>>()
+    };
+    assert_eq!((slots("ann").await, slots("bob").await), (vec!["01".to_owned()], vec!["02".to_owned()]));
+    let bob = TenantId::new("bob").expect("tenant");
+    let reached = world.publisher.store().slots(&bob).await.expect("slots")["hourly"].clone();
+    assert_eq!((reached.runs, reached.last), (1, clock.now()));
+}
+
+#[tokio::test]
+async fn a_schedule_of_the_catalog_begins_ends_and_has_a_limit() {
+    let catalog = with(
+        r#"
+[schedules.once]
+job = "digest"
+at = "2026-05-01T02:30:00Z"
+
+[schedules.thrice]
+job = "digest"
+cron = "0 * * * *"
+limit = 3
+overlap = "allow"
+
+[schedules.season]
+job = "digest"
+cron = "0 * * * *"
+start = "2026-05-01T03:00:00Z"
+end = "2026-05-01T04:00:00Z"
+overlap = "allow"
+"#,
+    );
+    let directory = tempfile::tempdir().expect("directory");
+    let (path, clock) = (directory.path().join("t.db"), Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z"))));
+    let mut world = World::sqlite(&path, clock.clone(), &catalog);
+    let (mut one, mut other) = (world.clockwork(), world.clockwork());
+    let mut moments = 0;
+    while let Some(next) = both(&mut one, &mut other, clock.now()).await {
+        clock.set(next);
+        moments += 1;
+        if moments == 3 {
+            // What has run is not forgotten by a restart.
+            world.publisher.store().close().await.expect("closed");
+            drop((one, other, world));
+            world = World::sqlite(&path, clock.clone(), &catalog);
+            (one, other) = (world.clockwork(), world.clockwork());
+        }
+        assert!(moments < 9, "it ends");
+    }
+    let at_hours = |key: &str, hours: &[&str]| -> Vec<String> {
+        hours.iter().map(|hour| format!("{key}@2026-05-01T{hour}:00Z")).collect()
+    };
+    let expected = [
+        at_hours("once", &["02:30"]),
+        at_hours("season", &["03:00", "04:00"]),
+        at_hours("thrice", &["01:00", "02:00", "03:00"]),
+    ];
+    assert_eq!(world.causes().await, expected.concat());
+}
+
+#[tokio::test]
+async fn what_an_operator_paused_stays_paused_over_a_restart_and_a_new_catalog() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (path, clock) = (directory.path().join("t.db"), Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z"))));
+    let hourly = with("[schedules.hourly]\njob = \"digest\"\ncron = \"0 * * * *\"\nmissed = \"all\"\n");
+    let world = World::sqlite(&path, clock.clone(), &hourly);
+    world.clockwork().tick(clock.now()).await;
+    let paused = |paused| NewSchedule { key: "hourly".to_owned(), paused, ..NewSchedule::default() };
+    world.put_for(&TenantId::app(), vec![paused(true)]).await;
+    let other_time = Request { schedules: vec![cron("hourly", "5 * * * *", "UTC")], ..Request::default() };
+    let refused = world.publisher.commit(&TenantId::app(), other_time, None).await;
+    assert_eq!(refused.expect_err("the catalog's").code(), "schedule.declared");
+    world.publisher.store().close().await.expect("closed");
+    drop(world);
+
+    clock.set(at("2026-05-01T03:00:00Z"));
+    let world = World::sqlite(&path, clock.clone(), &hourly.replace("0 * * * *", "*/30 * * * *"));
+    assert_eq!(world.clockwork().tick(clock.now()).await, Some(at("2026-05-01T03:30:00Z")));
+    assert!(world.causes().await.is_empty());
+    world.put_for(&TenantId::app(), vec![paused(false)]).await;
+    clock.set(at("2026-05-01T03:30:00Z"));
+    world.clockwork().tick(clock.now()).await;
+    assert_eq!(world.causes().await, ["hourly@2026-05-01T03:30:00Z"], "what passed meanwhile is gone");
+}
+
+#[tokio::test]
+async fn the_app_has_schedules_that_operators_made_and_they_give_way_to_the_catalog() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (path, clock) = (directory.path().join("t.db"), Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z"))));
+    let world = World::sqlite(&path, clock.clone(), &with(""));
+    world.put_for(&TenantId::app(), vec![cron("hourly", "0 * * * *", "UTC")]).await;
+    clock.set(at("2026-05-01T01:00:00Z"));
+    world.clockwork().tick(clock.now()).await;
+    assert_eq!(world.caused().await, [("$app".to_owned(), "hourly@2026-05-01T01:00:00Z".to_owned())]);
+    world.publisher.store().close().await.expect("closed");
+    drop(world);
+
+    let declared = with("[schedules.hourly]\njob = \"digest\"\ncron = \"30 * * * *\"\noverlap = \"allow\"\n");
+    let world = World::sqlite(&path, clock.clone(), &declared);
+    let mut clockwork = world.clockwork();
+    while let Some(next) = clockwork.tick(clock.now()).await.filter(|next| *next < at("2026-05-01T02:10:00Z")) {
+        clock.set(next);
+    }
+    let causes = world.causes().await;
+    assert_eq!(causes, ["hourly@2026-05-01T01:00:00Z", "hourly@2026-05-01T01:30:00Z"]);
 }

@@ -205,3 +205,15 @@ async fn a_job_that_never_ends_is_noticed() {
     shop.pack(&app, 1).await;
     app.drain().await;
 }
+
+#[tokio::test]
+async fn a_schedule_of_the_app_runs_when_it_is_asked_to() {
+    let shop = Shop::new();
+    let app = shop.test().job(|_: Count| async { done() }).build().await.expect("an app");
+    let ran = app.run_schedule("hourly-count").await.expect("it is there");
+    assert_eq!(ran.jobs.len(), 1);
+    assert_eq!(app.drain().await.states(), [Completed]);
+    let job = app.jobs(&TenantId::app()).await.remove(0);
+    assert_eq!((&*job.kind, job.causation_id.as_deref()), ("count", Some("hourly-count")));
+    assert_eq!(app.run_schedule("daily-count").await.expect_err("there is none").code(), "schedule.not_found");
+}

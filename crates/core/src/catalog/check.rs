@@ -104,9 +104,10 @@ fn work(catalog: &Catalog, findings: &mut Vec<Finding>) {
     }
     let by_rule = catalog.rules.iter().filter_map(|rule| rule.enqueue.as_ref()).map(|enqueue| &*enqueue.job);
     let by_schedule = catalog.schedules.values().map(|schedule| &*schedule.job);
-    let enqueued: BTreeSet<&str> = by_rule.chain(by_schedule).collect();
+    let by_alert = catalog.alerts.iter().filter_map(|alerts| alerts.enqueue.as_ref()).map(|enqueue| &*enqueue.job);
+    let enqueued: BTreeSet<&str> = by_rule.chain(by_schedule).chain(by_alert).collect();
     for name in catalog.jobs.keys().filter(|name| !enqueued.contains(&***name)) {
-        note(findings, format!("job {name:?}: no rule and no schedule enqueues it, so the app has to"));
+        note(findings, format!("job {name:?}: no rule, schedule or alert enqueues it, so the app has to"));
     }
 }
 

@@ -16,21 +16,23 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 pub use check::{Finding, Severity, lint};
 pub use load::{LoadError, Problem, load, parse};
 pub use settings::{QueueSettings, TenantSettings};
 
-use crate::TenantId;
 use crate::expr::Expr;
 use crate::job::{OnConflict, States};
 use crate::limit::Rate;
 use crate::retry::Backoff;
 use crate::room::RoomTemplate;
-use crate::schedule::{Missed, Overlap, Timing};
+use crate::schedule::{Missed, Overlap, Spec, Timing};
 use crate::schema::Schema;
 use crate::store::{QueueLimits, TenantLimits};
 use crate::suggest::suggest;
 use crate::template::Template;
+use crate::{TenantId, Timestamp};
 
 /// One app as its catalog declares it. Immutable and shared; every name in it resolves.
 #[derive(Debug)]
@@ -51,7 +53,7 @@ pub struct Catalog {
     pub queues: BTreeMap<Arc<str>, Queue>,
     /// Job types by name.
     pub jobs: BTreeMap<Arc<str>, JobType>,
-    /// App-wide schedules by name.
+    /// Schedules by name.
     pub schedules: BTreeMap<Arc<str>, ScheduleSpec>,
     /// Declared event -> job, event.
     pub rules: Vec<Rule>,
@@ -448,8 +450,16 @@ pub struct ScheduleSpec {
     pub name: Arc<str>,
     /// The job type that each slot enqueues.
     pub job: Arc<str>,
-    /// When; absent when each user sets it (`per = "user"`).
+    /// Whose job each slot enqueues.
+    pub per: Per,
+    /// When; absent when each user sets it.
     pub timing: Option<Timing>,
+    /// No slot is earlier.
+    pub start: Option<Timestamp>,
+    /// No slot is later.
+    pub end: Option<Timestamp>,
+    /// It ends with so many runs, at least 1; of each tenant where it fires for each.
+    pub limit: Option<u64>,
     /// What happens to slots that passed while nothing ran.
     pub missed: Missed,
     /// What happens when the job of the slot before is still unfinished.
@@ -458,6 +468,34 @@ pub struct ScheduleSpec {
     pub data: crate::Json,
     /// One line for people.
     pub description: String,
+}
+
+/// Whom a schedule of the catalog fires for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Per {
+    /// The app: one job for each slot.
+    App,
+    /// Each tenant that the store knows when the slot is due.
+    Tenant,
+    /// Each user who sets it.
+    User,
+}
+
+impl ScheduleSpec {
+    /// What each slot does and when; nothing when each user sets it.
+    pub fn spec(&self) -> Option<Spec> {
+        Some(Spec {
+            job: self.job.clone(),
+            data: self.data.clone(),
+            timing: self.timing.clone()?,
+            missed: self.missed,
+            overlap: self.overlap,
+            start: self.start,
+            end: self.end,
+            limit: self.limit,
+        })
+    }
 }
 
 /// `[[rules]]`

@@ -1,6 +1,7 @@
 //! Resolving what runs in the background: queues, jobs, schedules, rules and caches.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,7 @@ use super::alerts::alert_on;
 use super::load::named_entries;
 use super::raw::{Item, Node, Table, join};
 use super::realtime::{Events, Roots, condition, publication, schema, template};
-use super::{AlertOn, App, Auth, Cache, JobType, Keep, Pattern, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
-use crate::TenantId;
+use super::{AlertOn, App, Auth, Cache, JobType, Keep, Pattern, Per, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
 use crate::job::OnConflict;
 use crate::retry::{Backoff, Jitter};
 use crate::room::RoomTemplate;
@@ -17,6 +17,7 @@ use crate::schedule::{Missed, Overlap, Timing};
 use crate::schema::Schema;
 use crate::store::{QueueLimits, TenantLimits};
 use crate::time::parse_duration;
+use crate::{TenantId, Timestamp};
 
 /// The workers that come with Tidewire.
 const BUILT_IN_WORKERS: [&str; 8] = ["email", "webhook", "notify", "http", "import", "export", "report", "backup"];
@@ -287,10 +288,18 @@ pub(super) fn schedules(top: &Table<'_>, app: &App, jobs: &Jobs) -> BTreeMap<Arc
     let mut schedules = BTreeMap::new();
     for (name, table) in named_entries(top, "schedules") {
         let job = job_named(&table, "job", jobs);
-        let timing = timing(&table, app);
+        let (timing, per) = timing(&table, app);
+        let time = |key| table.parsed(key, Timestamp::from_str);
+        let (start, end, limit) = (time("start"), time("end"), table.integer("limit", 1..=i64::MAX));
+        if start.zip(end).is_some_and(|(start, end)| end < start) {
+            table.wrong("end", "expected no earlier time than start");
+        }
         let missed = [("skip", Missed::Skip), ("last", Missed::Last), ("all", Missed::All)];
         let overlap = [("allow", Overlap::Allow), ("skip", Overlap::Skip), ("queue", Overlap::Queue)];
         let (missed, overlap) = (table.one_of("missed", &missed), table.one_of("overlap", &overlap));
+        if (per, overlap) == (Per::Tenant, Some(Overlap::Queue)) {
+            table.wrong("overlap", "expected allow or skip; with per = \"tenant\" a slot waits for nobody");
+        }
         let data = match table.item("data") {
             Some(Item { value: Node::Table(fields), .. }) => {
                 fields.iter().map(|(key, item)| (key.clone(), item.value.to_json())).collect()
@@ -307,7 +316,11 @@ pub(super) fn schedules(top: &Table<'_>, app: &App, jobs: &Jobs) -> BTreeMap<Arc
             let schedule = ScheduleSpec {
                 name: name.into(),
                 job,
+                per,
                 timing,
+                start,
+                end,
+                limit,
                 missed: missed.unwrap_or_default(),
                 overlap: overlap.unwrap_or_default(),
                 data: serde_json::Value::Object(data).into(),
@@ -319,23 +332,29 @@ pub(super) fn schedules(top: &Table<'_>, app: &App, jobs: &Jobs) -> BTreeMap<Arc
     schedules
 }
 
-/// Exactly one of `cron`, `every` and `per = "user"`.
-fn timing(table: &Table<'_>, app: &App) -> Option<Timing> {
+/// Exactly one of `cron`, `every`, `at` and `per = "user"`.
+fn timing(table: &Table<'_>, app: &App) -> (Option<Timing>, Per) {
     let zone = table.text("timezone");
     let cron = table.parsed("cron", |expr| Timing::cron(expr, zone.unwrap_or(&app.timezone)));
     let every = table.parsed("every", |text| Timing::every(parse_duration(text)?));
-    let _per_user = table.one_of("per", &[("user", ())]);
-    let given: Vec<&str> =
-        table.all().iter().map(|(key, _)| key.as_str()).filter(|key| ["cron", "every", "per"].contains(key)).collect();
+    let at = table.parsed("at", |text| Timestamp::from_str(text).map(Timing::Once));
+    let per = table.one_of("per", &[("user", Per::User), ("tenant", Per::Tenant)]).unwrap_or(Per::App);
+    let is_time = |key: &&str| ["cron", "every", "at"].contains(key) || (*key == "per" && per == Per::User);
+    let given: Vec<&str> = table.all().iter().map(|(key, _)| key.as_str()).filter(is_time).collect();
     match given.as_slice() {
         [_] => {}
-        [] => table.report.note(table.place, &table.key, "expected one of cron, every or per = \"user\""),
-        [_, second, ..] => table.wrong(second, "expected only one of cron, every and per"),
+        [] => table.report.note(table.place, &table.key, "expected one of cron, every, at or per = \"user\""),
+        [_, second, ..] => table.wrong(second, "expected only one of cron, every, at and per = \"user\""),
     }
     if zone.is_some() && !given.contains(&"cron") {
         table.wrong("timezone", "only a cron has a time zone");
     }
-    cron.or(every)
+    for key in ["start", "end", "limit"] {
+        if per == Per::User && table.all().iter().any(|(given, _)| given == key) {
+            table.wrong(key, "with per = \"user\" each user says so");
+        }
+    }
+    (cron.or(every).or(at), per)
 }
 
 pub(super) fn rules(top: &Table<'_>, auth: &Auth, events: &Events, jobs: &Jobs) -> Vec<Rule> {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Delay;
 use crate::schedule::{Missed, Overlap, Spec};
@@ -15,8 +16,8 @@ use crate::{Json, TenantId, Timestamp};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewSchedule {
-    /// The tenant, where the caller names it here. Expansion refuses any other than the commit's.
-    #[serde(default)]
+    /// The tenant, where the caller names it here, or `$app`. Expansion refuses any other than the commit's.
+    #[serde(default, deserialize_with = "tenant_or_app")]
     pub tenant: Option<TenantId>,
     /// Its name, 1 to 128 printable ASCII characters without spaces.
     #[serde(default)]
@@ -63,6 +64,13 @@ pub struct NewSchedule {
     /// Deletes it. Then only the key and the user are given.
     #[serde(default)]
     pub delete: bool,
+}
+
+fn tenant_or_app<'de, D: Deserializer<'de>>(input: D) -> Result<Option<TenantId>, D::Error> {
+    let named: Option<String> = Option::deserialize(input)?;
+    let tenant =
+        |name: String| if name == TenantId::app().as_str() { Ok(TenantId::app()) } else { TenantId::new(name) };
+    named.map(tenant).transpose().map_err(D::Error::custom)
 }
 
 impl NewSchedule {

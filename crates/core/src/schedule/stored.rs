@@ -35,6 +35,17 @@ pub struct Spec {
     pub limit: Option<u64>,
 }
 
+/// How far a schedule of the catalog has got.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reached {
+    /// The last slot that fired or was passed over.
+    pub last: Timestamp,
+    /// The job of the last slot that ran.
+    pub last_job: Option<Id>,
+    /// How many jobs its slots have enqueued.
+    pub runs: u64,
+}
+
 impl Spec {
     /// The first slot strictly after `after` and within start and end; `None` when there is none.
     pub fn next_after(&self, after: Timestamp) -> Option<Timestamp> {

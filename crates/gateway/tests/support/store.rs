@@ -10,7 +10,7 @@ use tidewire_core::catalog::QueueSettings;
 use tidewire_core::commit::{Appended, Commit, Committed};
 use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::job::{FailedAttempt, Job, LogLine};
-use tidewire_core::schedule::Stored;
+use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
     Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
     Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
@@ -224,7 +224,10 @@ impl Queues for Fake {
 }
 
 impl Schedules for Fake {
-    fn slots(&self) -> Answer<'_, BTreeMap<(TenantId, Arc<str>), Timestamp>> {
+    fn slots(&self, _: &TenantId) -> Answer<'_, BTreeMap<Arc<str>, Reached>> {
+        unused()
+    }
+    fn tenants(&self, _: Option<&TenantId>, _: u32) -> Answer<'_, Vec<TenantId>> {
         unused()
     }
     fn fire(&self, _: Fire) -> Answer<'_, Fired> {

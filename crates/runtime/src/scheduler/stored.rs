@@ -1,26 +1,19 @@
 //! The schedules that were made at run time: read when they are due, fired together.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidewire_core::commit::{Commit, NewJob, Origin, ScheduleWrite};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{Fire, Fired, Planned};
-use tidewire_core::{Error, Result, Timestamp};
+use tidewire_core::{Error, Result, TenantId, Timestamp};
 use tokio::task::JoinSet;
 
-use super::ASK_AGAIN;
 use super::plan::{Progress, plan};
+use super::{ASK_AGAIN, AT_ONCE, TICK};
 use crate::publisher::Publisher;
-
-/// How many schedules are in memory and fire at the same time, so that they share commits of the store.
-const AT_ONCE: u32 = 500;
 
 /// After so many batches of [`AT_ONCE`] the catalog's schedules get their turn.
 const MOST_BATCHES: usize = 200;
-
-/// The smallest step of a timestamp.
-const TICK: Duration = Duration::from_micros(1);
 
 /// Fires what is due of the store's schedules. Answers when the next of them is due.
 pub(super) async fn fire_due(publisher: &Arc<Publisher>, now: Timestamp) -> Result<Option<Timestamp>> {
@@ -36,14 +29,7 @@ pub(super) async fn fire_due(publisher: &Arc<Publisher>, now: Timestamp) -> Resu
             let publisher = publisher.clone();
             firing.spawn(async move { fire(&publisher, &schedule, now).await });
         }
-        let mut failed = None;
-        while let Some(fired) = firing.join_next().await {
-            let fired = fired.unwrap_or_else(|lost| Err(Error::internal("the firing of a schedule did not end", lost)));
-            failed = fired.err().or(failed);
-        }
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        super::all_of(firing).await?;
     }
     Ok(Some(now))
 }
@@ -52,6 +38,9 @@ pub(super) async fn fire_due(publisher: &Arc<Publisher>, now: Timestamp) -> Resu
 async fn fire(publisher: &Publisher, schedule: &Stored, now: Timestamp) -> Result<()> {
     let Some(first) = schedule.next else { return Ok(()) };
     let spec = &schedule.spec;
+    if schedule.tenant == TenantId::app() && publisher.expander().catalog().schedules.contains_key(&schedule.key) {
+        return give_way(publisher, schedule).await;
+    }
     let progress = Progress { last: first - TICK, waiting: schedule.is_waiting.then_some(first) };
     let mut runs = schedule.runs;
     for (slot, is_run) in plan(|after| spec.next_after(after), spec.missed, progress, now) {
@@ -67,14 +56,14 @@ async fn fire(publisher: &Publisher, schedule: &Stored, now: Timestamp) -> Resul
         } else {
             None
         };
-        let planned = Planned {
-            user_id: schedule.user_id.clone(),
-            revision: schedule.revision,
-            next: spec.next_after(slot),
-            limit: spec.limit,
-        };
+        let planned =
+            Planned { user_id: schedule.user_id.clone(), revision: schedule.revision, next: spec.next_after(slot) };
         let (tenant, key, overlap) = (schedule.tenant.clone(), schedule.key.clone(), spec.overlap);
-        match publisher.store().fire(Fire { tenant, key, slot, overlap, job, stored: Some(planned) }).await? {
+        match publisher
+            .store()
+            .fire(Fire { tenant, key, slot, overlap, job, limit: spec.limit, stored: Some(planned) })
+            .await?
+        {
             Fired::Enqueued(job) => {
                 runs += 1;
                 tracing::debug!(schedule = schedule.cause(slot), tenant = %schedule.tenant, %job, "fired");
@@ -83,7 +72,7 @@ async fn fire(publisher: &Publisher, schedule: &Stored, now: Timestamp) -> Resul
                 tracing::info!(schedule = schedule.cause(slot), tenant = %schedule.tenant, "skipped: the job before is unfinished");
             }
             // Another one fires it, or it is due again when the store says so.
-            Fired::Stale | Fired::Waiting => return Ok(()),
+            Fired::Stale | Fired::Waiting | Fired::Ended => return Ok(()),
             Fired::Skipped => {}
         }
     }
@@ -91,9 +80,20 @@ async fn fire(publisher: &Publisher, schedule: &Stored, now: Timestamp) -> Resul
 }
 
 /// The job that each slot of a schedule enqueues.
-pub fn slot_job(schedule: &Stored) -> NewJob {
+pub(super) fn slot_job(schedule: &Stored) -> NewJob {
     let user_id = schedule.user_id.as_deref().map(str::to_owned);
     NewJob { user_id, ..NewJob::new(&*schedule.spec.job, schedule.spec.data.clone()) }
+}
+
+/// Deletes a schedule of the app, as the catalog has one of this name by now.
+async fn give_way(publisher: &Publisher, schedule: &Stored) -> Result<()> {
+    tracing::warn!(key = %schedule.key, "a schedule of the app gives way to the one that the catalog declares");
+    let delete = ScheduleWrite::Delete { key: schedule.key.clone(), user_id: schedule.user_id.clone() };
+    publisher
+        .store()
+        .commit(Commit { schedules: vec![delete], ..Commit::empty(schedule.tenant.clone()) })
+        .await
+        .map(drop)
 }
 
 /// Pauses a schedule whose job the catalog no longer has, or no longer takes: it is kept, says why, and is not tried over and over.

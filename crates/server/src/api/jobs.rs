@@ -163,14 +163,18 @@ struct Owner {
 }
 
 impl Owner {
-    /// Codes `tenant.required`, `tenant.invalid`, `tenant.unknown`.
     fn resolve(&self, api: &Api, caller: &Caller) -> Result<TenantId> {
-        let app = TenantId::app();
-        match self.tenant.as_deref() {
-            Some(named) if named == app.as_str() && caller.tenant.is_none() => Ok(app),
-            Some(named) => caller.tenant(Some(&TenantId::new(named)?), api.tenants.as_deref()),
-            None => caller.tenant(None, api.tenants.as_deref()),
-        }
+        owner(self.tenant.as_deref(), api, caller)
+    }
+}
+
+/// The tenant that a caller names, or the app. Codes `tenant.required`, `tenant.invalid`, `tenant.unknown`.
+pub(super) fn owner(named: Option<&str>, api: &Api, caller: &Caller) -> Result<TenantId> {
+    let app = TenantId::app();
+    match named {
+        Some(named) if named == app.as_str() && caller.tenant.is_none() => Ok(app),
+        Some(named) => caller.tenant(Some(&TenantId::new(named)?), api.tenants.as_deref()),
+        None => caller.tenant(None, api.tenants.as_deref()),
     }
 }
 

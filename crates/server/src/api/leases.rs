@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Json, Router};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire_core::commit::{Committed, Delay};
@@ -19,7 +20,7 @@ use tidewire_core::time::duration_text;
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp};
 use tidewire_runtime::{Effects, Settlement, settle, verdict};
 
-use super::extract::{Call, all};
+use super::extract::{Call, all, json};
 use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -29,8 +30,8 @@ use crate::problem;
 const MAX_JOBS: usize = 1_000;
 /// The longest that a call waits for a first job.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// A lease when none is given: a job whose worker was killed runs again within this time. And its bounds.
-const DEFAULT_LEASE: Duration = Duration::from_secs(5);
+/// A lease when none is given. Half a second is left for another worker to begin within 5 s of a kill. And its bounds.
+const DEFAULT_LEASE: Duration = Duration::from_millis(4_500);
 const SHORTEST_LEASE: Duration = Duration::from_millis(500);
 const LONGEST_LEASE: Duration = Duration::from_secs(12 * 3600);
 
@@ -213,9 +214,9 @@ struct ResultBody {
     verdict: String,
     result: Option<RawJson>,
     error: Option<String>,
-    delay: Option<Delay>,
-    #[serde(default)]
-    effects: Effects,
+    /// These two are what handlers make up, so they are read by themselves: a slip in one result is answered there.
+    delay: Option<RawJson>,
+    effects: Option<RawJson>,
 }
 
 /// What became of one entry of a batch.
@@ -281,10 +282,17 @@ async fn settle_all(State(api): State<Shared>, request: Request<Body>) -> Answer
 }
 
 async fn settle_one(api: &Api, tenant: Option<TenantId>, body: ResultBody) -> Result<SettledView> {
-    let verdict = verdict(&body.verdict, body.result, body.error, body.delay.map(|delay| delay.0))?;
-    let settlement = Settlement { id: body.id, lease: body.lease, verdict, effects: body.effects };
+    let delay: Option<Delay> = read("delay", body.delay)?;
+    let effects: Option<Effects> = read("effects", body.effects)?;
+    let verdict = verdict(&body.verdict, body.result, body.error, delay.map(|delay| delay.0))?;
+    let settlement = Settlement { id: body.id, lease: body.lease, verdict, effects: effects.unwrap_or_default() };
     let settled = settle(&api.publisher, tenant, settlement).await?;
     Ok(SettledView { state: settled.state, effects: settled.effects })
+}
+
+fn read<T: DeserializeOwned>(field: &str, given: Option<RawJson>) -> Result<Option<T>> {
+    let read = given.map(|given| json(given.get().as_bytes())).transpose();
+    read.map_err(|error| Error::invalid(error.code(), format!("{field}: {}", error.detail())))
 }
 
 #[derive(Deserialize)]

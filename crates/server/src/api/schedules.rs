@@ -1,4 +1,4 @@
-//! `/schedules`: what fires when. Those of the catalog are for the whole app and are only read; the others are a tenant's or a user's.
+//! `/schedules`: what fires when. Those of the catalog are only paused and run; the others are the app's, a tenant's or a user's.
 
 use std::sync::Arc;
 
@@ -10,14 +10,16 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewire_core::commit::{Committed, NewJob, NewSchedule};
+use tidewire_core::catalog::Per;
+use tidewire_core::commit::NewSchedule;
 use tidewire_core::schedule::{Missed, Overlap, Stored, Timing};
 use tidewire_core::store::ScheduleQuery;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp, commit};
-use tidewire_runtime::{next_slots, slot_job};
+use tidewire_runtime::{declared_schedules, run_schedule};
 
 use super::extract::{Call, PathText, Query, page_limit};
-use super::{Answer, Api, Shared, events};
+use super::jobs::owner;
+use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
 
@@ -97,51 +99,80 @@ impl From<Stored> for View {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Of {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     user_id: Option<String>,
+}
+
+impl Of {
+    /// Whose it is, who may change it. What belongs to the app needs the scope `admin`, all else `enqueue`.
+    fn changed_by(&self, api: &Api, caller: &Caller) -> Result<TenantId> {
+        let tenant = owner(self.tenant.as_deref(), api, caller)?;
+        caller.require(if tenant == TenantId::app() { Scope::Admin } else { Scope::Enqueue })?;
+        Ok(tenant)
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     key: Option<String>,
     user_id: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
 }
 
+/// Whose schedules are looked at; nothing for those of all.
+fn looked_at(named: Option<&str>, api: &Api, caller: &Caller) -> Result<Option<TenantId>> {
+    if named.is_none() && caller.tenant.is_none() {
+        return Ok(None);
+    }
+    owner(named, api, caller).map(Some)
+}
+
 /// One page: first, and beside the limit, those of the catalog, which belong to no user; then those of the tenant, or of all.
 async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<ListQuery>) -> Answer {
     caller.require(Scope::Read)?;
-    let tenant = caller.tenant_or_all(query.tenant.as_ref(), api.tenants.as_deref())?;
+    let tenant = looked_at(query.tenant.as_deref(), &api, &caller)?;
     let limit = page_limit(query.limit, 100, ScheduleQuery::MAX)?;
-    let now = api.publisher.clock().now();
     let is_first = query.cursor.is_none() && query.user_id.is_none();
     let wanted = |name: &str| is_first && query.key.as_ref().is_none_or(|key| key == name);
-    let declared = api.catalog().schedules.values().filter(|spec| wanted(&spec.name));
-    let mut items: Vec<_> = declared.map(|spec| shown(next_slots(spec, now, NEXT))).collect::<Result<_>>()?;
+    let declared = declared_schedules(&api.publisher, tenant.as_ref(), wanted, NEXT).await?;
+    let mut items: Vec<_> = declared.iter().map(shown).collect::<Result<_>>()?;
     let query = ScheduleQuery { tenant, key: query.key, user_id: query.user_id, cursor: query.cursor, limit };
     let page = api.publisher.store().schedules(query).await?;
-    for stored in page.items {
-        items.push(shown(View::from(stored))?);
+    // What is kept of a paused one of the catalog was shown with it.
+    for stored in page.items.into_iter().filter(|stored| !is_declared(&api, &stored.tenant, &stored.key)) {
+        items.push(shown(&View::from(stored))?);
     }
     Ok(Json(tidewire_core::store::Page { items, next_cursor: page.next_cursor }).into_response())
 }
 
-fn shown(schedule: impl Serialize) -> Result<tidewire_core::Json> {
-    tidewire_core::Json::from_serialize(&schedule)
+fn shown(schedule: &impl Serialize) -> Result<tidewire_core::Json> {
+    tidewire_core::Json::from_serialize(schedule)
+}
+
+/// Whether the catalog has it for the app, and says when.
+fn is_declared(api: &Api, tenant: &TenantId, key: &str) -> bool {
+    let declared = api.catalog().schedules.get(key);
+    *tenant == TenantId::app() && declared.is_some_and(|declared| declared.timing.is_some())
 }
 
 async fn one(State(api): State<Shared>, caller: Caller, PathText(key): PathText, Query(of): Query<Of>) -> Answer {
     caller.require(Scope::Read)?;
-    if let Some(tenant) = caller.tenant_or_all(of.tenant.as_ref(), api.tenants.as_deref())?
-        && let Some(stored) = api.publisher.store().schedule(&tenant, &key, of.user_id.as_deref()).await?
+    let tenant = looked_at(of.tenant.as_deref(), &api, &caller)?;
+    view(&api, tenant, &key, of.user_id.as_deref()).await
+}
+
+async fn view(api: &Api, tenant: Option<TenantId>, key: &str, user_id: Option<&str>) -> Answer {
+    if let Some(tenant) = tenant.as_ref().filter(|tenant| !is_declared(api, tenant, key))
+        && let Some(stored) = api.publisher.store().schedule(tenant, key, user_id).await?
     {
         return Ok(Json(View::from(stored)).into_response());
     }
-    let spec = api.catalog().schedules.get(&*key).filter(|_| of.user_id.is_none()).ok_or_else(|| not_found(&key))?;
-    Ok(Json(next_slots(spec, api.publisher.clock().now(), NEXT)).into_response())
+    let wanted = |name: &str| name == key && user_id.is_none();
+    let mut declared = declared_schedules(&api.publisher, tenant.as_ref(), wanted, NEXT).await?;
+    Ok(Json(declared.pop().ok_or_else(|| not_found(key))?).into_response())
 }
 
 async fn put(
@@ -159,13 +190,13 @@ async fn put(
     if !(body.key.is_empty() || body.key == key) {
         return Err(Error::invalid("request.invalid", format!("key: the path says {key:?}")).into());
     }
-    let tenant = same("tenant", body.tenant.clone(), of.tenant)?;
-    let user_id = same("userId", body.user_id.clone(), of.user_id)?;
-    let schedule = NewSchedule { tenant: tenant.clone(), key: key.clone(), user_id: user_id.clone(), ..body };
-    write(&api, &call, tenant.as_ref(), schedule).await?;
-    let tenant = call.caller.tenant(tenant.as_ref(), api.tenants.as_deref())?;
-    let stored = api.publisher.store().schedule(&tenant, &key, user_id.as_deref()).await?;
-    Ok(Json(View::from(stored.ok_or_else(|| not_found(&key))?)).into_response())
+    let named = body.tenant.as_ref().map(|tenant| tenant.as_str().to_owned());
+    let of =
+        Of { tenant: same("tenant", named, of.tenant)?, user_id: same("userId", body.user_id.clone(), of.user_id)? };
+    let tenant = of.changed_by(&api, &call.caller)?;
+    let schedule = NewSchedule { tenant: None, key: key.clone(), user_id: of.user_id.clone(), ..body };
+    write(&api, &call, &tenant, schedule).await?;
+    view(&api, Some(tenant), &key, of.user_id.as_deref()).await
 }
 
 /// What the body and the query say, who may both be silent but must not disagree.
@@ -185,27 +216,19 @@ async fn delete(
     request: Request<Body>,
 ) -> Answer {
     let call = Call::read(&api, request).await?;
-    call.caller.require(Scope::Enqueue)?;
-    stored(&api, &call.caller, &key, &of).await?;
+    let tenant = of.changed_by(&api, &call.caller)?;
+    let stored = api.publisher.store().schedule(&tenant, &key, of.user_id.as_deref()).await?;
+    if stored.is_none() || is_declared(&api, &tenant, &key) {
+        return Err(unchangeable(&api, &key).into());
+    }
     let schedule = NewSchedule { user_id: of.user_id, ..NewSchedule::delete(key) };
-    write(&api, &call, of.tenant.as_ref(), schedule).await?;
+    write(&api, &call, &tenant, schedule).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn write(api: &Api, call: &Call, tenant: Option<&TenantId>, schedule: NewSchedule) -> Result<Committed> {
-    events::commit(api, call, tenant, commit::Request { schedules: vec![schedule], ..commit::Request::default() }).await
-}
-
-/// The schedule that a caller may change. Codes `tenant.required`, `schedule.declared`, `schedule.not_found`.
-async fn stored(api: &Api, caller: &Caller, key: &str, of: &Of) -> Result<Stored> {
-    let tenant = caller.tenant(of.tenant.as_ref(), api.tenants.as_deref())?;
-    let stored = api.publisher.store().schedule(&tenant, key, of.user_id.as_deref()).await?;
-    stored.ok_or_else(|| match api.catalog().schedules.get(key) {
-        Some(spec) if spec.timing.is_some() => {
-            Error::conflict("schedule.declared", format!("the schedule {key:?} belongs to the catalog"))
-        }
-        _ => not_found(key),
-    })
+async fn write(api: &Api, call: &Call, tenant: &TenantId, schedule: NewSchedule) -> Result<()> {
+    let request = commit::Request { schedules: vec![schedule], ..commit::Request::default() };
+    api.publisher.commit(tenant, request, call.idempotency()?).await.map(drop)
 }
 
 /// Runs a schedule now, beside its slots.
@@ -216,23 +239,31 @@ async fn run(
     request: Request<Body>,
 ) -> Answer {
     let call = Call::read(&api, request).await?;
-    let spec = api.catalog().schedules.get(&*key).filter(|spec| spec.timing.is_some());
-    let (tenant, job) = match spec.filter(|_| of.tenant.is_none() && of.user_id.is_none()) {
-        Some(spec) => {
-            call.caller.require(Scope::Admin)?;
-            call.caller.require_all_tenants()?;
-            (TenantId::app(), NewJob::new(&*spec.job, spec.data.clone()))
-        }
-        None => {
-            call.caller.require(Scope::Enqueue)?;
-            let stored = stored(&api, &call.caller, &key, &of).await?;
-            let job = NewJob { causation_id: Some(key), ..slot_job(&stored) };
-            (stored.tenant, job)
-        }
+    let declared = api.catalog().schedules.get(&*key);
+    let is_of_app = declared.is_some_and(|declared| declared.per == Per::App && of.tenant.is_none());
+    let tenant = if is_of_app && of.user_id.is_none() {
+        call.caller.require(Scope::Admin)?;
+        call.caller.require_all_tenants()?;
+        TenantId::app()
+    } else {
+        of.changed_by(&api, &call.caller)?
     };
-    let request = commit::Request { jobs: vec![job], ..commit::Request::default() };
-    let committed = api.publisher.commit(&tenant, request, call.idempotency()?).await?;
+    let ran = run_schedule(&api.publisher, &tenant, &key, of.user_id.as_deref(), call.idempotency()?).await;
+    let committed = ran.map_err(|error| match error.code() {
+        "schedule.not_found" => unchangeable(&api, &key),
+        _ => error,
+    })?;
     Ok((StatusCode::CREATED, Json(json!({ "jobs": committed.jobs }))).into_response())
+}
+
+/// Why there is no schedule of this key that the caller may change.
+fn unchangeable(api: &Api, key: &str) -> Error {
+    match api.catalog().schedules.get(key) {
+        Some(declared) if declared.timing.is_some() => {
+            Error::conflict("schedule.declared", format!("the schedule {key:?} belongs to the catalog"))
+        }
+        _ => not_found(key),
+    }
 }
 
 fn not_found(key: &str) -> Error {

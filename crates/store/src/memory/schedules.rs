@@ -1,9 +1,10 @@
-//! Schedules that were made at run time, in a map.
+//! Schedules that were made at run time, and slots of those of the catalog, in maps.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
-use tidewire_core::schedule::Stored;
+use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{Page, ScheduleQuery};
 use tidewire_core::{Result, TenantId, Timestamp};
 
@@ -35,11 +36,33 @@ impl Schedules for MemoryRows {
         self.tables().schedules.remove(&(tenant, key.to_owned(), user.to_owned()));
         Ok(())
     }
+
+    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<Reached>> {
+        Ok(self.tables().slots.get(&(tenant, key.to_owned())).cloned())
+    }
+
+    fn put_slot(&mut self, tenant: NameId, key: &str, reached: &Reached) -> Result<()> {
+        self.tables().slots.insert((tenant, key.to_owned()), reached.clone());
+        Ok(())
+    }
+
+    fn slots(&mut self, tenant: NameId) -> Result<Vec<(Arc<str>, Reached)>> {
+        let tables = self.tables();
+        let own = tables.slots.iter().filter(|((of, _), _)| *of == tenant);
+        Ok(own.map(|((_, key), reached)| (key.as_str().into(), reached.clone())).collect())
+    }
 }
 
 impl Tables {
     pub(super) fn tenant_name(&self, tenant: NameId) -> Option<TenantId> {
         self.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name))
+    }
+
+    /// By their numbers, which grow.
+    pub(super) fn tenants_after(&self, after: Option<&TenantId>, limit: u32) -> Vec<TenantId> {
+        let first = after.and_then(|after| self.tenant(after)).map_or(0, |after| after as usize + 1);
+        let names = self.tenant_names.iter().skip(first).take(limit as usize);
+        names.map(|name| TenantId::from_stored(name)).collect()
     }
 
     pub(super) fn due_schedules(&self, now: Timestamp, limit: u32) -> Vec<Stored> {

@@ -1,8 +1,8 @@
-//! Schedules that were made at run time.
+//! Schedules that were made at run time, and how far those of the catalog have got.
 
 use std::sync::Arc;
 
-use tidewire_core::schedule::{Spec, Stored};
+use tidewire_core::schedule::{Reached, Spec, Stored};
 use tidewire_core::store::Page;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
@@ -39,6 +39,11 @@ pub(crate) trait Schedules {
     /// Writes what a slot changes: slot, time, last, job and runs.
     fn advance_schedule(&mut self, tenant: NameId, key: &str, user: &str, row: &Row) -> Result<()>;
     fn delete_schedule(&mut self, tenant: NameId, key: &str, user: &str) -> Result<()>;
+    /// How far a schedule of the catalog has got.
+    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<Reached>>;
+    fn put_slot(&mut self, tenant: NameId, key: &str, reached: &Reached) -> Result<()>;
+    /// All of a tenant.
+    fn slots(&mut self, tenant: NameId) -> Result<Vec<(Arc<str>, Reached)>>;
 }
 
 /// A row as the rest of Tidewire sees it. Nothing, and a line in the log, when its time can no longer be read: a zone may leave the

@@ -39,10 +39,10 @@ use crate::rows::{Found, read_cursor};
 use crate::writer::OnFatal;
 
 /// The version of `schema.sql`. A file of an older one is brought to it, a file of a newer one is refused.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// What leads from each version to the next: the first from 1 to 2. They never change once they are released.
-const MIGRATIONS: [&str; 1] = [include_str!("migrate-2.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("migrate-2.sql"), include_str!("migrate-3.sql")];
 
 /// Where and how to open a SQLite store.
 pub struct Options {
@@ -283,6 +283,11 @@ impl Reader for SqliteReader {
 
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {
         Box::pin(self.readers.read(move |connection| schedules::due(connection, now, limit)))
+    }
+
+    fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<'_, Vec<TenantId>> {
+        let after = after.cloned();
+        Box::pin(self.readers.read(move |connection| schedules::tenants(connection, after.as_ref(), limit)))
     }
 
     fn next_due(&self) -> Answer<'_, Option<Timestamp>> {

@@ -10,9 +10,7 @@ use tidewire_core::job::{FailedAttempt, Job, MAX_FAILED_ATTEMPTS, States};
 use tidewire_core::retry::Backoff;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
-use super::columns::{
-    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, optional_id, state,
-};
+use super::columns::{EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, fault, job_row, state};
 use super::fold::Folding;
 use crate::rows::{JobRow, Keys, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key};
 
@@ -478,24 +476,6 @@ impl Rows for SqliteRows {
     ) -> Result<()> {
         let sql = "INSERT OR REPLACE INTO idempotency (tenant, key, digest, answer, until) VALUES (?1, ?2, ?3, ?4, ?5)";
         self.run(sql, params![tenant, key, digest, answer, Micros(until)]).map(drop)
-    }
-
-    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<(Timestamp, Option<Id>)>> {
-        self.one("SELECT slot, job FROM slots WHERE tenant = ?1 AND key = ?2", params![tenant, key], |row| {
-            Ok((row.get::<_, Micros>(0)?.0, optional_id(row, 1)?))
-        })
-    }
-
-    fn put_slot(&mut self, tenant: NameId, key: &str, slot: Timestamp, job: Option<&Id>) -> Result<()> {
-        let sql = "INSERT OR REPLACE INTO slots (tenant, key, slot, job) VALUES (?1, ?2, ?3, ?4)";
-        self.run(sql, params![tenant, key, Micros(slot), job.map(IdColumn)]).map(drop)
-    }
-
-    fn slots(&mut self) -> Result<Vec<(TenantId, Arc<str>, Timestamp)>> {
-        self.all("SELECT t.name, s.key, s.slot FROM slots s JOIN tenants t ON t.id = s.tenant", [], |row| {
-            let tenant = TenantId::from_stored(row.get_ref(0)?.as_str()?);
-            Ok((tenant, row.get_ref(1)?.as_str()?.into(), row.get::<_, Micros>(2)?.0))
-        })
     }
 
     fn put_session(&mut self, tenant: NameId, sid: &str, state: &str, until: Timestamp) -> Result<()> {

@@ -1,8 +1,10 @@
-//! Schedules that were made at run time, on the writer's connection and on the readers'.
+//! Schedules that were made at run time and slots of those of the catalog, on the writer's connection and on the readers'.
+
+use std::sync::Arc;
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use tidewire_core::schedule::Stored;
+use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{Page, ScheduleQuery};
 use tidewire_core::{Result, TenantId, Timestamp};
 
@@ -87,6 +89,37 @@ impl Schedules for SqliteRows {
         let sql = "DELETE FROM schedules WHERE tenant = ?1 AND key = ?2 AND user_id = ?3";
         self.run(sql, params![tenant, key, user]).map(drop)
     }
+
+    fn slot(&mut self, tenant: NameId, key: &str) -> Result<Option<Reached>> {
+        self.one("SELECT slot, job, runs FROM slots WHERE tenant = ?1 AND key = ?2", params![tenant, key], reached)
+    }
+
+    fn put_slot(&mut self, tenant: NameId, key: &str, reached: &Reached) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO slots (tenant, key, slot, job, runs) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let (last, job) = (Micros(reached.last), reached.last_job.as_ref().map(IdColumn));
+        self.run(sql, params![tenant, key, last, job, reached.runs.cast_signed()]).map(drop)
+    }
+
+    fn slots(&mut self, tenant: NameId) -> Result<Vec<(Arc<str>, Reached)>> {
+        self.all("SELECT slot, job, runs, key FROM slots WHERE tenant = ?1", [tenant], |row| {
+            Ok((row.get_ref(3)?.as_str()?.into(), reached(row)?))
+        })
+    }
+}
+
+/// Reads `slot, job, runs`.
+fn reached(row: &Row<'_>) -> rusqlite::Result<Reached> {
+    let runs = row.get::<_, i64>(2)?.unsigned_abs();
+    Ok(Reached { last: row.get::<_, Micros>(0)?.0, last_job: optional_id(row, 1)?, runs })
+}
+
+/// Tenants by their numbers, which grow.
+pub(super) fn tenants(connection: &Connection, after: Option<&TenantId>, limit: u32) -> Result<Vec<TenantId>> {
+    let sql = "SELECT name FROM tenants WHERE id > coalesce((SELECT id FROM tenants WHERE name = ?1), 0) ORDER BY id LIMIT ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let name = |row: &Row<'_>| Ok(TenantId::from_stored(row.get_ref(0)?.as_str()?));
+    let names = statement.query_map(params![after.map(TenantId::as_str), limit], name).map_err(fault)?;
+    names.collect::<rusqlite::Result<_>>().map_err(fault)
 }
 
 /// Reads `COLUMNS, sc.tenant, sc.key, sc.user_id, t.name`.

@@ -324,6 +324,7 @@ async fn keys_slots_and_sessions_survive_a_kill() {
         slot: START + HOUR * slot,
         overlap: Overlap::Skip,
         job: Some(Enqueue { id: id(&format!("run-{slot}")), given_id: true, ..world.job("poll") }),
+        limit: None,
         stored: None,
     };
     let keyed = |world: &World| Commit {
@@ -342,7 +343,7 @@ async fn keys_slots_and_sessions_survive_a_kill() {
     assert_eq!(world.commit(keyed(&world)).await.events[0].id, first.events[0].id);
     let other = Commit { idempotency: None, ..keyed(&world) };
     assert!(world.commit(other).await.deduplicated);
-    assert_eq!(within(world.store.slots()).await.expect("slots")[&(a.clone(), "poll".into())], START + HOUR);
+    assert_eq!(within(world.store.slots(&a)).await.expect("slots")["poll"].last, START + HOUR);
     assert_eq!(within(world.store.fire(fire(&world, 1))).await.expect("fire"), Fired::Stale);
     assert_eq!(within(world.store.fire(fire(&world, 2))).await.expect("fire"), Fired::Overlapped);
     assert_eq!(within(world.store.session(&a, "s1")).await.expect("session").as_deref(), Some("joined"));

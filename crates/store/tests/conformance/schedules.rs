@@ -1,8 +1,8 @@
 //! Schedules: each slot fires once, ever.
 
-use tidewire_core::commit::Enqueue;
+use tidewire_core::commit::{Commit, Enqueue, ScheduleWrite};
 use tidewire_core::job::State;
-use tidewire_core::schedule::Overlap;
+use tidewire_core::schedule::{Missed, Overlap, Reached, Spec, Timing};
 use tidewire_core::store::{Fire, Fired};
 use tidewire_core::{TenantId, Timestamp};
 
@@ -17,6 +17,8 @@ every_engine![
     a_slot_can_be_passed_over,
     slots_of_different_schedules_do_not_touch,
     a_job_that_is_gone_does_not_overlap,
+    it_ends_with_its_limit,
+    while_the_app_has_it_paused_its_slots_are_passed_over,
 ];
 
 fn slot(number: u32) -> Timestamp {
@@ -25,7 +27,15 @@ fn slot(number: u32) -> Timestamp {
 
 fn fire_of(world: &World, number: u32, overlap: Overlap) -> Fire {
     let job = Enqueue { id: id(&format!("run-{number}")), given_id: true, ..world.job("poll") };
-    Fire { tenant: tenant("a"), key: "poll".into(), slot: slot(number), overlap, job: Some(job), stored: None }
+    Fire {
+        tenant: tenant("a"),
+        key: "poll".into(),
+        slot: slot(number),
+        overlap,
+        job: Some(job),
+        limit: None,
+        stored: None,
+    }
 }
 
 async fn fire(world: &World, fire: Fire) -> Fired {
@@ -37,7 +47,11 @@ fn enqueued(number: u32) -> Fired {
 }
 
 async fn last_slot(world: &World, tenant: &TenantId, key: &str) -> Option<Timestamp> {
-    within(world.store.slots()).await.expect("slots").get(&(tenant.clone(), key.into())).copied()
+    reached(world, tenant, key).await.map(|reached| reached.last)
+}
+
+async fn reached(world: &World, tenant: &TenantId, key: &str) -> Option<Reached> {
+    within(world.store.slots(tenant)).await.expect("slots").get(key).cloned()
 }
 
 async fn a_slot_fires_once(world: World) {
@@ -123,18 +137,30 @@ async fn slots_of_different_schedules_do_not_touch(world: World) {
         key: key.into(),
         ..fire_of(&world, 1, Overlap::Skip)
     };
-    let (a, b, app) = (tenant("a"), tenant("b"), TenantId::app());
+    let (a, b, app, nobody) = (tenant("a"), tenant("b"), TenantId::app(), tenant("nobody"));
     for (tenant, key) in [(&a, "poll"), (&b, "poll"), (&app, "poll")] {
         assert_eq!(fire(&world, of(tenant, key)).await, enqueued(1));
         assert_eq!(world.state(tenant, &id("run-1")).await, State::Pending);
     }
     let other = Fire { job: Some(world.job("poll")), ..of(&a, "other") };
     assert!(matches!(fire(&world, other).await, Fired::Enqueued(_)));
-    let slots = within(world.store.slots()).await.expect("slots");
-    let mut keys: Vec<_> = slots.keys().map(|(tenant, key)| (tenant.as_str(), &**key)).collect();
-    keys.sort_unstable();
-    assert_eq!(keys, [("$app", "poll"), ("a", "other"), ("a", "poll"), ("b", "poll")]);
-    assert!(slots.values().all(|at| *at == slot(1)));
+    for (tenant, expected) in [(&a, &["other", "poll"][..]), (&b, &["poll"]), (&app, &["poll"]), (&nobody, &[])] {
+        let slots = within(world.store.slots(tenant)).await.expect("slots");
+        assert_eq!(slots.keys().map(|key| &**key).collect::<Vec<_>>(), expected);
+        assert!(
+            slots.values().all(|reached| reached.last == slot(1) && reached.runs == 1 && reached.last_job.is_some())
+        );
+    }
+    // Whoever was written for is known; who was only asked about is not.
+    let first = within(world.store.tenants(None, 2)).await.expect("tenants");
+    let rest = within(world.store.tenants(first.last(), 10)).await.expect("tenants");
+    assert_eq!((first.len(), rest.len()), (2, 1));
+    let known: std::collections::BTreeSet<_> = first.iter().chain(&rest).collect();
+    assert_eq!(known, [&a, &b, &app].into());
+    assert!(within(world.store.tenants(rest.last(), 10)).await.expect("tenants").is_empty());
+    // One that comes later stands behind them.
+    fire(&world, of(&nobody, "poll")).await;
+    assert_eq!(within(world.store.tenants(rest.last(), 10)).await.expect("tenants"), [nobody]);
 }
 
 async fn a_job_that_is_gone_does_not_overlap(world: World) {
@@ -150,4 +176,47 @@ async fn a_job_that_is_gone_does_not_overlap(world: World) {
     world.clock.advance(SECOND);
     assert!(!world.is_kept(&tenant("a"), &id("run-1")).await);
     assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Queue)).await, enqueued(2));
+}
+
+async fn it_ends_with_its_limit(world: World) {
+    let twice = |number| Fire { limit: Some(2), ..fire_of(&world, number, Overlap::Allow) };
+    assert_eq!(fire(&world, Fire { job: None, ..twice(1) }).await, Fired::Skipped, "which is no run");
+    assert_eq!(fire(&world, twice(2)).await, enqueued(2));
+    assert_eq!(fire(&world, twice(2)).await, Fired::Stale);
+    assert_eq!(fire(&world, twice(3)).await, enqueued(3));
+    assert_eq!(fire(&world, twice(4)).await, Fired::Ended);
+    let reached = reached(&world, &tenant("a"), "poll").await.expect("it fired");
+    assert_eq!((reached.last, reached.last_job, reached.runs), (slot(3), Some(id("run-3")), 2));
+    let more = Fire { limit: Some(3), ..twice(4) };
+    assert_eq!(fire(&world, more).await, enqueued(4), "a larger limit lets it go on");
+}
+
+async fn while_the_app_has_it_paused_its_slots_are_passed_over(world: World) {
+    let spec = Spec {
+        job: "poll".into(),
+        data: tidewire_core::Json::empty_object(),
+        timing: Timing::every(HOUR).expect("an interval"),
+        missed: Missed::All,
+        overlap: Overlap::Queue,
+        start: None,
+        end: None,
+        limit: None,
+    };
+    let put = |paused| ScheduleWrite::Put { key: "poll".into(), user_id: None, spec: Box::new(spec.clone()), paused };
+    let write = async |tenant: TenantId, write| {
+        let commit = Commit { schedules: vec![write], ..Commit::empty(tenant) };
+        world.try_commit(commit).await.expect("written");
+    };
+    let of_app = |number| Fire { tenant: TenantId::app(), ..fire_of(&world, number, Overlap::Queue) };
+    write(tenant("a"), put(true)).await;
+    assert_eq!(fire(&world, of_app(1)).await, enqueued(1), "what a tenant calls the same is another one");
+    assert_eq!(fire(&world, of_app(2)).await, Fired::Waiting);
+    write(TenantId::app(), put(true)).await;
+    assert_eq!(fire(&world, of_app(2)).await, Fired::Skipped, "also one that waits");
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Allow)).await, Fired::Skipped, "for every tenant");
+    let job = within(world.store.slots(&TenantId::app())).await.expect("slots")["poll"].last_job.clone();
+    assert_eq!(job, Some(id("run-1")), "the last one that ran");
+    write(TenantId::app(), ScheduleWrite::Delete { key: "poll".into(), user_id: None }).await;
+    assert_eq!(fire(&world, fire_of(&world, 2, Overlap::Allow)).await, Fired::Stale);
+    assert_eq!(fire(&world, fire_of(&world, 3, Overlap::Allow)).await, enqueued(3));
 }

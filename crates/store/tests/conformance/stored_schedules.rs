@@ -87,11 +87,11 @@ fn planned(world: &World, schedule: &Stored, slot: Timestamp) -> Fire {
         slot,
         overlap: schedule.spec.overlap,
         job: Some(world.job("work")),
+        limit: schedule.spec.limit,
         stored: Some(Planned {
             user_id: schedule.user_id.clone(),
             revision: schedule.revision,
             next: schedule.spec.next_after(slot),
-            limit: schedule.spec.limit,
         }),
     }
 }
@@ -122,7 +122,7 @@ async fn one_that_is_put_is_due_at_its_next_slot(world: World) {
     assert_eq!(next_due(&world).await, Some(slot(1)));
     assert!(due(&world, slot(1) - SECOND).await.is_empty());
     assert_eq!(due(&world, slot(1)).await, ["k".into()]);
-    assert!(within(world.store.slots()).await.expect("slots").is_empty(), "those are the catalog's");
+    assert!(within(world.store.slots(&tenant("a"))).await.expect("slots").is_empty(), "those are the catalog's");
 }
 
 async fn the_same_again_changes_nothing(world: World) {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Origin, Place, Run, check_texts, unknown};
 use crate::commit::{NewJob, NewSchedule, ScheduleWrite};
 use crate::schedule::{Spec, Timing};
-use crate::{Error, FieldError, Json, Result};
+use crate::{Error, FieldError, Json, Result, TenantId};
 
 /// The longest key of a schedule, in bytes.
 const MAX_KEY_BYTES: usize = 128;
@@ -26,16 +26,31 @@ impl Run<'_> {
             return Err(option(at, "key", "expected each schedule at most once in a commit"));
         }
         let write = if schedule.delete {
-            if !is_bare(&schedule) {
+            if schedule.paused || !is_bare(&schedule) {
                 return Err(option(at, "delete", "expected nothing beside key and userId"));
             }
             ScheduleWrite::Delete { key, user_id }
+        } else if let Some(declared) = self.declared_for_app(&key).filter(|_| user_id.is_none()) {
+            // What the store keeps of it says that it is paused, and nothing else: the catalog has the rest.
+            match (schedule.paused, is_bare(&schedule)) {
+                (true, true) => ScheduleWrite::Put { key, user_id, spec: Box::new(declared), paused: true },
+                (false, true) => ScheduleWrite::Delete { key, user_id },
+                (_, false) => {
+                    let detail = format!("the catalog has the schedule {key:?}, of which only paused can be put");
+                    return Err(Error::conflict("schedule.declared", detail));
+                }
+            }
         } else {
             let paused = schedule.paused;
             ScheduleWrite::Put { spec: Box::new(self.spec(schedule, &key, at)?), key, user_id, paused }
         };
         self.schedules.push(write);
         Ok(())
+    }
+
+    /// A schedule with times of the catalog, if the app commits.
+    fn declared_for_app(&self, key: &str) -> Option<Spec> {
+        self.expander.catalog.schedules.get(key).filter(|_| *self.tenant == TenantId::app())?.spec()
     }
 
     fn spec(&self, schedule: NewSchedule, key: &str, at: Place) -> Result<Spec> {
@@ -116,9 +131,9 @@ fn checked_key(key: &str, at: Place) -> Result<Arc<str>> {
     Ok(key.into())
 }
 
-/// Whether it says nothing but which schedule it is.
+/// Whether it says nothing but which schedule it is, and whether it is paused.
 fn is_bare(schedule: &NewSchedule) -> bool {
-    let NewSchedule { job, data, cron, timezone, every, at, missed, overlap, start, end, limit, paused, .. } = schedule;
+    let NewSchedule { job, data, cron, timezone, every, at, missed, overlap, start, end, limit, .. } = schedule;
     job.is_none()
         && data.is_none()
         && cron.is_none()
@@ -130,7 +145,6 @@ fn is_bare(schedule: &NewSchedule) -> bool {
         && start.is_none()
         && end.is_none()
         && limit.is_none()
-        && !paused
 }
 
 /// Adds the user to the data, unless it names one. Data that is no object stays as it is, for the job's own check.

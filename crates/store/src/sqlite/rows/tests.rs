@@ -175,9 +175,9 @@ fn no_statement_of_the_writer_reads_a_whole_table() -> Result<()> {
     rows.put_dedup(tenant, "k", START)?;
     rows.put_idempotent(tenant, "k", &[1], "{}", START)?;
     rows.put_session(tenant, "s1", "{}", START)?;
-    rows.put_slot(tenant, "k", START, Some(&id))?;
+    rows.put_slot(tenant, "k", &tidewire_core::schedule::Reached { last: START, last_job: Some(id.clone()), runs: 3 })?;
     assert!(rows.dedup_until(tenant, "k")?.is_some() && rows.idempotent(tenant, "k")?.is_some());
-    assert!(rows.slot(tenant, "k")?.is_some() && rows.slots()?.len() == 1);
+    assert!(rows.slot(tenant, "k")?.is_some_and(|reached| reached.runs == 3) && rows.slots(tenant)?.len() == 1);
     assert!(!rows.purge(START, LIMIT)?);
     assert!(rows.dedup_until(tenant, "k")?.is_none() && rows.idempotent(tenant, "k")?.is_none());
     rows.delete_session(tenant, "s1")?;

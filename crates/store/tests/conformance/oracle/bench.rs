@@ -64,8 +64,15 @@ impl Bench {
                 let asked = Asked { name: name.clone(), new: &new, after: Vec::new(), compensates: None };
                 let job = Some(self.enqueue(&asked));
                 let of = self.tenants[*tenant].clone();
-                let fire =
-                    Fire { tenant: of, key: format!("s{key}").into(), slot, overlap: *overlap, job, stored: None };
+                let fire = Fire {
+                    tenant: of,
+                    key: format!("s{key}").into(),
+                    slot,
+                    overlap: *overlap,
+                    job,
+                    limit: None,
+                    stored: None,
+                };
                 let fired = within(self.world.store.fire(fire)).await.expect("fire");
                 same("what was fired", &fired, &self.oracle.fire(*tenant, *key, slot, *overlap, &name, &new))?;
             }
