@@ -59,6 +59,7 @@ impl Default for ByReason {
                 "message.invalid_data",
                 "message.refused",
                 "message.unreadable",
+                "job.invalid_data",
                 "switch.forbidden",
                 "store.busy",
                 "unavailable",
