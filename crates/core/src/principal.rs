@@ -20,3 +20,16 @@ pub struct Principal {
     /// When to ask again whether it is still good, for credentials that only somebody else can judge.
     pub recheck: Option<Timestamp>,
 }
+
+/// Who sent a message: a user, as the credential of its socket says.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    /// The tenant that the socket is in.
+    pub tenant: TenantId,
+    /// The user's id.
+    pub user: Arc<str>,
+    /// The user's roles in this tenant.
+    pub roles: Arc<[String]>,
+    /// The socket's id, as its client knows it.
+    pub socket: Arc<str>,
+}

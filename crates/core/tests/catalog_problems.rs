@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use tidewire_core::catalog::{Catalog, Join, Keep, LoadError, Profile, lint, load, parse};
+use tidewire_core::commit::{Priority, rule_job};
 use tidewire_core::retry::Backoff;
 
 const APP: &str = "[app]\nname = \"demo\"\ntenant = \"portId\"\n";
@@ -79,6 +80,10 @@ args = ["string", "integer?"]
 join = "a:{0}"
 reply = { event = "told", data = { id = "{0}", note = "no. {{ args.1 }}" } }
 publish = [{ type = "said", data = { by = "{{ user.id }}" }, params = { id = "{0}" }, when = "size(args) == 2" }]
+enqueue = [{ job = "tell", data = { text = "{0}" }, delay = "5s", priority = 1, when = "size(args) == 2" }]
+[queues.q]
+[jobs.tell]
+queue = "q"
 "#,
     )
     .expect("catalog");
@@ -90,6 +95,10 @@ publish = [{ type = "said", data = { by = "{{ user.id }}" }, params = { id = "{0
     assert_eq!((&**event, data.render(&scope)), ("told", serde_json::json!({ "id": "x", "note": "no. 4" })));
     assert_eq!(message.publish[0].data.render(&scope), serde_json::json!({ "by": "u" }));
     assert_eq!(message.publish[0].params["id"].render(&scope), "x");
+    let job = rule_job(&message.enqueue[0], &scope).expect("a job");
+    assert_eq!((&*job.kind, job.data.get(), job.priority), ("tell", r#"{"text":"x"}"#, Some(Priority(1))));
+    assert!(job.delay.is_some());
+    assert!(rule_job(&message.enqueue[0], &serde_json::json!({ "args": ["x"] })).is_none());
     assert!(message.args[1].is_optional());
 }
 
@@ -131,6 +140,7 @@ every = "1h"
 reply = { event = "tol" }
 join = "port:{0}"
 publish = [{ type = "told" }]
+enqueue = [{ job = "sned", data = { x = "{{ event.id }}" }, when = "'admn' in user.roles" }]
 [[rules]]
 on = "mad"
 enqueue = { job = "sendd" }
@@ -152,12 +162,15 @@ enqueue = { job = "send", data = { x = "{{ date.x }}" } }
             "app.toml:22: messages.say.reply.event: unknown event \"tol\"; did you mean \"told\"?",
             "app.toml:23: messages.say.join: {0} has no value in this message; expected {0} for a positional argument or the name of a field of data",
             "app.toml:24: messages.say.publish[0].type: \"told\" is a reply to the socket that asked and cannot be published",
-            "app.toml:26: rules[0].on: unknown event \"mad\"; did you mean \"made\"?",
-            "app.toml:27: rules[0].enqueue.job: unknown job \"sendd\"; did you mean \"send\"?",
-            "app.toml:29: rules[1].on: \"told\" is a reply to the socket that asked and is never published",
-            "app.toml:30: rules[1].publish.type: unknown event \"mdae\"; did you mean \"made\"?",
-            "app.toml:32: rules[2].on: \"lead.*\" is no event that can be published",
-            "app.toml:33: rules[2].enqueue.data: unknown name \"date\" in {{ date.x }}; expected one of data, params, tenant, event",
+            "app.toml:25: messages.say.enqueue[0].job: unknown job \"sned\"; did you mean \"send\"?",
+            "app.toml:25: messages.say.enqueue[0].data: unknown name \"event\" in {{ event.id }}; expected one of data, args, user",
+            "app.toml:25: messages.say.enqueue[0].when: unknown role \"admn\"; did you mean \"admin\"?",
+            "app.toml:27: rules[0].on: unknown event \"mad\"; did you mean \"made\"?",
+            "app.toml:28: rules[0].enqueue.job: unknown job \"sendd\"; did you mean \"send\"?",
+            "app.toml:30: rules[1].on: \"told\" is a reply to the socket that asked and is never published",
+            "app.toml:31: rules[1].publish.type: unknown event \"mdae\"; did you mean \"made\"?",
+            "app.toml:33: rules[2].on: \"lead.*\" is no event that can be published",
+            "app.toml:34: rules[2].enqueue.data: unknown name \"date\" in {{ date.x }}; expected one of data, params, tenant, event",
         ]
     );
 }
@@ -383,6 +396,13 @@ data = { id = "string" }
 queue = "q"
 [jobs.alarm]
 queue = "q"
+[jobs.m]
+queue = "q"
+data = { id = "string", name = "string" }
+[messages.idle]
+[messages.ask]
+data = { id = "string?" }
+enqueue = [{ job = "m", data = { id = "{{ data.id }}", text = "{{ data.di }}" }, when = "'admin' in user.roles" }]
 [schedules.s]
 job = "j"
 every = "1h"
@@ -406,13 +426,17 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
         findings,
         [
             "warning: event \"unheard\": declared but never heard, it has neither rooms nor a rule",
+            "warning: message \"ask\": data.id is optional, but the job \"m\" needs data.id",
+            "warning: message \"ask\": the job \"m\" needs data.name",
+            "warning: message \"ask\": {{ data.di }} is not in the message's data; did you mean \"id\"?",
             "warning: queue \"empty\": no job waits in it",
             "warning: room \"lonely:{id}\": no event is delivered to it",
             "warning: rule 0 on \"heard\": the job \"j\" needs data.id",
             "warning: rule 0 on \"heard\": {{ data.idd }} is not in the event's data; did you mean \"id\"?",
             "warning: rule 1 on \"heard\": data.other is optional, but the job \"j\" needs data.id",
             "warning: schedule \"s\": data.id: expected string, got nothing, but the job \"j\" needs it",
-            "note: job \"k\": no rule, schedule or alert enqueues it, so the app has to",
+            "note: job \"k\": no rule, message, schedule or alert enqueues it, so the app has to",
+            "note: message \"idle\": has none of join, leave, reply, publish and enqueue, so only a handler in Rust can answer it",
             "note: role \"ghost\": declared but no expression asks for it",
         ]
     );

@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde_json::Value;
 use tidewire_core::catalog::Catalog;
 use tidewire_core::commit::{Committed, Request};
 use tidewire_core::event::Ephemeral;
 use tidewire_core::id::UuidV7;
 use tidewire_core::measure::Counter;
+use tidewire_core::principal::Sender;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
-use tidewire_core::{TenantId, Timestamp};
+use tidewire_core::{Json, TenantId, Timestamp};
 use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,10 +38,20 @@ use crate::socket::Socket;
 use crate::stats::{Counters, Stats};
 use crate::visitors::Visitors;
 
-/// Publishes what clients send with the catalog's messages. Implemented by the server crate over its expander and store.
+/// What an app's handler made of a message: the answer for the acknowledgement, and what is to be committed before it.
+pub type Handled = (Json, Request);
+
+/// Publishes what clients send with the catalog's messages, and calls the app's own handlers of them. Implemented by the facade over its
+/// publisher and handlers.
 pub trait Publish: Send + Sync {
     /// Checks, expands and commits a request; `user` sent it. Ephemeral events of it come back by [`Gateway::deliver_ephemeral`].
     fn publish(&self, tenant: &TenantId, user: Option<&str>, request: Request) -> Answer<'_, Committed>;
+
+    /// Calls the app's handler of a declared message, whose data has the declared shape. `None` when it has no handler, as by default.
+    fn handle(&self, message: &str, data: &Value, sender: &Sender) -> Option<Answer<'_, Handled>> {
+        let _ = (message, data, sender);
+        None
+    }
 }
 
 /// The Socket.IO server. Cheap to clone; all clones are one gateway. It runs until [`Gateway::drain`].

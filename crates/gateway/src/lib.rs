@@ -8,7 +8,7 @@
 //! # What it is not
 //!
 //! Not a message broker: nothing is delivered that is not in a store's log, but for events which the catalog calls ephemeral. Not a framework of
-//! handlers per socket: behaviour is declared. No WebTransport.
+//! handlers per socket: what a client may send is declared, and an app's handler of it is called for one message and answers once. No WebTransport.
 //!
 //! # Invariants
 //!
@@ -85,7 +85,7 @@ mod visitors;
 
 pub use auth::{Authenticate, ClientAddress, Credential, Refusal};
 pub use echo::Echo;
-pub use gateway::{Gateway, Publish};
+pub use gateway::{Gateway, Handled, Publish};
 pub use metrics::{ByWord, Metrics, TenantMetrics};
 pub use options::Options;
 pub use parser::Parser;

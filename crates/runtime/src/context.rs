@@ -13,7 +13,7 @@ use tidewire_core::store::{Leased, LogQuery, Parent, Store};
 use tidewire_core::{Json, Result, TenantId};
 use tokio::sync::Notify;
 
-use crate::extract::States;
+use crate::extract::{Context, States};
 
 /// Why a run is asked to stop. It is dropped when it goes on: after the queue's grace, or at a shutdown after the deadline of the stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,16 +154,22 @@ impl JobContext {
         }
     }
 
-    pub(crate) fn states(&self) -> &States {
-        &self.0.states
-    }
-
-    pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.0.store
-    }
-
     /// Takes what was staged.
     pub(crate) fn take_staged(&self) -> Request {
         std::mem::take(&mut *self.0.staged.lock())
+    }
+}
+
+impl Context for JobContext {
+    fn tenant(&self) -> &TenantId {
+        self.tenant()
+    }
+
+    fn states(&self) -> &States {
+        &self.0.states
+    }
+
+    fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
     }
 }

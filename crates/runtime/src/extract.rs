@@ -14,6 +14,8 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 
 use crate::context::JobContext;
 use crate::handler::{HandlerError, final_error};
+#[cfg(doc)]
+use crate::message::MessageContext;
 
 /// The values that handlers share, one of each type.
 #[derive(Clone, Default)]
@@ -42,7 +44,20 @@ impl fmt::Debug for States {
     }
 }
 
-/// An argument of a handler, made from the run it is called for.
+/// What a handler is called for: a run of a job ([`JobContext`]), or a message of a client ([`MessageContext`]).
+pub trait Context: Clone + Send + 'static {
+    /// Whose it is.
+    fn tenant(&self) -> &TenantId;
+
+    /// What handlers share.
+    fn states(&self) -> &States;
+
+    /// Where things are kept.
+    fn store(&self) -> &Arc<dyn Store>;
+}
+
+/// An argument of a handler, made from what it is called for: `C` is [`JobContext`] for jobs and events, and [`MessageContext`] for
+/// messages of clients.
 ///
 /// ```
 /// use tidewire_runtime::{FromContext, HandlerError, JobContext};
@@ -60,11 +75,13 @@ impl fmt::Debug for States {
     message = "a handler cannot take `{Self}` as an argument",
     label = "does not implement `FromContext`",
     note = "after the job a handler takes `JobContext`, `State<T>`, `Tenant`, `Attempt`, `Events`, `Heard<T>`, or what implements `FromContext`",
+    note = "after its data a handler of a message takes `MessageContext`, `State<T>`, `Tenant`, `Events`, or what implements `FromContext<MessageContext>`",
     note = "a value that handlers share is taken as `State<{Self}>` and given to the builder by `.state(…)`"
 )]
-pub trait FromContext: Sized + Send + 'static {
-    /// The argument for one run. An error is the run's: it is retried, or failed, without the handler being called.
-    fn from_context(cx: &JobContext) -> Result<Self, HandlerError>;
+pub trait FromContext<C = JobContext>: Sized + Send + 'static {
+    /// The argument for one run. An error is the run's: a job is retried, or failed, without the handler being called; a message is
+    /// answered `internal`.
+    fn from_context(cx: &C) -> Result<Self, HandlerError>;
 
     /// Whether it can be made at all, asked once when the app is built. The error is that of the build.
     fn check(states: &States) -> Result<()> {
@@ -73,8 +90,8 @@ pub trait FromContext: Sized + Send + 'static {
     }
 }
 
-impl FromContext for JobContext {
-    fn from_context(cx: &JobContext) -> Result<Self, HandlerError> {
+impl<C: Context> FromContext<C> for C {
+    fn from_context(cx: &C) -> Result<Self, HandlerError> {
         Ok(cx.clone())
     }
 }
@@ -82,8 +99,8 @@ impl FromContext for JobContext {
 /// A value that was given to the builder by `.state(…)`, shared by all runs. A missing one is an error of the build.
 pub struct State<T>(pub Arc<T>);
 
-impl<T: Send + Sync + 'static> FromContext for State<T> {
-    fn from_context(cx: &JobContext) -> Result<Self, HandlerError> {
+impl<C: Context, T: Send + Sync + 'static> FromContext<C> for State<T> {
+    fn from_context(cx: &C) -> Result<Self, HandlerError> {
         Ok(Self(cx.states().get()?))
     }
 
@@ -105,12 +122,12 @@ impl<T> Clone for State<T> {
     }
 }
 
-/// Whose job it is.
+/// Whose job or message it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tenant(pub TenantId);
 
-impl FromContext for Tenant {
-    fn from_context(cx: &JobContext) -> Result<Self, HandlerError> {
+impl<C: Context> FromContext<C> for Tenant {
+    fn from_context(cx: &C) -> Result<Self, HandlerError> {
         Ok(Self(cx.tenant().clone()))
     }
 }
@@ -144,7 +161,7 @@ impl FromContext for Attempt {
     }
 }
 
-/// The log of the job's tenant.
+/// The log of the tenant whose job or message it is.
 #[derive(Clone)]
 pub struct Events {
     store: Arc<dyn Store>,
@@ -158,8 +175,8 @@ impl Events {
     }
 }
 
-impl FromContext for Events {
-    fn from_context(cx: &JobContext) -> Result<Self, HandlerError> {
+impl<C: Context> FromContext<C> for Events {
+    fn from_context(cx: &C) -> Result<Self, HandlerError> {
         Ok(Self { store: cx.store().clone(), tenant: cx.tenant().clone() })
     }
 }

@@ -14,6 +14,7 @@ use tidewire_core::{Json, Result};
 
 use crate::context::JobContext;
 use crate::extract::{FromContext, States};
+use crate::message::{Answering, MessageContext, told};
 
 /// What a handler answers: a verdict, or an error that makes the job run again.
 pub type HandlerResult = Result<Verdict, HandlerError>;
@@ -194,6 +195,38 @@ pub trait EventHandler<Args>: Send + Sync + 'static {
     fn check(states: &States) -> Result<()>;
 }
 
+/// A handler of a message of clients whose data is `D`: an async function that takes the data and then up to five arguments that implement
+/// [`FromContext<MessageContext>`](FromContext), in any order. What it answers stands in the acknowledgement as `result`, unless it is
+/// nothing; an error's code and sentence are told to the client.
+///
+/// ```
+/// use tidewire_core::Result;
+/// use tidewire_runtime::{MessageContext, MessageHandler, State};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Quote { berth: String }
+/// struct Prices;
+///
+/// async fn quote(ask: Quote, cx: MessageContext, prices: State<Prices>) -> Result<u32> { Ok(42) }
+///
+/// fn is_handler<Args>(_: impl MessageHandler<Quote, Args>) {}
+/// is_handler(quote);
+/// is_handler(|ask: Quote| async { Ok(()) });
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler of messages with `{D}`",
+    label = "expected an async function of the data, then of arguments that implement `FromContext<MessageContext>`",
+    note = "a handler looks like `async fn quote(ask: Quote, cx: MessageContext, prices: State<Prices>) -> tidewire::Result<Price>`, with at most five arguments after the data",
+    note = "a closure names the types of all its arguments: `|ask: Quote, cx: MessageContext| async move {{ Ok(price) }}`"
+)]
+pub trait MessageHandler<D, Args>: Send + Sync + 'static {
+    /// Begins the work on a message; the error of an argument that could not be made ends it.
+    fn begin(&self, data: D, cx: &MessageContext) -> Result<Answering, HandlerError>;
+
+    /// Whether all arguments can be made, asked once when the app is built.
+    fn check(states: &States) -> Result<()>;
+}
+
 /// Functions of so many arguments. The names of the context and the states come in, as none of them is used without arguments.
 macro_rules! functions {
     ($cx:ident, $states:ident $(, $arg:ident: $Arg:ident)*) => {
@@ -223,6 +256,25 @@ macro_rules! functions {
             fn begin(&self, $cx: &JobContext) -> Result<Running, HandlerError> {
                 $(let $arg = $Arg::from_context($cx)?;)*
                 Ok(Box::pin(self($($arg),*)))
+            }
+
+            fn check($states: &States) -> Result<()> {
+                $($Arg::check($states)?;)*
+                Ok(())
+            }
+        }
+
+        impl<F, Fut, M, R, $($Arg,)*> MessageHandler<M, ($($Arg,)*)> for F
+        where
+            F: Fn(M, $($Arg),*) -> Fut + Send + Sync + 'static,
+            Fut: Future<Output = Result<R>> + Send + 'static,
+            R: Serialize,
+            $($Arg: FromContext<MessageContext>,)*
+        {
+            fn begin(&self, data: M, $cx: &MessageContext) -> Result<Answering, HandlerError> {
+                $(let $arg = $Arg::from_context($cx)?;)*
+                let answer = self(data, $($arg),*);
+                Ok(Box::pin(async move { told(&answer.await?) }))
             }
 
             fn check($states: &States) -> Result<()> {

@@ -12,6 +12,7 @@ mod handler;
 mod handlers;
 mod layer;
 mod lives;
+mod message;
 mod publisher;
 mod remote;
 mod run;
@@ -20,14 +21,15 @@ mod slots;
 mod workers;
 
 pub use context::{JobContext, Stop};
-pub use extract::{Attempt, Events, FromContext, Heard, State, States, Tenant};
+pub use extract::{Attempt, Context, Events, FromContext, Heard, State, States, Tenant};
 pub use handler::{
-    EventHandler, Fatal, HandlerError, HandlerResult, JobHandler, Running, cancel, done, done_with, fail, release,
-    retry, retry_in, snooze,
+    EventHandler, Fatal, HandlerError, HandlerResult, JobHandler, MessageHandler, Running, cancel, done, done_with,
+    fail, release, retry, retry_in, snooze,
 };
 pub use handlers::Handlers;
 pub use layer::{Middleware, Next};
 pub use lives::Lives;
+pub use message::{Answering, MESSAGE_TIMEOUT, MessageContext};
 pub use publisher::{Broadcast, Publisher};
 pub use remote::{Effects, Settlement, settle, verdict};
 pub use run::run;

@@ -89,7 +89,7 @@ impl Lives {
         let scope = json!({ "job": about, "tenant": job.tenant });
         Some(Request {
             events: alerts.publish.iter().filter_map(|event| publication(event, &scope)).collect(),
-            jobs: alerts.enqueue.iter().map(|job| rule_job(job, &scope)).collect(),
+            jobs: alerts.enqueue.iter().filter_map(|job| rule_job(job, &scope)).collect(),
             dedup: Some(Dedup { key: dedup_key(job), ttl: Delay(alerts.dedupe) }),
             ..Request::default()
         })

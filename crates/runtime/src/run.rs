@@ -85,6 +85,11 @@ async fn outlasted(context: &JobContext, grace: Duration) -> Verdict {
 }
 
 fn panicked(error: tokio::task::JoinError) -> Verdict {
+    Verdict::Retry { error: panic_text(error), delay: None }
+}
+
+/// What a task that did not answer died of.
+pub(crate) fn panic_text(error: tokio::task::JoinError) -> String {
     let text = match error.try_into_panic() {
         Ok(panic) => match panic.downcast::<String>() {
             Ok(text) => *text,
@@ -92,7 +97,7 @@ fn panicked(error: tokio::task::JoinError) -> Verdict {
         },
         Err(_) => "the run was aborted".to_owned(),
     };
-    Verdict::Retry { error: format!("panicked: {text}"), delay: None }
+    format!("panicked: {text}")
 }
 
 /// Settles a run with what its handler staged. Effects that are refused make the run a failed one.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use tidewire_core::catalog::{AlertOn, Catalog, JobType, LoadError, Pattern, QueueSettings, load};
 use tidewire_core::commit::{Expander, Subscription};
 use tidewire_core::id::{Ids, UuidV7};
@@ -15,7 +16,8 @@ use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Kind};
 use tidewire_gateway::{Gateway, Options, Parser};
 use tidewire_runtime::{
-    EventHandler, Handlers, JobHandler, Lives, Middleware, Publisher, QueueOptions, Scheduler, Workers,
+    EventHandler, Handlers, JobHandler, Lives, MESSAGE_TIMEOUT, MessageHandler, Middleware, Publisher, QueueOptions,
+    Scheduler, Workers,
 };
 use tidewire_server::auth::{ApiKeys, Tokens};
 use tidewire_server::revoke::Revocations;
@@ -63,6 +65,7 @@ pub struct Builder {
     config: Config,
     handlers: Handlers,
     subscriptions: Vec<(String, String)>,
+    message_timeout: Duration,
     clock: Arc<dyn Clock>,
     synced: bool,
     on_fatal: Box<dyn FnOnce(&Error) + Send>,
@@ -75,6 +78,7 @@ impl Builder {
             config: Config::default(),
             handlers: Handlers::default(),
             subscriptions: Vec::new(),
+            message_timeout: MESSAGE_TIMEOUT,
             clock: Arc::new(SystemClock),
             synced: true,
             on_fatal: Box::new(|_| {}),
@@ -150,6 +154,32 @@ impl Builder {
         self
     }
 
+    /// Answers a message of clients that the catalog declares. The handler is an async function of the message's data, and of up to five
+    /// arguments such as [`MessageContext`](crate::MessageContext) and [`State<T>`](crate::State).
+    ///
+    /// The data is that of the declaration and was checked by it: the object of `data` as `D`, or the `args` as a tuple or list, those that were
+    /// left out as null; `()` where it declares neither. What the handler answers is `result` of the acknowledgement. What it staged is
+    /// committed before that, with what the declaration publishes and enqueues, all or nothing. An error's code and sentence are told to
+    /// the client. A panic is `internal` for this message alone.
+    #[must_use]
+    pub fn message<D, Args>(mut self, name: &str, handler: impl MessageHandler<D, Args>) -> Self
+    where
+        D: DeserializeOwned + 'static,
+        Args: 'static,
+    {
+        self.handlers.on_message(name, handler);
+        self
+    }
+
+    /// How long a handler of a message may take before it is dropped and its client is answered `message.timed_out`. Default
+    /// [`MESSAGE_TIMEOUT`]. It must be shorter than `realtime.pingTimeout`: meanwhile nothing that the connection sends is looked at, pongs
+    /// included.
+    #[must_use]
+    pub fn message_timeout(mut self, limit: Duration) -> Self {
+        self.message_timeout = limit;
+        self
+    }
+
     /// Opens the store and starts workers, scheduler and gateway.
     pub async fn build(self) -> Result<App, BuildError> {
         let assembled = self.assemble().await?;
@@ -203,6 +233,18 @@ impl Builder {
                 return Err(undeclared(kind, &catalog));
             }
         }
+        for name in handlers.messages() {
+            if !catalog.messages.contains_key(name) {
+                return Err(undeclared_message(name, &catalog));
+            }
+        }
+        let (limit, pong) = (self.message_timeout, config.realtime.ping_timeout);
+        if handlers.messages().next().is_some() && (limit.is_zero() || limit >= pong) {
+            let detail = format!(
+                "message_timeout: expected more than 0 and less than realtime.pingTimeout, {pong:?}, got {limit:?}"
+            );
+            return Err(Error::invalid("config.invalid", detail));
+        }
         let ids: Arc<dyn Ids> = Arc::new(UuidV7::from_os(clock.clone()));
         let subscriptions = subscriptions(&catalog, &self.subscriptions)?;
         let tokens = Arc::new(Tokens::new(&catalog, &config)?);
@@ -226,7 +268,7 @@ impl Builder {
             catalog.clone(),
             store.clone(),
             Arc::new(users),
-            Arc::new(FromClients(publisher.clone())),
+            Arc::new(FromClients { publisher: publisher.clone(), handlers: handlers.clone(), limit }),
             clock,
             gateway_options(&config),
         );
@@ -282,6 +324,15 @@ fn undeclared(kind: &str, catalog: &Catalog) -> Error {
     };
     let detail = format!("a handler is for {kind:?}, which the catalog does not declare; {hint}");
     Error::invalid("job.unknown_type", detail)
+}
+
+fn undeclared_message(name: &str, catalog: &Catalog) -> Error {
+    let hint = match suggest(name, catalog.messages.keys().map(|known| &**known)) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => format!("add [messages.{name}] to it"),
+    };
+    let detail = format!("a handler is for the message {name:?}, which the catalog does not declare; {hint}");
+    Error::invalid("message.unknown", detail)
 }
 
 fn handler_job(name: &str) -> String {

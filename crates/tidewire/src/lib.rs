@@ -43,7 +43,7 @@
 //! # }
 //! ```
 //!
-//! What handlers share and ask for: [`State`], [`FromContext`]. What stands around each run: [`Middleware`]. When a run should end:
+//! What answers clients' messages: [`Builder::message`]. What handlers share and ask for: [`State`], [`FromContext`]. What stands around each run: [`Middleware`]. When a run should end:
 //! [`JobContext::cancelled`]. How to test all of it without waiting: `testing`, behind the feature `testing`.
 
 mod app;
@@ -68,9 +68,9 @@ pub use tidewire_core::retry::{Backoff, Jitter};
 pub use tidewire_core::{Error, FieldError, Id, Json, Kind, Result, TenantId, Timestamp, catalog, store};
 pub use tidewire_derive::Job;
 pub use tidewire_runtime::{
-    Attempt, EventHandler, Events, Fatal, FromContext, HandlerError, HandlerResult, Heard, JobContext, JobHandler,
-    Middleware, Next, Running, State, States, Stop, Tenant, cancel, done, done_with, fail, release, retry, retry_in,
-    snooze,
+    Answering, Attempt, Context, EventHandler, Events, Fatal, FromContext, HandlerError, HandlerResult, Heard,
+    JobContext, JobHandler, MESSAGE_TIMEOUT, MessageContext, MessageHandler, Middleware, Next, Running, State, States,
+    Stop, Tenant, cancel, done, done_with, fail, release, retry, retry_in, snooze,
 };
 pub use tidewire_server::auth::random_secret;
 pub use tidewire_server::{Config, Problem, config};

@@ -3,14 +3,16 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde_json::Value;
 use tidewire_core::commit::{Committed, Request};
 use tidewire_core::event::Ephemeral;
-use tidewire_core::principal::Principal;
+use tidewire_core::principal::{Principal, Sender};
 use tidewire_core::store::Answer;
 use tidewire_core::{Error, TenantId};
-use tidewire_gateway::{Authenticate, Credential, Gateway, Publish, Refusal};
-use tidewire_runtime::{Broadcast, Publisher};
+use tidewire_gateway::{Authenticate, Credential, Gateway, Handled, Publish, Refusal};
+use tidewire_runtime::{Broadcast, Handlers, Publisher};
 use tidewire_server::auth::{Refused, Tokens};
 use tidewire_server::revoke::Revocations;
 use tidewire_server::session::{Sessions, is_jwt};
@@ -66,8 +68,13 @@ impl EndUsers {
     }
 }
 
-/// Publishes what catalog messages lead to.
-pub(crate) struct FromClients(pub(crate) Arc<Publisher>);
+/// Publishes what clients' messages lead to, and calls the handlers of those that have one.
+pub(crate) struct FromClients {
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) handlers: Handlers,
+    /// How long a handler may take.
+    pub(crate) limit: Duration,
+}
 
 impl Publish for FromClients {
     fn publish(&self, tenant: &TenantId, user: Option<&str>, request: Request) -> Answer<'_, Committed> {
@@ -81,8 +88,15 @@ impl Publish for FromClients {
             for event in &mut request.events {
                 event.user_id.get_or_insert_with(|| user.clone());
             }
-            self.0.commit(&tenant, request, None).await
+            for job in &mut request.jobs {
+                job.user_id.get_or_insert_with(|| user.clone());
+            }
+            self.publisher.commit(&tenant, request, None).await
         })
+    }
+
+    fn handle(&self, message: &str, data: &Value, sender: &Sender) -> Option<Answer<'_, Handled>> {
+        self.handlers.answer(message, data, sender, self.publisher.store(), self.limit)
     }
 }
 
@@ -128,7 +142,7 @@ mod tests {
         let tenant = TenantId::new("dock-1").expect("tenant");
         let tokens = users(JWT).await.tokens;
         let now = SystemClock.now();
-        let life = Life { from: now, until: now + std::time::Duration::from_secs(60) };
+        let life = Life { from: now, until: now + Duration::from_secs(60) };
         let tokens = (*tokens).as_ref().expect("tokens");
         let good = tokens.mint(&tenant, "ann", &[], serde_json::Map::new(), life).expect("token");
         let forged = format!("{good}x");

@@ -49,12 +49,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tidewire_core::event::Event;
 use tidewire_core::job::{Job as StoredJob, LogLine, MAX_LOG_LINES, State};
 use tidewire_core::store::{Claim, JobQuery, LogQuery};
 use tidewire_core::time::{Clock, ManualClock};
 use tidewire_core::{Id, Json, TenantId, Timestamp};
-use tidewire_runtime::{Clockwork, EventHandler, Handlers, JobHandler, Middleware, Publisher};
+use tidewire_runtime::{Clockwork, EventHandler, Handlers, JobHandler, MessageHandler, Middleware, Publisher};
 
 pub use found::{missing_event, missing_job, unwanted_event, unwanted_job};
 #[doc(hidden)]
@@ -98,6 +99,16 @@ impl TestBuilder {
     #[must_use]
     pub fn on<Args: 'static>(self, on: &str, name: &str, handler: impl EventHandler<Args>) -> Self {
         self.with(|builder| builder.on(on, name, handler))
+    }
+
+    /// As [`Builder::message`].
+    #[must_use]
+    pub fn message<D, Args>(self, name: &str, handler: impl MessageHandler<D, Args>) -> Self
+    where
+        D: DeserializeOwned + 'static,
+        Args: 'static,
+    {
+        self.with(|builder| builder.message(name, handler))
     }
 
     /// As [`Builder::state`].

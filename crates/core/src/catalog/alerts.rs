@@ -13,7 +13,7 @@ pub(super) fn alerts(top: &Table<'_>, auth: &Auth, events: &Events, jobs: &Jobs)
     let roots = Roots { templates: &["job", "tenant"], conditions: &["job", "tenant"] };
     let alerts = Alerts {
         publish: table.table("publish").and_then(|table| publication(table, &roots, auth, events)),
-        enqueue: table.table("enqueue").and_then(|table| rule_job(table, &roots, jobs)),
+        enqueue: table.table("enqueue").and_then(|table| rule_job(table, &roots, auth, jobs)),
         dedupe: table.positive_duration("dedupe").unwrap_or(Duration::from_secs(300)),
     };
     if !table.all().iter().any(|(key, _)| key == "publish" || key == "enqueue") {

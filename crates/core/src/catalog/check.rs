@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Catalog, Join, Pattern};
+use super::{Catalog, Join, Pattern, RuleJob};
 use crate::FieldError;
 use crate::expr::Expr;
 use crate::room::RoomTemplate;
 use crate::schema::Schema;
 use crate::suggest::suggest;
+use crate::template::Template;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +52,7 @@ pub fn lint(catalog: &Catalog) -> Vec<Finding> {
     work(catalog, &mut findings);
     schedules(catalog, &mut findings);
     rules(catalog, &mut findings);
+    messages(catalog, &mut findings);
     roles(catalog, &mut findings);
     findings.sort();
     findings
@@ -87,13 +89,6 @@ fn events(catalog: &Catalog, findings: &mut Vec<Finding>) {
             warn(findings, format!("event {name:?}: declared but never heard, it has neither rooms nor a rule"));
         }
     }
-    for (name, message) in &catalog.messages {
-        let acts =
-            message.join.is_some() || message.leave.is_some() || message.reply.is_some() || !message.publish.is_empty();
-        if !acts {
-            warn(findings, format!("message {name:?}: does nothing, it has none of join, leave, reply and publish"));
-        }
-    }
 }
 
 fn work(catalog: &Catalog, findings: &mut Vec<Finding>) {
@@ -102,12 +97,14 @@ fn work(catalog: &Catalog, findings: &mut Vec<Finding>) {
             warn(findings, format!("queue {name:?}: no job waits in it"));
         }
     }
-    let by_rule = catalog.rules.iter().filter_map(|rule| rule.enqueue.as_ref()).map(|enqueue| &*enqueue.job);
+    let by_rule = catalog.rules.iter().filter_map(|rule| rule.enqueue.as_ref());
+    let by_message = catalog.messages.values().flat_map(|message| &message.enqueue);
     let by_schedule = catalog.schedules.values().map(|schedule| &*schedule.job);
-    let by_alert = catalog.alerts.iter().filter_map(|alerts| alerts.enqueue.as_ref()).map(|enqueue| &*enqueue.job);
-    let enqueued: BTreeSet<&str> = by_rule.chain(by_schedule).chain(by_alert).collect();
+    let by_alert = catalog.alerts.iter().filter_map(|alerts| alerts.enqueue.as_ref());
+    let enqueued: BTreeSet<&str> =
+        by_rule.chain(by_message).chain(by_alert).map(|enqueue| &*enqueue.job).chain(by_schedule).collect();
     for name in catalog.jobs.keys().filter(|name| !enqueued.contains(&***name)) {
-        note(findings, format!("job {name:?}: no rule, schedule or alert enqueues it, so the app has to"));
+        note(findings, format!("job {name:?}: no rule, message, schedule or alert enqueues it, so the app has to"));
     }
 }
 
@@ -132,41 +129,80 @@ fn rules(catalog: &Catalog, findings: &mut Vec<Finding>) {
         let Pattern::Exact(on) = &rule.on else {
             continue;
         };
-        let label = format!("rule {index} on {on:?}");
         let read = catalog.event(on).and_then(|event| event.data.as_ref());
-        let enqueued = rule.enqueue.iter().map(|enqueue| &enqueue.data);
+        let reader = Reader { label: format!("rule {index} on {on:?}"), from: "event", read };
         let published = rule.publish.iter().flat_map(|publish| publish.params.values().chain([&publish.data]));
-        let paths: BTreeSet<&str> = enqueued.chain(published).flat_map(|template| template.paths()).collect();
-        for (path, schema) in paths.into_iter().filter_map(|path| Some((path, read?))) {
+        reader.paths(published.chain(rule.enqueue.iter().map(|enqueue| &enqueue.data)), findings);
+        if let Some(enqueue) = &rule.enqueue {
+            reader.fills(enqueue, rule.when.as_ref(), catalog, findings);
+        }
+    }
+}
+
+/// A message's templates against its own shape and that of the jobs they fill.
+fn messages(catalog: &Catalog, findings: &mut Vec<Finding>) {
+    for (name, message) in &catalog.messages {
+        let acts = message.join.is_some()
+            || message.leave.is_some()
+            || message.reply.is_some()
+            || !message.publish.is_empty()
+            || !message.enqueue.is_empty();
+        if !acts {
+            let lacks = "has none of join, leave, reply, publish and enqueue, so only a handler in Rust can answer it";
+            note(findings, format!("message {name:?}: {lacks}"));
+        }
+        let reader = Reader { label: format!("message {name:?}"), from: "message", read: message.data.as_ref() };
+        let published = message.publish.iter().flat_map(|publish| publish.params.values().chain([&publish.data]));
+        reader.paths(published.chain(message.enqueue.iter().map(|enqueue| &enqueue.data)), findings);
+        for enqueue in &message.enqueue {
+            reader.fills(enqueue, None, catalog, findings);
+        }
+    }
+}
+
+/// What has templates over some data.
+struct Reader<'a> {
+    label: String,
+    /// What the data is of.
+    from: &'static str,
+    /// The shape of the data, if it has one.
+    read: Option<&'a Schema>,
+}
+
+impl Reader<'_> {
+    /// Whether the data has what the templates read.
+    fn paths<'t>(&self, templates: impl Iterator<Item = &'t Template>, findings: &mut Vec<Finding>) {
+        let paths: BTreeSet<&str> = templates.flat_map(Template::paths).collect();
+        for (path, schema) in paths.into_iter().filter_map(|path| Some((path, self.read?))) {
             let field = path.strip_prefix("data.").map(|path| path.split('.').next().unwrap_or_default());
             if let Some(field) = field
                 && !schema.fields().any(|known| known == field)
             {
                 let hint =
                     suggest(field, schema.fields()).map_or(String::new(), |hint| format!("; did you mean {hint:?}?"));
-                warn(findings, format!("{label}: {{{{ {path} }}}} is not in the event's data{hint}"));
+                let Self { label, from, .. } = self;
+                warn(findings, format!("{label}: {{{{ {path} }}}} is not in the {from}'s data{hint}"));
             }
         }
-        if let Some(enqueue) = &rule.enqueue
-            && let Some(schema) = catalog.job(&enqueue.job).and_then(|job| job.data.as_ref())
-            && let Some(given) = enqueue.data.keys()
-        {
-            let given: BTreeSet<&str> = given.collect();
-            for missing in schema.required_fields().filter(|field| !given.contains(field)) {
-                warn(findings, format!("{label}: the job {:?} needs data.{missing}", enqueue.job));
-            }
-            let maybe_absent = |path: &str| {
-                let field = path.strip_prefix("data.").and_then(|name| read?.field(name));
-                let asked = rule.when.as_ref().is_some_and(|when| when.source().contains(path));
-                field.is_some_and(Schema::is_optional) && !asked
-            };
-            for (field, path) in schema.required_fields().filter_map(|field| Some((field, enqueue.data.hole(field)?))) {
-                if maybe_absent(path) {
-                    warn(
-                        findings,
-                        format!("{label}: {path} is optional, but the job {:?} needs data.{field}", enqueue.job),
-                    );
-                }
+    }
+
+    /// Whether the job gets all that it needs; `when` is the condition of the whole.
+    fn fills(&self, enqueue: &RuleJob, when: Option<&Expr>, catalog: &Catalog, findings: &mut Vec<Finding>) {
+        let Some(schema) = catalog.job(&enqueue.job).and_then(|job| job.data.as_ref()) else { return };
+        let Some(given) = enqueue.data.keys() else { return };
+        let (label, job) = (&self.label, &enqueue.job);
+        let given: BTreeSet<&str> = given.collect();
+        for missing in schema.required_fields().filter(|field| !given.contains(field)) {
+            warn(findings, format!("{label}: the job {job:?} needs data.{missing}"));
+        }
+        let maybe_absent = |path: &str| {
+            let field = path.strip_prefix("data.").and_then(|name| self.read?.field(name));
+            let asked = when.into_iter().chain(&enqueue.when).any(|when| when.source().contains(path));
+            field.is_some_and(Schema::is_optional) && !asked
+        };
+        for (field, path) in schema.required_fields().filter_map(|field| Some((field, enqueue.data.hole(field)?))) {
+            if maybe_absent(path) {
+                warn(findings, format!("{label}: {path} is optional, but the job {job:?} needs data.{field}"));
             }
         }
     }
@@ -175,11 +211,13 @@ fn rules(catalog: &Catalog, findings: &mut Vec<Finding>) {
 fn roles(catalog: &Catalog, findings: &mut Vec<Finding>) {
     let rooms = catalog.rooms.iter().filter_map(|room| room.when.as_ref());
     let events = catalog.events.values().filter_map(|event| event.visible.as_ref());
-    let messages = catalog.messages.values().flat_map(|message| &message.publish);
-    let publications = messages.filter_map(|publish| publish.when.as_ref());
+    let published = catalog.messages.values().flat_map(|message| &message.publish);
+    let enqueued = catalog.messages.values().flat_map(|message| &message.enqueue);
+    let messages = published.filter_map(|publish| publish.when.as_ref());
+    let messages = messages.chain(enqueued.filter_map(|enqueue| enqueue.when.as_ref()));
     let rules = catalog.rules.iter().filter_map(|rule| rule.when.as_ref());
     let used: BTreeSet<&str> =
-        rooms.chain(events).chain(publications).chain(rules).flat_map(Expr::roles_mentioned).collect();
+        rooms.chain(events).chain(messages).chain(rules).flat_map(Expr::roles_mentioned).collect();
     for role in catalog.auth.roles.iter().filter(|role| !used.contains(role.as_str())) {
         note(findings, format!("role {role:?}: declared but no expression asks for it"));
     }

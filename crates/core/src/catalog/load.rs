@@ -203,9 +203,9 @@ fn resolve(root: &Fields, start: Place, report: &Report) -> Catalog {
     let realtime = realtime::realtime(&top);
     let rooms = realtime::rooms(&top, &auth);
     let events = realtime::events(&top, &auth, &rooms);
-    let messages = realtime::messages(&top, &auth, &rooms, &events);
     let queues = work::queues(&top);
     let jobs = work::jobs(&top, &queues);
+    let messages = realtime::messages(&top, &auth, &rooms, &events, &jobs);
     let schedules = work::schedules(&top, &app, &jobs);
     let rules = work::rules(&top, &auth, &events, &jobs);
     let alerts = alerts(&top, &auth, &events, &jobs);

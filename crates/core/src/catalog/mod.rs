@@ -261,6 +261,8 @@ pub struct Message {
     pub reply: Option<(Arc<str>, Template)>,
     /// Events to publish; templates see `data`, `args` and `user`.
     pub publish: Vec<Publication>,
+    /// Jobs to enqueue in the same commit; templates see `data`, `args` and `user`.
+    pub enqueue: Vec<RuleJob>,
     /// One line for people.
     pub description: String,
 }
@@ -513,13 +515,15 @@ pub struct Rule {
     pub description: String,
 }
 
-/// The job that a rule enqueues.
+/// The job that a rule, a message or an alert enqueues.
 #[derive(Debug)]
 pub struct RuleJob {
     /// The job type.
     pub job: Arc<str>,
-    /// Its data, rendered over `data`, `params`, `tenant` and `event` (`id`, `type`, `userId`).
+    /// Its data. In a rule it is rendered over `data`, `params`, `tenant` and `event` (`id`, `type`, `userId`).
     pub data: Template,
+    /// Only if this holds.
+    pub when: Option<Expr>,
     /// Waits this long.
     pub delay: Option<Duration>,
     /// Overrides the job type's priority.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::load::{named_entries, report_name};
 use super::raw::{Node, Place, Table};
+use super::work::{Jobs, rule_job};
 use super::{App, Auth, CredentialSource, EventType, Join, Jwt, Message, Profile, Publication, Realtime, Room, View};
 use crate::expr::Expr;
 use crate::limit::Rate;
@@ -337,7 +338,13 @@ fn view(table: Table<'_>, event: &Table<'_>, rooms: &[Room]) -> Option<View> {
     Some(view)
 }
 
-pub(super) fn messages(top: &Table<'_>, auth: &Auth, rooms: &[Room], events: &Events) -> HashMap<Arc<str>, Message> {
+pub(super) fn messages(
+    top: &Table<'_>,
+    auth: &Auth,
+    rooms: &[Room],
+    events: &Events,
+    jobs: &Jobs,
+) -> HashMap<Arc<str>, Message> {
     let mut messages = HashMap::new();
     for (name, table) in named_entries(top, "messages") {
         if BUILT_IN_MESSAGES.contains(&name) || RESERVED_EVENTS.contains(&name) {
@@ -363,7 +370,11 @@ pub(super) fn messages(top: &Table<'_>, auth: &Auth, rooms: &[Room], events: &Ev
         let publications = table.tables("publish").into_iter();
         let roots = Roots { templates: &["data", "args", "user", "event"], conditions: &["data", "args", "user"] };
         let publish = publications.filter_map(|table| publication(table, &roots, auth, events)).collect();
-        let message = Message { args, data, join, leave, reply, publish, description: table.description() };
+        // No event causes the job, so there is none that its data could name.
+        let roots = Roots { templates: roots.conditions, ..roots };
+        let enqueued = table.tables("enqueue").into_iter();
+        let enqueue = enqueued.filter_map(|table| rule_job(table, &roots, auth, jobs)).collect();
+        let message = Message { args, data, join, leave, reply, publish, enqueue, description: table.description() };
         messages.insert(name.into(), message);
         table.finish();
     }

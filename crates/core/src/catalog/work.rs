@@ -363,7 +363,7 @@ pub(super) fn rules(top: &Table<'_>, auth: &Auth, events: &Events, jobs: &Jobs) 
     for table in top.tables("rules") {
         let on = pattern(&table, events);
         let when = condition(&table, "when", roots.conditions, auth);
-        let enqueue = table.table("enqueue").and_then(|table| rule_job(table, &roots, jobs));
+        let enqueue = table.table("enqueue").and_then(|table| rule_job(table, &roots, auth, jobs));
         let publish = table.table("publish").and_then(|table| publication(table, &roots, auth, events));
         if !table.all().iter().any(|(key, _)| key == "enqueue" || key == "publish") {
             table.report.note(table.place, &table.key, "does nothing; expected enqueue or publish");
@@ -395,12 +395,14 @@ fn pattern(table: &Table<'_>, events: &Events) -> Option<Pattern> {
     Some(pattern)
 }
 
-pub(super) fn rule_job(table: Table<'_>, roots: &Roots<'_>, jobs: &Jobs) -> Option<RuleJob> {
+/// A job that a rule, a message or an alert enqueues.
+pub(super) fn rule_job(table: Table<'_>, roots: &Roots<'_>, auth: &Auth, jobs: &Jobs) -> Option<RuleJob> {
     let job = job_named(&table, "job", jobs);
     let data = template(&table, "data", roots.templates);
+    let when = condition(&table, "when", roots.conditions, auth);
     let (delay, priority) = (table.duration("delay"), table.integer("priority", PRIORITIES));
     table.finish();
-    Some(RuleJob { job: job?, data: data?, delay, priority })
+    Some(RuleJob { job: job?, data: data?, when, delay, priority })
 }
 
 pub(super) fn caches(top: &Table<'_>) -> BTreeMap<Arc<str>, Cache> {

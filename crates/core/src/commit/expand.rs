@@ -361,7 +361,7 @@ impl Run<'_> {
                 continue;
             }
             let requests = [
-                rule.enqueue.as_ref().map(|job| Consequence::Job(Box::new(rule_job(job, &scope)))),
+                rule.enqueue.as_ref().and_then(|job| rule_job(job, &scope)).map(Box::new).map(Consequence::Job),
                 rule.publish
                     .as_ref()
                     .and_then(|event| publication(event, &scope))
@@ -408,18 +408,18 @@ impl Run<'_> {
 
 fn holds(when: Option<&crate::expr::Expr>, scope: &Value) -> bool {
     when.is_none_or(|when| {
-        let names = ["data", "params", "tenant", "job"];
+        let names = ["data", "params", "tenant", "job", "args", "user"];
         when.eval(&names.map(|name| (name, &scope[name]))).unwrap_or(false)
     })
 }
 
-/// The job that a rule or an alert enqueues.
-pub fn rule_job(job: &RuleJob, scope: &Value) -> NewJob {
-    NewJob {
+/// The job that a rule, a client's message or an alert enqueues, unless its condition says no.
+pub fn rule_job(job: &RuleJob, scope: &Value) -> Option<NewJob> {
+    holds(job.when.as_ref(), scope).then(|| NewJob {
         delay: job.delay.map(super::Delay),
         priority: job.priority.map(super::Priority),
         ..NewJob::new(&*job.job, job.data.render(scope))
-    }
+    })
 }
 
 /// The event that a rule or a client's message publishes, unless its condition says no.

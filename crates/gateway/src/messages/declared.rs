@@ -1,23 +1,27 @@
-//! Messages that the catalog declares: join, leave, reply, publish.
+//! Messages that the catalog declares: join, leave, reply, publish, enqueue.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use tidewire_core::catalog::{Catalog, Message, Profile, Publication};
-use tidewire_core::commit::{NewEvent, ParamValue, Request};
+use tidewire_core::catalog::{Catalog, Message, Profile};
+use tidewire_core::commit::{NewEvent, NewJob, Request, publication, rule_job};
 use tidewire_core::id::Ids;
-use tidewire_core::principal::Principal;
+use tidewire_core::principal::{Principal, Sender};
 use tidewire_core::room::RoomTemplate;
-use tidewire_core::{Error, Kind, Result};
+use tidewire_core::store::Answer;
+use tidewire_core::{Error, Json, Kind, Result};
 
 use super::{Outcome, builtin, fields};
+use crate::gateway::Handled;
+use crate::policy;
 use crate::socket::Socket;
 
-/// Checks a declared message and does what it says: publish first, which may fail, then rooms and the reply.
+/// Checks a declared message and does what it says: the app's handler first, then publish and enqueue with what it staged, all of which
+/// may fail; then rooms and the reply.
 ///
-/// Codes: `message.unknown`, `message.invalid_data`, `message.refused` (none of its conditions holds), `room.forbidden`, `limit.rooms`, and those of a publish.
+/// Codes: `message.unknown`, `message.invalid_data`, `message.refused` (none of its conditions holds), `room.forbidden`, `limit.rooms`,
+/// those of a commit, and those of the handler.
 pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
     let shared = socket.shared();
     let Some(message) = shared.catalog.messages.get(name) else { return Err(unknown(&shared.catalog, name)) };
@@ -27,23 +31,39 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
     // Who sends it comes from the credential; a payload cannot claim to be somebody else.
     let mut scope = json!({ "data": data, "args": args, "user": &*principal.claims });
     let mut outcome = Map::new();
-    let mut events = Vec::new();
-    for publication in &message.publish {
-        // The id is chosen here, so that the data of an event can name it.
-        let (id, time) = (shared.ids.next(), shared.clock.now());
-        scope["event"] = json!({ "id": id, "type": publication.event, "time": time });
-        let user_id = principal.user.as_deref().map(str::to_owned);
-        events.extend(publish(publication, &scope).map(|event| NewEvent { id: Some(id), user_id, ..event }));
-    }
-    if events.is_empty() && !message.publish.is_empty() && message.join.is_none() && message.leave.is_none() {
-        let detail = format!("nothing that {name:?} publishes applies to this data and this user");
+    let mut request = request(socket, message, &principal, &mut scope);
+    let declares = !message.publish.is_empty() || !message.enqueue.is_empty();
+    if declares && request.is_empty() && message.join.is_none() && message.leave.is_none() {
+        let detail = format!("nothing that {name:?} publishes or enqueues applies to this data and this user");
         return Err(Error::new(Kind::Forbidden, "message.refused", detail));
     }
     let join = message.join.as_ref().map(|room| render(&shared.catalog, &principal, room, &scope)).transpose()?;
-    if !events.is_empty() {
-        let request = Request { events, ..Request::default() };
+    // Before anything is stored, and asked again when it is entered: the rights may change meanwhile.
+    if let Some(room) = join.as_ref().filter(|room| policy::may_join(&shared.catalog, &principal, room).is_none()) {
+        return Err(builtin::refused(room));
+    }
+    if let Some(answer) = call(socket, name, &taken(message, args), &principal) {
+        let (result, staged) = answer.await?;
+        // Over polling a handler outlives its session, and who was put out meanwhile does nothing more.
+        if socket.session.transport(|_| ()).is_none() {
+            return Err(Error::unavailable(
+                "the connection ended before the message was answered; nothing of it is stored",
+            ));
+        }
+        request.events.extend(staged.events);
+        request.jobs.extend(staged.jobs);
+        if result != Json::null() {
+            outcome.extend(fields([("result", result.to_value()?)]));
+        }
+    }
+    if !request.is_empty() {
         let committed = shared.publish.publish(&socket.tenant.id, principal.user.as_deref(), request).await?;
-        outcome.extend(fields([("events", json!(committed.events))]));
+        if !committed.events.is_empty() {
+            outcome.extend(fields([("events", json!(committed.events))]));
+        }
+        if !committed.jobs.is_empty() {
+            outcome.extend(fields([("jobs", json!(committed.jobs))]));
+        }
     }
     if let Some(room) = join {
         builtin::enter(socket, &room, &Value::Null)?;
@@ -66,6 +86,47 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
         }
     }
     Ok(outcome)
+}
+
+/// What the declaration publishes and enqueues for this data and this user.
+fn request(socket: &Socket, message: &Message, principal: &Principal, scope: &mut Value) -> Request {
+    let shared = socket.shared();
+    let user_id = principal.user.as_deref().map(str::to_owned);
+    let mut request = Request::default();
+    for declared in &message.publish {
+        // The id is chosen here, so that the data of an event can name it.
+        let (id, time) = (shared.ids.next(), shared.clock.now());
+        scope["event"] = json!({ "id": id, "type": declared.event, "time": time });
+        let event = publication(declared, scope);
+        request.events.extend(event.map(|event| NewEvent { id: Some(id), user_id: user_id.clone(), ..event }));
+    }
+    let jobs = message.enqueue.iter().filter_map(|declared| rule_job(declared, &*scope));
+    request.jobs.extend(jobs.map(|job| NewJob { user_id: user_id.clone(), ..job }));
+    request
+}
+
+/// The answer of the app's handler, if it has one.
+fn call<'a>(socket: &'a Socket, name: &str, data: &Value, principal: &Principal) -> Option<Answer<'a, Handled>> {
+    let sender = Sender {
+        tenant: socket.tenant.id.clone(),
+        user: principal.user.clone()?,
+        roles: principal.roles.clone(),
+        socket: socket.sid.clone(),
+    };
+    socket.shared().publish.handle(name, data, &sender)
+}
+
+/// What a handler gets: the data, or the declared arguments as a list in which those that were left out are null. Nothing else, as
+/// nothing else was checked.
+fn taken<'a>(message: &Message, args: &'a [Value]) -> Cow<'a, Value> {
+    if message.data.is_some() {
+        return args.first().map_or(Cow::Owned(Value::Null), Cow::Borrowed);
+    }
+    if message.args.is_empty() {
+        return Cow::Owned(Value::Null);
+    }
+    let declared = (0..message.args.len()).map(|index| args.get(index).cloned().unwrap_or_default());
+    Cow::Owned(declared.collect())
 }
 
 fn check(message: &Message, args: &[Value]) -> Result<()> {
@@ -101,26 +162,6 @@ fn render(catalog: &Catalog, principal: &Principal, room: &RoomTemplate, scope: 
         }
     };
     room.render(lookup).map_err(|missing| Error::invalid("message.invalid_data", format!("{room}: {missing}")))
-}
-
-fn publish(publication: &Publication, scope: &Value) -> Option<NewEvent> {
-    let holds = publication.when.as_ref().is_none_or(|when| {
-        let variables = ["data", "args", "user"].map(|name| (name, &scope[name]));
-        when.eval(&variables).unwrap_or(false)
-    });
-    if !holds {
-        return None;
-    }
-    let param = |(name, template): (&String, &tidewire_core::template::Template)| {
-        let value = match template.render(scope) {
-            Value::String(text) => ParamValue::Text(text),
-            Value::Number(number) => ParamValue::Number(number.as_i64()?),
-            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
-        };
-        Some((name.clone(), value))
-    };
-    let params: BTreeMap<_, _> = publication.params.iter().filter_map(param).collect();
-    Some(NewEvent { params, ..NewEvent::new(&*publication.event, publication.data.render(scope)) })
 }
 
 fn unknown(catalog: &Catalog, name: &str) -> Error {
