@@ -355,6 +355,14 @@ describe("a settle call", () => {
 });
 
 describe("a lease", () => {
+  test("is short enough by default for a killed worker's job to run again within five seconds", async () => {
+    const tenant = server.newTenant();
+    await tenant.enqueue("pack");
+    const { jobs } = expectStatus(await tenant.api("/v1/leases", { body: {} }), 200);
+    const left = Date.parse(jobs[0].expires) - Date.now();
+    assert.ok(left > 3_000 && left <= 4_500, `it ends in ${left} ms`);
+  });
+
   test("that is lost gives the job to another worker and nothing to the old one", async () => {
     const tenant = server.newTenant();
     await tenant.enqueue("pack");

@@ -9,7 +9,6 @@
 // { verdict: "snooze", delay: "5m" }, { verdict: "retry", error, delay } or { verdict: "fail", error }.
 // `signal` aborts when the job was cancelled, its time is over, its lease was lost, or a stop takes too long. Then leave quickly.
 
-import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const { TIDEWIRE_URL = "http://127.0.0.1:7400", TIDEWIRE_KEY } = process.env;
@@ -35,9 +34,9 @@ async function call(path, body, signal) {
 /** Runs jobs until SIGTERM or SIGINT. Then those that run have `graceMs` to finish; the others are given back. */
 export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceMs = 10_000 } = {}) {
   const runs = new Map(); // { id, lease } -> { abort, onError, ended }
-  const ends = () => [...runs.values()].map(({ ended }) => ended);
   const stop = new AbortController();
-  for (const name of ["SIGTERM", "SIGINT"]) process.once(name, () => stop.abort());
+  let wake = () => {}; // called when there may be a free place, and at a stop
+  for (const name of ["SIGTERM", "SIGINT"]) process.once(name, () => (stop.abort(), wake()));
 
   async function run(held, job, self) {
     const verdict = (async () => {
@@ -47,6 +46,7 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
     })().catch((error) => ({ verdict: error instanceof NonRetryable ? "fail" : self.onError, error: `${error?.stack ?? error}` }));
     await settle(held, await verdict);
     runs.delete(held);
+    wake();
   }
 
   // Settle calls follow each other. Each takes along all that has ended since the one before, so a busy worker makes few.
@@ -83,10 +83,10 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
       runs.set(held, self);
       self.ended = run(held, { id, ...job }, self);
     }
-    if (runs.size === concurrency && !stop.signal.aborted) await Promise.race([once(stop.signal, "abort"), ...ends()]);
+    if (runs.size === concurrency && !stop.signal.aborted) await new Promise((done) => (wake = done));
   }
 
-  await Promise.race([sleep(graceMs), Promise.all(ends())]);
+  await Promise.race([sleep(graceMs), Promise.all([...runs.values()].map(({ ended }) => ended))]);
   const unfinished = [...runs];
   for (const [, { abort }] of unfinished) abort.abort();
   await Promise.all(unfinished.map(([held]) => settle(held, { verdict: "release" })));
