@@ -13,11 +13,13 @@ use tidewire_core::room::RoomTemplate;
 use tidewire_core::{Error, Kind, Result};
 
 use super::{Outcome, builtin, fields};
-use crate::socket::Socket;
+use crate::socket::{Change, Socket};
 
-/// Checks a declared message and does what it says: publish first, which may fail, then rooms and the reply.
+/// Checks a declared message and does what it says: publish, then rooms and the reply. All that can refuse the rooms, their write to the
+/// store included, comes before the publish: a client that is told of an error has published nothing.
 ///
-/// Codes: `message.unknown`, `message.invalid_data`, `message.refused` (none of its conditions holds), `room.forbidden`, `limit.rooms`, and those of a publish.
+/// Codes: `message.unknown`, `message.invalid_data`, `message.refused` (none of its conditions holds), `room.forbidden`, `limit.rooms`,
+/// `store.busy`, `unavailable`, and those of a publish.
 pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
     let shared = socket.shared();
     let Some(message) = shared.catalog.messages.get(name) else { return Err(unknown(&shared.catalog, name)) };
@@ -39,21 +41,31 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
         let detail = format!("nothing that {name:?} publishes applies to this data and this user");
         return Err(Error::new(Kind::Forbidden, "message.refused", detail));
     }
-    let join = message.join.as_ref().map(|room| render(&shared.catalog, &principal, room, &scope)).transpose()?;
+    let room_of = |room: &RoomTemplate| render(&shared.catalog, &principal, room, &scope);
+    let (join, leave) =
+        (message.join.as_ref().map(room_of).transpose()?, message.leave.as_ref().map(room_of).transpose()?);
+    let mut rooms = match join.is_some() || leave.is_some() {
+        true => {
+            let mut changing = socket.changing().await;
+            let join = join.iter().map(|room| builtin::allowed(socket, room, &Value::Null)).collect::<Result<_>>()?;
+            let change = Change { join, leave: leave.iter().cloned().collect(), ..Change::default() };
+            changing.keep(&change).await?;
+            Some((changing, change))
+        }
+        false => None,
+    };
     if !events.is_empty() {
         let request = Request { events, ..Request::default() };
-        let committed = shared.publish.publish(&socket.tenant.id, principal.user.as_deref(), request).await?;
-        outcome.extend(fields([("events", json!(committed.events))]));
+        let published = shared.publish.publish(&socket.tenant.id, principal.user.as_deref(), request).await;
+        if published.is_err() && rooms.take().is_some() {
+            // The store has been told of rooms that are not entered or left now.
+            drop(socket.keep().await);
+        }
+        outcome.extend(fields([("events", json!(published?.events))]));
     }
-    if let Some(room) = join {
-        builtin::enter(socket, &room, &Value::Null)?;
-        outcome.extend(fields([("room", json!(room))]));
-    }
-    if let Some(template) = &message.leave {
-        let room = render(&shared.catalog, &principal, template, &scope)?;
-        socket.leave(&room);
-        socket.keep();
-        outcome.extend(fields([("room", json!(room))]));
+    if let Some((changing, change)) = rooms {
+        changing.make(change)?;
+        outcome.extend(fields([("room", json!(leave.or(join)))]));
     }
     if let Some((event, template)) = &message.reply {
         let data = template.render(&scope);
