@@ -18,7 +18,7 @@ export function writeApp(name, toml) {
  * ephemeral event, and a rule that turns `item:sold` into a job. `app` and `rooms` are added to those, `more` at the end.
  */
 export function shop({
-  history = "{ count = 20000, age = \"24h\" }", rate = "500/s", auth = JWT, app = "", rooms = "", more = "",
+  history = "{ count = 20000, age = \"24h\" }", rate = "500/s", connects = "1000/s", auth = JWT, app = "", rooms = "", more = "",
 } = {}) {
   return writeApp("shop", `
 [app]
@@ -37,7 +37,7 @@ ${auth}
 namespaces = ["/"]
 profile = "named"
 history = ${history}
-rate = { messages = "${rate}", connects = "1000/s" }
+rate = { messages = "${rate}", connects = "${connects}" }
 
 [rooms]
 "org:{orgId}" = { join = "auto" }

@@ -1,9 +1,9 @@
-// Tokens that are verified with the key set of a login: rotation, wrong keys, a login that is down, TLS.
+// Tokens that are verified with the public keys of a login: its key set (rotation, wrong keys, a login that is down, TLS), or a file.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { createHmac, generateKeyPairSync, sign } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createServer as createSecureServer } from "node:https";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ import { after, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
 import { connect, connectError } from "./clients.mjs";
-import { start, temporaryDirectory } from "./harness.mjs";
+import { mint, start, temporaryDirectory } from "./harness.mjs";
 
 const AUTH = `[auth.jwt]\nalgorithms = ["RS256", "ES256", "EdDSA"]\nclaims = { user = "sub", tenant = "orgId", roles = "roles" }`;
 const logins = [];
@@ -40,19 +40,26 @@ class Login {
 
   /** Adds a key; answers what signs with it. */
   add(kid, alg, more = {}) {
-    const pair =
-      alg === "ES256" ? generateKeyPairSync("ec", { namedCurve: "P-256" })
-      : alg === "EdDSA" ? generateKeyPairSync("ed25519")
-      : generateKeyPairSync("rsa", { modulusLength: 2048 });
+    const pair = keyPair(alg);
     this.keys.push({ ...pair.publicKey.export({ format: "jwk" }), kid, alg, use: "sig", ...more });
-    return (claims, header = {}) => {
-      const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-      const now = Math.floor(Date.now() / 1000);
-      const text = `${part({ alg, kid, ...header })}.${part({ sub: "ann", orgId: "t1", iat: now, exp: now + 600, ...claims })}`;
-      const key = alg === "ES256" ? { key: pair.privateKey, dsaEncoding: "ieee-p1363" } : pair.privateKey;
-      return `${text}.${sign(alg === "EdDSA" ? null : "sha256", Buffer.from(text), key).toString("base64url")}`;
-    };
+    return signer(alg, pair.privateKey, kid);
   }
+}
+
+function keyPair(alg) {
+  if (alg === "ES256") return generateKeyPairSync("ec", { namedCurve: "P-256" });
+  return alg === "EdDSA" ? generateKeyPairSync("ed25519") : generateKeyPairSync("rsa", { modulusLength: 2048 });
+}
+
+/** What signs tokens with a private key. */
+function signer(alg, privateKey, kid) {
+  return (claims, header = {}) => {
+    const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+    const now = Math.floor(Date.now() / 1000);
+    const text = `${part({ alg, kid, ...header })}.${part({ sub: "ann", orgId: "t1", iat: now, exp: now + 600, ...claims })}`;
+    const key = alg === "ES256" ? { key: privateKey, dsaEncoding: "ieee-p1363" } : privateKey;
+    return `${text}.${sign(alg === "EdDSA" ? null : "sha256", Buffer.from(text), key).toString("base64url")}`;
+  };
 }
 
 const serve = (login, refresh = "1s", env = {}) =>
@@ -143,4 +150,25 @@ describe("a login's key set", () => {
     assert.equal((await connectError(wary, { token: signer({}) })).message, "Authentication failed");
     await wary.stop();
   });
+});
+
+describe("the public key in a file", () => {
+  for (const alg of ["ES256", "EdDSA"]) {
+    test(`decides which tokens of ${alg} are taken`, async () => {
+      const { publicKey, privateKey } = keyPair(alg);
+      const pem = publicKey.export({ type: "spki", format: "pem" });
+      const file = join(temporaryDirectory(), "login.pem");
+      writeFileSync(file, pem);
+      const auth = `[auth.jwt]\nalgorithms = ["${alg}"]\nclaims = { user = "sub", tenant = "orgId", roles = "roles" }`;
+      const own = await start({ app: shop({ auth }), config: `[auth.jwt]\npublicKeyFile = "${file}"\n` });
+      const token = signer(alg, privateKey);
+      const ann = await connect(own, { token: token({ roles: ["agent"] }) });
+      assert.deepEqual([ann.hello.userId, ann.hello.tenant, ann.hello.roles], ["ann", "t1", ["agent"]]);
+      const refused = async (bad) => (await connectError(own, { token: bad })).data.code;
+      assert.equal(await refused(signer(alg, keyPair(alg).privateKey)({})), "auth.invalid", "of another key");
+      assert.equal(await refused(token({ exp: 1 })), "auth.invalid", "of long ago");
+      assert.equal(await refused(mint({ sub: "ann", orgId: "t1" }, pem)), "auth.invalid", "the key is no secret");
+      await own.kill();
+    });
+  }
 });

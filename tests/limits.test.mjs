@@ -51,6 +51,20 @@ describe("visitors without a login", () => {
   });
 });
 
+test("a user who connects too often is refused for a while, and others are not", async () => {
+  const server = await start({ app: shop({ connects: "2/10m" }) });
+  const tenant = server.newTenant();
+  const clients = [];
+  for (let n = 0; n < 2; n += 1) clients.push(await connect(server, { token: tenant.token("ann") }));
+  for (const client of clients) client.close();
+  const refused = await connectError(server, { token: tenant.token("ann") });
+  assert.deepEqual([refused.message, refused.data.code], ["Too many connections", "limit.connects"]);
+  assert.ok(refused.data.retryAfter > 0 && refused.data.retryAfter <= 600_000, `${refused.data.retryAfter} ms`);
+  await connect(server, { token: tenant.token("bob") });
+  await connect(server, { token: server.newTenant().token("ann") });
+  await server.kill();
+});
+
 describe("rates of messages", () => {
   let server;
   before(async () => {

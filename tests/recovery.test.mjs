@@ -230,6 +230,50 @@ describe("a client that outlives the server", () => {
     });
   }
 
+  test("has after a SIGKILL what was acknowledged in the moment before", async () => {
+    const tenant = own.newTenant();
+    const client = await connect(own, { token: tenant.token("ann") });
+    assert.equal(client.hello.eventTypes, null);
+    const rooms = new Set(client.hello.rooms);
+    const types = [];
+    const changes = [
+      ["join", "item:a", () => rooms.add("item:a")],
+      ["subscribe", { eventTypes: ["item:*"] }, () => types.push("item:*")],
+      ["leave", `user:ann`, () => rooms.delete("user:ann")],
+      ["subscribe", { eventTypes: ["lead:*"], rooms: ["item:b"] }, () => types.push("lead:*") && rooms.add("item:b")],
+      ["unsubscribe", { eventTypes: ["item:*"], rooms: ["item:a"] }, () => types.shift() && rooms.delete("item:a")],
+    ];
+    for (const [message, argument, change] of changes) {
+      client.socket.io.reconnection(false);
+      const gone = new Promise((done) => client.socket.once("disconnect", done));
+      await client.must(message, argument);
+      await own.kill();
+      change();
+      await gone;
+      await own.restart();
+      const hello = await client.comeBack();
+      assert.equal(client.socket.recovered, true, message);
+      assert.deepEqual([[...hello.rooms].sort(), hello.eventTypes], [[...rooms].sort(), types.length ? types : null], message);
+    }
+  });
+
+  test("gets again after a SIGKILL what it had not acknowledged", async () => {
+    const tenant = own.newTenant();
+    const client = await connect(own, { token: tenant.token("ann") });
+    await publish(tenant, 0, 5);
+    await client.seen.until("item:added", ({ amount }) => amount === 4);
+    client.socket.io.reconnection(false);
+    const gone = new Promise((done) => client.socket.once("disconnect", done));
+    await client.must("ack", { position: 2 });
+    await own.kill();
+    await gone;
+    await own.restart();
+    await client.comeBack();
+    assert.equal(client.socket.recovered, true);
+    await last(tenant, client, 5);
+    assert.deepEqual(amounts(client), [...upTo(5), 2, 3, 4, 5]);
+  });
+
   test("comes back by itself, again and again", async () => {
     const tenant = own.newTenant();
     const client = await connect(own, { token: tenant.token("ann"), reconnection: true });

@@ -61,7 +61,7 @@ describe("a user's stream", () => {
     assert.ok(stream.retry >= 1_000 && stream.retry < 3_000, `retry: ${stream.retry}`);
     const { socketId, ...hello } = stream.hello;
     assert.deepEqual(hello, {
-      userId: "ann", tenant: tenant.name, rooms: [`org:${tenant.name}`, "user:ann"], roles: ["agent"], position: 0, recovered: false,
+      userId: "ann", tenant: tenant.name, rooms: [`org:${tenant.name}`, "user:ann"], roles: ["agent"], eventTypes: null, position: 0, recovered: false,
     });
     const { items } = expectStatus(await tenant.api("/v1/realtime/connections"), 200);
     assert.deepEqual(items.map((item) => [item.socketId, item.transport, item.userId]), [[socketId, "sse", "ann"]]);

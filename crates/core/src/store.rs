@@ -522,10 +522,11 @@ pub trait Schedules: Send + Sync {
 
 /// What a socket's session has joined and asked for, so that it survives a restart. The content is the gateway's.
 pub trait Sessions: Send + Sync {
-    /// Keeps `state` under `sid` until `expires`. Not durable at the answer: it rides in the next commit.
-    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp);
+    /// Keeps `state` under `sid` until `expires`. Like every call it is handed over when this is called, so calls for one `sid` count in
+    /// their order, and dropping the answer does not take it back. Codes `store.busy`, `unavailable`.
+    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) -> Answer<'_, ()>;
     /// What was kept, unless it has expired.
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>>;
-    /// Forgets it.
-    fn delete_session(&self, tenant: &TenantId, sid: &str);
+    /// Forgets it. Codes `store.busy`, `unavailable`.
+    fn delete_session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, ()>;
 }

@@ -19,7 +19,7 @@ use crate::presence;
 use crate::recovery::{self, Claimed, Owner, Return, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
-use crate::socket::{Beginning, Socket};
+use crate::socket::{Beginning, Change, Socket};
 use crate::tenancy;
 
 /// How long a credential may take to be checked.
@@ -78,7 +78,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         None => Acked::NotAsked,
         Some((name, user)) => match reach(shared, &tenant, user, name).await {
             Ok(acked) => acked,
-            Err(error) if error.kind() == Kind::Limited => {
+            Err(error) if error.code() == cursors::TOO_MANY => {
                 shared.stats.by.connects.up(error.code());
                 let data = json!({ "code": error.code(), "detail": error.detail() });
                 session.refuse(nsp, "Too many cursors", Some(&data.to_string()));
@@ -307,6 +307,7 @@ pub(crate) fn hello(socket: &Socket, rooms: &[&str], position: Position, recover
         "userId": principal.user.as_deref(),
         "tenant": principal.tenant,
         "rooms": rooms,
+        "eventTypes": socket.types(),
         "roles": &*principal.roles,
         "position": position,
     });
@@ -387,7 +388,13 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     let next = Socket::new(session.clone(), tenant.clone(), beginning);
     drop(session.remove_socket(nsp));
     socket.detach(Closing::Left);
-    if let Err(error) = recovery::end(shared, &socket.tenant.id, &socket.sid).await {
+    let ended = recovery::end(shared, &socket.tenant.id, &socket.sid).await;
+    // The types that it brings along, too: the client may come back by the new `pid` as soon as it has it.
+    let kept = match ended {
+        Ok(()) => next.keep().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = kept {
         next.detach(Closing::Lost);
         session.close(Closing::Unavailable);
         return Err(error);
@@ -408,7 +415,6 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &next.sid, pid));
     });
-    next.keep();
     if shared.auth.is_revoked(&principal) {
         registry::put_out(&next);
     }
@@ -425,7 +431,7 @@ pub(crate) async fn recheck(socket: Arc<Socket>) {
         Ok(principal) => match tenancy::enter(&shared.catalog, &principal, &socket.tenant.id) {
             Some(principal) if principal.user == socket.user => {
                 let before = socket.standing();
-                if let Err(error) = adopt(&socket, principal, None) {
+                if let Err(error) = adopt(&socket, principal, None).await {
                     tracing::debug!(%error, "not every room could be joined after a check");
                 }
                 let after = socket.standing();
@@ -443,15 +449,17 @@ pub(crate) async fn recheck(socket: Arc<Socket>) {
 }
 
 /// Lets a checked credential of the same user and tenant take the place of the one before; `token` when the client sent a new one.
-pub(crate) fn adopt(socket: &Arc<Socket>, principal: Principal, token: Option<&Value>) -> Result<(), Error> {
+pub(crate) async fn adopt(socket: &Arc<Socket>, principal: Principal, token: Option<&Value>) -> Result<(), Error> {
     let catalog = &socket.shared().catalog;
+    let changing = socket.changing().await;
     let auto = policy::auto_rooms(catalog, &principal);
     let judge = principal.clone();
     if let Some(auth) = token {
         socket.keep_credential(kept_credential(&principal, auth));
     }
     let outcome = socket.renew(principal.clone(), auto, |room| policy::may_join(catalog, &judge, room).is_some());
-    socket.keep();
+    // Whoever comes back is judged by the credential of then, so the new one counts whether this is kept now or by the next look.
+    drop(changing.change(Change::default()).await);
     // Revoked while it was being taken over, as at a CONNECT.
     if socket.shared().auth.is_revoked(&principal) {
         registry::put_out(socket);

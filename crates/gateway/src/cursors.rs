@@ -16,10 +16,11 @@ use tidewire_core::event::{Epoch, Offset, Position};
 use tidewire_core::{Error, Kind, Result, TenantId};
 
 use crate::gateway::Shared;
-use crate::recovery;
 
 /// The name of the cursor that has no other.
 pub(crate) const USUAL: &str = "acked";
+/// The code for one more than these.
+pub(crate) const TOO_MANY: &str = "limit.cursors";
 /// The most cursors of one user.
 const MOST: usize = 32;
 /// The longest name in bytes.
@@ -75,7 +76,7 @@ pub(crate) async fn find(shared: &Shared, tenant: &TenantId, user: &Arc<str>, na
 }
 
 /// Moves a cursor to `position`, or makes it, and answers where it is then: never before where it was in this log. It is durable, in the
-/// sense of the store, when this answers. Codes `limit.cursors`, `unavailable`.
+/// sense of the store, when this answers. Codes `limit.cursors`, `store.busy`, `unavailable`.
 pub(crate) async fn advance(
     shared: &Shared,
     tenant: &TenantId,
@@ -92,7 +93,7 @@ pub(crate) async fn advance(
         Some(_) => {}
         None if known.len() >= MOST => {
             let detail = format!("a user has at most {MOST} cursors; forget one first");
-            return Err(Error::new(Kind::Limited, "limit.cursors", detail));
+            return Err(Error::new(Kind::Limited, TOO_MANY, detail));
         }
         None => {}
     }
@@ -102,7 +103,7 @@ pub(crate) async fn advance(
     Ok(position)
 }
 
-/// Forgets a cursor. Answers whether there was one. Code `unavailable`.
+/// Forgets a cursor. Answers whether there was one. Codes `store.busy`, `unavailable`.
 pub(crate) async fn forget(shared: &Shared, tenant: &TenantId, user: &Arc<str>, name: &str) -> Result<bool> {
     let cursors = shared.cursors.of(tenant, user);
     let mut cursors = cursors.lock().await;
@@ -134,7 +135,7 @@ async fn keep(shared: &Shared, tenant: &TenantId, user: &str, cursors: &mut Opti
     // Whatever becomes of the write: nobody may be told of more than the store is known to have.
     *cursors = None;
     let text = crate::encode::json(&next);
-    recovery::keep(shared, tenant, &document(user), text, shared.clock.now() + KEPT).await?;
+    shared.store.put_session(tenant, &document(user), text, shared.clock.now() + KEPT).await?;
     *cursors = Some(next);
     Ok(())
 }

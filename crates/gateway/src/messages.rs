@@ -82,10 +82,10 @@ async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
         return Err(Error::new(Kind::Unauthenticated, "auth.required", "log in to send this message"));
     }
     match name {
-        "subscribe" => builtin::subscribe(socket, first),
-        "unsubscribe" => builtin::unsubscribe(socket, first),
-        "join" | "join room" => builtin::join(socket, first),
-        "leave" | "leave room" => builtin::leave(socket, first),
+        "subscribe" => builtin::subscribe(socket, first).await,
+        "unsubscribe" => builtin::unsubscribe(socket, first).await,
+        "join" | "join room" => builtin::join(socket, first).await,
+        "leave" | "leave room" => builtin::leave(socket, first).await,
         "history" => history::history(socket, first).await,
         "auth" => builtin::renew(socket, first).await,
         "ack" => builtin::acknowledge(socket, first).await,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tidewire_core::event::{Event, Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
-use tidewire_core::{Error, Json, Result, TenantId, Timestamp};
+use tidewire_core::{Json, Result, TenantId, Timestamp};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
@@ -204,9 +204,9 @@ pub(crate) async fn claim(
     let half_open = tenant.directory.lock().sockets.get(&claimed.sid).cloned();
     let kept = match half_open {
         Some(old) => {
-            let saved = old.saved();
+            // First, so that nothing of it changes afterwards.
             old.session.close(Closing::Replaced);
-            Some(saved)
+            Some(old.saved())
         }
         None => match shared.recent.find(&claimed.sid) {
             Some(saved) => Some(saved),
@@ -238,34 +238,10 @@ pub(crate) async fn claim(
     Ok(Return::Whole { claimed, saved, after })
 }
 
-/// How long the store may take to show what it was given.
-const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Ends a session for good: nobody comes back to it from now on, nor after a crash. Code `unavailable`.
+/// Ends a session for good: nobody comes back to it from now on, nor after a crash. Codes `store.busy`, `unavailable`.
 pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> Result<()> {
-    let text = Saved::ended().to_text();
     shared.recent.put(sid, Saved::ended());
-    keep(shared, tenant, sid, text, shared.kept_until()).await
-}
-
-/// Writes what is kept under `sid`, and waits until it is durable in the sense of the store. Code `unavailable`.
-pub(crate) async fn keep(
-    shared: &Shared,
-    tenant: &TenantId,
-    sid: &str,
-    text: String,
-    expires: Timestamp,
-) -> Result<()> {
-    shared.store.put_session(tenant, sid, text.clone(), expires);
-    // The store answers no write of a session, so it is asked.
-    let shown = async {
-        while shared.store.session(tenant, sid).await?.as_deref() != Some(&*text) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Ok(())
-    };
-    let late = |_| Err(Error::unavailable("the store did not keep it in time; try again"));
-    tokio::time::timeout(KEEP_TIMEOUT, shown).await.unwrap_or_else(late)
+    shared.store.put_session(tenant, sid, Saved::ended().to_text(), shared.kept_until()).await
 }
 
 /// Why not every event after this position is in what the catalog calls history, in the words of the counters: the log ends before it, so it

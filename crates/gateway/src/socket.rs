@@ -1,5 +1,6 @@
 //! A socket: one transport in one namespace, and how far it has been fed from its tenant's log.
 
+mod change;
 mod feed;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Json, Kind, Result, Timestamp};
 
+pub(crate) use self::change::Change;
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
 use crate::cast::Form;
@@ -34,6 +36,8 @@ pub(crate) struct Socket {
     pub(crate) tenant: Arc<Tenant>,
     pub(crate) user: Option<Arc<str>>,
     pub(crate) since: Timestamp,
+    /// Held by who changes where the socket is or whose it is, over the write of it.
+    changing: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -94,7 +98,7 @@ impl Socket {
         let Beginning { sid, namespace, principal, types, left, acked, kept, credential } = beginning;
         let shared = session.shared.clone();
         let now = shared.clock.now();
-        let changed = !kept && types.is_some();
+        let brings_types = types.is_some();
         Arc::new(Self {
             key: shared.next_key(),
             sid,
@@ -102,6 +106,7 @@ impl Socket {
             tenant,
             user: principal.user.clone(),
             since: now,
+            changing: tokio::sync::Mutex::default(),
             state: Mutex::new(State {
                 principal,
                 rooms: Vec::new(),
@@ -112,8 +117,8 @@ impl Socket {
                 feed: Feed::Live,
                 acked,
                 saved: kept.then_some(now),
-                // What it brings with it from another tenant is written with the first change, or by `keep`.
-                changed,
+                // What was kept of a session that comes back may be about to expire.
+                changed: kept || brings_types,
                 warned: false,
                 checking: false,
                 credential,
@@ -165,7 +170,12 @@ impl Socket {
     }
 
     pub(crate) fn is_in(&self, room: &str) -> bool {
-        self.state.lock().rooms.iter().any(|joined| &*joined.name == room)
+        self.state.lock().is_in(room)
+    }
+
+    /// The types that it is subscribed to; `None` before the first `subscribe`.
+    pub(crate) fn types(&self) -> Option<Vec<String>> {
+        self.state.lock().types_text()
     }
 
     /// Takes its first rooms, and from `fed` on every event of its tenant. `first` is queued before any of them when the socket is
@@ -324,35 +334,6 @@ impl Socket {
         Ok(())
     }
 
-    /// Adds or removes subscribed types. Answers how many patterns there are now.
-    pub(crate) fn subscribe(&self, add: Vec<Pattern>, remove: &[Pattern]) -> Result<usize> {
-        let most = self.shared().options.max_subscriptions;
-        let mut state = self.state.lock();
-        let mut types = state.types.clone().unwrap_or_default();
-        types.retain(|pattern| !remove.contains(pattern));
-        for pattern in add {
-            if !types.contains(&pattern) {
-                types.push(pattern);
-            }
-        }
-        if types.len() > most {
-            let detail = format!("a socket may be subscribed to at most {most} types or patterns");
-            return Err(Error::new(Kind::Limited, "limit.subscriptions", detail));
-        }
-        let count = types.len();
-        state.types = Some(types);
-        state.changed = true;
-        Ok(count)
-    }
-
-    /// Remembers what the client has dealt with.
-    pub(crate) fn acknowledge(&self, position: Position) {
-        let mut state = self.state.lock();
-        // What this client has may be on its way to others still.
-        state.acked = state.acked.max(Some(position.min(self.tenant.begun())));
-        // Not counted as a change: it would cost a write per event. It is kept with the next one, or at the end.
-    }
-
     /// Answers a message that waits for it.
     pub(crate) fn ack(&self, id: u64, data: &str) {
         let pushed = self.session.push_frame(self.shared().options.parser.ack(self.namespace_name(), id, &[data]));
@@ -380,7 +361,12 @@ impl Socket {
         let history = shared.catalog.realtime.history_age;
         let old = state.saved.is_some_and(|saved| now.since(saved) > history / 2);
         if state.changed || old {
-            self.save(&mut state, now);
+            state.changed = true;
+            // Whoever has the turn is writing now. What the store refuses is written by a later look.
+            if self.changing.try_lock().is_ok() {
+                let socket = self.clone();
+                shared.tracker.spawn(async move { drop(socket.keep().await) });
+            }
         }
         if let Some(at) = state.principal.recheck.filter(|_| !state.checking) {
             if at <= now {
@@ -406,31 +392,6 @@ impl Socket {
         Ok(Some(due.map_or(next, |due| due.min(next))))
     }
 
-    /// Keeps rooms and types for a client that comes back, if there is more than it gets by itself. Called after each change.
-    pub(crate) fn keep(&self) {
-        let now = self.shared().clock.now();
-        let mut state = self.state.lock();
-        if state.changed {
-            self.save(&mut state, now);
-        }
-    }
-
-    fn save(&self, state: &mut State, now: Timestamp) {
-        state.changed = false;
-        // A stream says at each start what it wants, so nothing of it has to be kept.
-        if self.session.streaming.is_some() {
-            return;
-        }
-        let saved = state.to_save();
-        // A socket that never had more than its own rooms is never written; one that had may have to be written empty.
-        if state.saved.is_none() && saved.is_empty() {
-            return;
-        }
-        state.saved = Some(now);
-        let expires = self.shared().kept_until();
-        self.shared().store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
-    }
-
     /// What a client that takes this socket's place needs. The socket may be closing at this moment.
     pub(crate) fn saved(&self) -> Saved {
         let state = self.state.lock();
@@ -440,7 +401,6 @@ impl Socket {
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
     pub(crate) fn detach(&self, closing: Closing) {
         let shared = self.shared();
-        let now = shared.clock.now();
         let rooms = {
             let mut state = self.state.lock();
             if state.closed {
@@ -452,13 +412,13 @@ impl Socket {
             }
             let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
             state.parting = Some(saved.clone());
+            // Nobody waits for these: what was acknowledged has been written, and a process that ends in good order closes the store last.
             if closing == Closing::Left {
                 let expires = shared.kept_until();
-                shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires);
+                drop(shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires));
                 shared.recent.put(&self.sid, saved);
-            } else if self.session.streaming.is_none() && (state.saved.is_some() || !saved.is_empty()) {
-                state.changed = true;
-                self.save(&mut state, now);
+            } else if let Some(answer) = self.write(&mut state, &saved) {
+                drop(answer);
                 shared.recent.put(&self.sid, saved);
             }
             let rooms = std::mem::take(&mut state.rooms);
@@ -501,6 +461,14 @@ const WARNING: Duration = Duration::from_secs(60);
 const MAX_MEMBER_DATA: usize = 32 * 1024;
 
 impl State {
+    fn is_in(&self, room: &str) -> bool {
+        self.rooms.iter().any(|joined| &*joined.name == room)
+    }
+
+    fn types_text(&self) -> Option<Vec<String>> {
+        self.types.as_ref().map(|types| types.iter().map(pattern_text).collect())
+    }
+
     /// Whether `data` fits beside what is told in the other rooms.
     fn has_room_for(&self, room: &str, data: &Json) -> Result<()> {
         let others = self.rooms.iter().filter(|joined| *joined.name != *room).filter_map(|joined| joined.data.as_ref());
@@ -516,7 +484,7 @@ impl State {
             rooms: self.rooms.iter().filter(|room| !room.auto).map(|room| (*room.name).into()).collect(),
             left: self.left.clone(),
             data: self.rooms.iter().filter_map(|room| Some(((*room.name).into(), room.data.clone()?))).collect(),
-            types: self.types.as_ref().map(|types| types.iter().map(pattern_text).collect()),
+            types: self.types_text(),
             acked: self.acked,
             ended: false,
         }

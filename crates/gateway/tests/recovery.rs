@@ -4,6 +4,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::Server;
@@ -192,6 +193,146 @@ async fn what_was_not_acknowledged_comes_again() {
     assert_eq!(socket.ask("ack", &[json!({ "position": 1 })]).await["ok"], true);
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!((missed(&socket), &connected["recovered"]), (vec![2, 3], &json!(true)));
+}
+
+#[tokio::test]
+async fn what_was_not_acknowledged_comes_again_after_a_crash_too() {
+    let options = Options { ping_interval: Duration::from_millis(100), ..Options::default() };
+    let server = Server::with(options).await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    for n in 1..=4 {
+        lead(&server, n).await;
+        socket.expect("lead:created").await;
+    }
+    assert_eq!(socket.ask("ack", &[json!({ "position": 1 })]).await["ok"], true);
+    let server = server.crash_and_restart().await;
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2, 3, 4], &json!(true)));
+    assert_eq!(socket.ask("ack", &[json!({ "position": 3 })]).await["ok"], true);
+    assert_eq!(socket.ask("ack", &[json!({ "position": 2 })]).await["ok"], true);
+    // A change of something else takes it along.
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let server = server.crash_and_restart().await;
+    let (socket, _) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(missed(&socket), [4]);
+}
+
+#[tokio::test]
+async fn later_acknowledgements_are_written_together_with_the_next_look_at_the_socket() {
+    let options = Options { ping_interval: Duration::from_millis(100), ..Options::default() };
+    let server = Server::with(options).await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    for n in 1..=20 {
+        lead(&server, n).await;
+        socket.expect("lead:created").await;
+    }
+    socket.ask("ack", &[json!({ "position": 1 })]).await;
+    let writes = || server.store.session_writes.load(Ordering::SeqCst);
+    assert_eq!(writes(), 1, "the first at once");
+    for position in 2..=19 {
+        socket.ask("ack", &[json!({ "position": position })]).await;
+    }
+    assert!(writes() < 10, "not one write for each");
+    while !server.store.kept("p1", &socket.sid).is_some_and(|kept| kept.contains("\"acked\":19")) {
+        tokio::task::yield_now().await;
+    }
+    let server = server.crash_and_restart().await;
+    let (socket, _) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(missed(&socket), [20]);
+}
+
+#[tokio::test]
+async fn what_is_kept_is_written_anew_for_who_comes_back() {
+    let options = Options { ping_interval: Duration::from_millis(100), ..Options::default() };
+    let server = Server::with(options).await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let (_socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], true);
+    // Once for the join and once at the end of the old transport. What a killed process left may be about to expire.
+    while server.store.session_writes.load(Ordering::SeqCst) < 3 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_acknowledged_when_it_is_durable() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/admin").await;
+    let changes = [
+        ("join", json!("berth:b1")),
+        ("leave", json!("user:ann")),
+        ("unsubscribe", json!({ "rooms": ["berth:b1"] })),
+        ("subscribe", json!({ "rooms": ["berth:b2"] })),
+        ("watch", json!("b3")),
+        ("enter", json!({ "berthId": "b4", "text": "here" })),
+        ("ack", json!({ "position": 0 })),
+        ("subscribe", json!({ "eventTypes": ["lead:*", "berth:*"] })),
+        ("unsubscribe", json!({ "eventTypes": ["berth:*"] })),
+    ];
+    for ((name, argument), number) in changes.into_iter().zip(1..) {
+        let syncing = server.store.syncs.acquire().await.expect("never closed");
+        socket.send(&format!("42{number}{}", json!([name, argument]))).await;
+        while server.store.session_writes.load(Ordering::SeqCst) < number {
+            tokio::task::yield_now().await;
+        }
+        lead(&server, number).await;
+        let mut first = socket.packet().await.expect("a packet");
+        while first.starts_with("42[\"said\"") {
+            first = socket.packet().await.expect("a packet");
+        }
+        assert!(first.starts_with("42[\"lead:created\""), "{name}: {first}");
+        drop(syncing);
+        let acknowledgement = loop {
+            let packet = socket.packet().await.expect("an acknowledgement");
+            if packet.starts_with("43") {
+                break packet;
+            }
+        };
+        assert!(acknowledgement.starts_with(&format!("43{number}[")), "{acknowledgement}");
+        assert!(acknowledgement.contains("\"ok\":true"), "{name}: {acknowledgement}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_store_refuses_is_refused_and_changes_nothing() {
+    let server = Server::start().await;
+    let (mut socket, connected) = Socket::connect(server.address, "p1/ann/admin").await;
+    let told = socket.offset.clone();
+    assert_eq!(connected["eventTypes"], Value::Null);
+    socket.ask("join", &[json!("berth:b1")]).await;
+    server.store.is_full.store(true, Ordering::SeqCst);
+    for (name, argument) in [
+        ("join", json!("berth:b2")),
+        ("leave", json!("berth:b1")),
+        ("leave", json!("port:p1")),
+        ("subscribe", json!({ "eventTypes": ["said"], "rooms": ["berth:b2"] })),
+        ("unsubscribe", json!({ "eventTypes": ["said"], "rooms": ["port:p1"] })),
+        ("watch", json!("b2")),
+        ("enter", json!({ "berthId": "b2", "text": "here" })),
+        ("ack", json!({ "position": 0 })),
+    ] {
+        let answer = socket.ask(name, &[argument]).await;
+        assert_eq!(answer["error"]["code"], "store.busy", "{name}: {answer}");
+    }
+    assert_eq!(
+        socket.ask("join", &[json!("berth:b1")]).await["error"]["code"],
+        "store.busy",
+        "what is kept is unknown"
+    );
+    server.publish("p1", "berth:noted", json!({ "berthId": "b2", "text": "not for ann" })).await;
+    server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "for ann" })).await;
+    assert_eq!(socket.expect("berth:noted").await["text"], "for ann");
+    lead(&server, 1).await;
+    socket.expect("lead:created").await;
+    assert_eq!(socket.offset.as_deref(), Some("e1.3"), "nothing was published; it began at {told:?}");
+    server.store.is_full.store(false, Ordering::SeqCst);
+    let answer = socket.ask("subscribe", &[json!({ "eventTypes": ["lead:*"] })]).await;
+    assert_eq!(answer["rooms"], json!(["port:p1", "user:ann", "berth:b1"]));
+    let server = server.crash_and_restart().await;
+    let (_, connected) = socket.reconnect(server.address, "p1/ann/admin").await;
+    assert_eq!(connected["rooms"], json!(["port:p1", "user:ann", "berth:b1"]));
+    assert_eq!((&connected["recovered"], &connected["eventTypes"]), (&json!(true), &json!(["lead:*"])));
 }
 
 #[tokio::test]

@@ -255,6 +255,55 @@ async fn declared_messages_publish_join_and_reply_in_the_name_of_the_socket() {
 }
 
 #[tokio::test]
+async fn a_declared_message_whose_room_is_refused_publishes_nothing() {
+    let server = Server::with(Options { max_rooms_per_socket: 3, ..Options::default() }).await;
+    let enter = |berth: &str| [json!({ "berthId": berth, "text": "here" })];
+    let (mut bob, _) = Socket::connect(server.address, "p1/bob/").await;
+    assert_eq!(bob.ask("enter", &enter("b1")).await["error"]["code"], "room.forbidden");
+    let (mut ann, _) = Socket::connect(server.address, "p1/ann/admin").await;
+    let answer = ann.ask("enter", &enter("b1")).await;
+    assert_eq!((&answer["room"], &answer["events"][0]["position"]), (&json!("vault:b1"), &json!(1)));
+    assert_eq!(ann.ask("enter", &enter("b2")).await["error"]["code"], "limit.rooms");
+    assert_eq!(ann.ask("enter", &enter("b1")).await["events"][0]["position"], 2);
+    let history = ann.ask("history", &[json!({ "after": 0 })]).await;
+    assert_eq!((history["events"].as_array().map(Vec::len), &history["position"]), (Some(2), &json!(2)));
+}
+
+#[tokio::test]
+async fn a_declared_message_that_cannot_be_published_enters_no_room_nor_after_a_crash() {
+    let server = Server::start().await;
+    let (mut ann, _) = Socket::connect(server.address, "p1/ann/admin").await;
+    let answer = ann.ask("enter", &[json!({ "berthId": "b1" })]).await;
+    assert_eq!(answer["error"]["code"], "event.invalid_data");
+    server.publish("p1", "vault:opened", json!({ "berthId": "b1" })).await;
+    server.publish("p1", "lead:created", json!({ "agentId": "ann" })).await;
+    ann.expect("lead:created").await;
+    let server = server.crash_and_restart().await;
+    let (_, connected) = ann.reconnect(server.address, "p1/ann/admin").await;
+    assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(true), &json!(["port:p1", "user:ann"])));
+}
+
+#[tokio::test]
+async fn history_from_a_room_with_a_view_has_only_the_fields_of_the_view() {
+    let server = Server::start().await;
+    let data = json!({ "berthId": "b1", "newStatus": "sold", "secret": "to Bob" });
+    server.publish("p1", "berth:statusChanged", data.clone()).await;
+    let (mut ann, _) = Socket::connect(server.address, "p1/ann/").await;
+    let all = ann.ask("history", &[]).await;
+    assert_eq!(all["events"][0]["data"], data);
+    ann.ask("leave", &[json!("port:p1")]).await;
+    ann.ask("join", &[json!("map:p1")]).await;
+    for question in [json!({}), json!({ "after": 0 })] {
+        let history = ann.ask("history", &[question]).await;
+        assert_eq!(history["events"][0]["data"], json!({ "berthId": "b1", "newStatus": "sold" }));
+        assert!(!history.to_string().contains("Bob"), "{history}");
+    }
+    // The position of what it may not see is all it learns.
+    ann.ask("leave", &[json!("map:p1")]).await;
+    assert_eq!(ann.ask("history", &[]).await["events"], json!([]));
+}
+
+#[tokio::test]
 async fn ephemeral_events_reach_who_is_there_and_keep_the_offset() {
     let server = Server::start().await;
     server.publish("p1", "lead:created", json!({ "agentId": "x" })).await;

@@ -34,9 +34,6 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The longest that one is kept.
 pub const LONGEST_TTL: Duration = Duration::from_secs(400 * 24 * 3600);
 
-/// How long to wait until the store shows what it was given.
-const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Whose credentials are meant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -101,8 +98,8 @@ impl Revocations {
     /// as either asked for.
     ///
     /// `refused` is called as soon as the revocation holds; the answer comes when it is durable as well, in the sense of the store.
-    /// Codes `limit.revocations` when there is no room for more, `unavailable` when the store did not keep it in time; it still holds
-    /// until a restart then.
+    /// Codes `limit.revocations` when there is no room for more, `unavailable` when the store did not keep it; it still holds until a
+    /// restart then.
     pub async fn revoke(
         &self,
         tenant: Option<TenantId>,
@@ -142,22 +139,12 @@ impl Revocations {
         refused();
         let last = entries.iter().map(|entry| entry.until).max().unwrap_or(until);
         let text = serde_json::to_string(&entries).map_err(|error| Error::internal("revocations as JSON", error))?;
-        self.keep(&document(shard), text, last).await?;
+        let kept = self.store.put_session(&TenantId::app(), &document(shard), text, last).await;
+        kept.map_err(|error| {
+            tracing::warn!(%error, "a revocation was not kept");
+            Error::unavailable("the revocation holds now, but the store has not kept it; try again")
+        })?;
         Ok(until)
-    }
-
-    /// Writes a document and waits until the store shows it. The store answers no write of a session, so it is asked.
-    async fn keep(&self, name: &str, text: String, until: Timestamp) -> Result<()> {
-        let tenant = TenantId::app();
-        self.store.put_session(&tenant, name, text.clone(), until);
-        let shown = async {
-            while self.store.session(&tenant, name).await?.as_deref() != Some(&*text) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            Ok(())
-        };
-        let late = |_| Err(Error::unavailable("the revocation holds now, but the store has not kept it; try again"));
-        tokio::time::timeout(KEEP_TIMEOUT, shown).await.unwrap_or_else(late)
     }
 
     /// Whether the credential behind `principal` was revoked.

@@ -58,10 +58,12 @@ pub(crate) enum Call<R> {
         sid: String,
         state: String,
         until: Timestamp,
+        reply: Reply<()>,
     },
     DeleteSession {
         tenant: TenantId,
         sid: String,
+        reply: Reply<()>,
     },
     /// A worker was given these and is no longer there.
     Release(Vec<Token>),

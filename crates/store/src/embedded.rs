@@ -106,8 +106,8 @@ impl<R: Rows, Rd: Reader> Embedded<R, Rd> {
         &self.inbox
     }
 
+    /// Hands over a call that has no answer. These come while an app starts, when nothing waits, and a closed store has nothing to tell.
     fn tell(&self, call: Call<R>) {
-        // A closed or overloaded store forgets session states; their sockets then recover as new ones.
         drop(self.inbox.send(call));
     }
 }
@@ -310,15 +310,17 @@ impl<R: Rows, Rd: Reader> Schedules for Embedded<R, Rd> {
 }
 
 impl<R: Rows, Rd: Reader> Sessions for Embedded<R, Rd> {
-    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) {
-        self.tell(Call::PutSession { tenant: tenant.clone(), sid: sid.to_owned(), state, until: expires });
+    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) -> Answer<'_, ()> {
+        let (tenant, sid) = (tenant.clone(), sid.to_owned());
+        ask(&self.inbox, |reply| Call::PutSession { tenant, sid, state, until: expires, reply })
     }
 
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
         self.reader.session(tenant, sid)
     }
 
-    fn delete_session(&self, tenant: &TenantId, sid: &str) {
-        self.tell(Call::DeleteSession { tenant: tenant.clone(), sid: sid.to_owned() });
+    fn delete_session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, ()> {
+        let (tenant, sid) = (tenant.clone(), sid.to_owned());
+        ask(&self.inbox, |reply| Call::DeleteSession { tenant, sid, reply })
     }
 }

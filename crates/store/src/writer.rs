@@ -290,13 +290,15 @@ impl<R: Rows> Writer<R> {
                 drop(reply.send(Ok(slots.into_iter().collect())));
                 return Ok(());
             }
-            Call::PutSession { tenant, sid, state, until } => {
+            Call::PutSession { tenant, sid, state, until, reply } => {
                 let tenant = self.names.tenant(&mut self.rows, &tenant)?;
-                return self.rows.put_session(tenant, &sid, &state, until);
+                self.rows.put_session(tenant, &sid, &state, until)?;
+                Pending::Done(reply)
             }
-            Call::DeleteSession { tenant, sid } => {
+            Call::DeleteSession { tenant, sid, reply } => {
                 let tenant = self.names.tenant(&mut self.rows, &tenant)?;
-                return self.rows.delete_session(tenant, &sid);
+                self.rows.delete_session(tenant, &sid)?;
+                Pending::Done(reply)
             }
             Call::Release(tokens) => return self.release(tokens),
             Call::Follow(follower) => {

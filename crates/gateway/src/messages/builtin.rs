@@ -13,75 +13,66 @@ use crate::connect;
 use crate::cursors;
 use crate::policy::{self, Allowed};
 use crate::presence::{self, Members};
-use crate::socket::Socket;
+use crate::socket::{Change, Socket};
 use crate::tenancy;
 
 /// `{eventTypes?, rooms?}`: from now on only these types (and those subscribed before), and also these rooms. All or nothing.
-pub(super) fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
+pub(super) async fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let (types, rooms) = (patterns(args)?, names(args, "rooms")?);
     if types.is_none() && rooms.is_none() {
         return Err(Error::invalid("message.invalid_data", "subscribe: expected {eventTypes?: [...], rooms?: [...]}"));
     }
-    let principal = socket.principal();
-    let allowed =
-        |room: &String| policy::may_join(&socket.shared().catalog, &principal, room).ok_or_else(|| refused(room));
-    let rooms = rooms.unwrap_or_default().iter().map(allowed).collect::<Result<Vec<_>>>()?;
-    if let Some(types) = types {
-        for pattern in &types {
-            let declared = socket.shared().catalog.events.keys().any(|name| pattern.matches(name));
-            if !declared {
-                return Err(unknown_type(&socket.shared().catalog, "eventTypes", pattern));
-            }
+    for pattern in types.iter().flatten() {
+        let declared = socket.shared().catalog.events.keys().any(|name| pattern.matches(name));
+        if !declared {
+            return Err(unknown_type(&socket.shared().catalog, "eventTypes", pattern));
         }
-        socket.subscribe(types, &[])?;
     }
-    for room in rooms {
-        socket.join(room)?;
-    }
-    socket.keep();
+    let changing = socket.changing().await;
+    let join = rooms.iter().flatten().map(|room| allowed(socket, room, &Value::Null)).collect::<Result<_>>()?;
+    let types = types.map(|add| socket.with_types(add, &[])).transpose()?;
+    changing.change(Change { join, types, ..Change::default() }).await?;
     Ok(standing(socket))
 }
 
 /// `{eventTypes?, rooms?}`: no longer these.
-pub(super) fn unsubscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
-    if let Some(types) = patterns(args)? {
-        socket.subscribe(Vec::new(), &types)?;
-    }
-    for room in names(args, "rooms")?.unwrap_or_default() {
-        socket.leave(&room);
-    }
-    socket.keep();
+pub(super) async fn unsubscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
+    let (types, rooms) = (patterns(args)?, names(args, "rooms")?);
+    let changing = socket.changing().await;
+    let types = types.map(|remove| socket.with_types(Vec::new(), &remove)).transpose()?;
+    let leave = rooms.unwrap_or_default();
+    changing.change(Change { leave, types, ..Change::default() }).await?;
     Ok(standing(socket))
 }
 
 /// `room` or `{room, data?}`, where `data` is what the user tells of itself in a room with presence. In a room that it is in already, it
 /// replaces what was told before.
-pub(super) fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
+pub(super) async fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let room = room_name(args)?;
     let data = if args.is_object() { &args["data"] } else { &Value::Null };
-    enter(socket, room, data)?;
+    let changing = socket.changing().await;
+    let join = vec![allowed(socket, room, data)?];
+    changing.change(Change { join, ..Change::default() }).await?;
     Ok(fields([("room", json!(room))]))
 }
 
-/// Puts the socket into a room that its credential allows. Codes `room.forbidden`, `limit.rooms`, `message.invalid_data`,
-/// `data.too_large`.
-pub(super) fn enter(socket: &Arc<Socket>, room: &str, data: &Value) -> Result<()> {
+/// A room that the socket's credential allows, as it is to be joined. Codes `room.forbidden`, `message.invalid_data`, `data.too_large`.
+pub(super) fn allowed(socket: &Socket, room: &str, data: &Value) -> Result<Allowed> {
     let catalog = &socket.shared().catalog;
     let allowed = policy::may_join(catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
     let data = presence::member_data(catalog, room, data)?;
-    socket.join(Allowed { data, ..allowed })?;
-    socket.keep();
-    Ok(())
+    Ok(Allowed { data, ..allowed })
 }
 
 /// `room` or `{room}`. Leaving a room one is not in is fine.
-pub(super) fn leave(socket: &Arc<Socket>, args: &Value) -> Outcome {
+pub(super) async fn leave(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let room = room_name(args)?;
     if socket.user.is_none() && !is_public(socket, room) {
         return Err(refused(room));
     }
-    let was_in = socket.leave(room);
-    socket.keep();
+    let changing = socket.changing().await;
+    let was_in = socket.is_in(room);
+    changing.change(Change { leave: vec![room.to_owned()], ..Change::default() }).await?;
     Ok(fields([("room", json!(room)), ("left", json!(was_in))]))
 }
 
@@ -105,7 +96,7 @@ pub(super) async fn renew(socket: &Arc<Socket>, args: &Value) -> Outcome {
         ));
     };
     let expires = principal.expires;
-    connect::adopt(socket, principal.clone(), Some(&args))?;
+    connect::adopt(socket, principal.clone(), Some(&args)).await?;
     // The new credential may end before the wheel would look at this session.
     socket.shared().wheel.plan(&socket.session, Duration::ZERO);
     let mut outcome = standing(socket);
@@ -161,7 +152,7 @@ pub(super) async fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
         let position = cursors::advance(shared, tenant, user, name, position).await?;
         return Ok(fields([("cursor", json!(name)), ("position", json!(position))]));
     }
-    socket.acknowledge(position);
+    socket.acknowledge(position).await?;
     Ok(fields([]))
 }
 
@@ -250,5 +241,5 @@ fn is_public(socket: &Socket, room: &str) -> bool {
 fn standing(socket: &Socket) -> serde_json::Map<String, Value> {
     let rooms: Vec<_> = socket.rooms();
     let rooms: Vec<&str> = rooms.iter().map(|room| &**room).collect();
-    fields([("rooms", json!(rooms)), ("eventTypes", json!(socket.saved().types))])
+    fields([("rooms", json!(rooms)), ("eventTypes", json!(socket.types()))])
 }

@@ -15,13 +15,14 @@ use tidewire_core::{Error, Json, Kind, Result};
 use super::{Outcome, builtin, fields};
 use crate::gateway::Handled;
 use crate::policy;
-use crate::socket::Socket;
+use crate::socket::{Change, Socket};
 
-/// Checks a declared message and does what it says: the app's handler first, then publish and enqueue with what it staged, all of which
-/// may fail; then rooms and the reply.
+/// Checks a declared message and does what it says: the app's handler first, then publish and enqueue with what it staged, then rooms and
+/// the reply. All that can refuse the rooms, their write to the store included, comes before the commit: a client that is told of an
+/// error has stored nothing.
 ///
 /// Codes: `message.unknown`, `message.invalid_data`, `message.refused` (none of its conditions holds), `room.forbidden`, `limit.rooms`,
-/// those of a commit, and those of the handler.
+/// `store.busy`, `unavailable`, those of a commit, and those of the handler.
 pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> Outcome {
     let shared = socket.shared();
     let Some(message) = shared.catalog.messages.get(name) else { return Err(unknown(&shared.catalog, name)) };
@@ -37,8 +38,10 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
         let detail = format!("nothing that {name:?} publishes or enqueues applies to this data and this user");
         return Err(Error::new(Kind::Forbidden, "message.refused", detail));
     }
-    let join = message.join.as_ref().map(|room| render(&shared.catalog, &principal, room, &scope)).transpose()?;
-    // Before anything is stored, and asked again when it is entered: the rights may change meanwhile.
+    let room_of = |room: &RoomTemplate| render(&shared.catalog, &principal, room, &scope);
+    let (join, leave) =
+        (message.join.as_ref().map(room_of).transpose()?, message.leave.as_ref().map(room_of).transpose()?);
+    // Before the handler is called, and asked again when the room is entered: the rights may change meanwhile.
     if let Some(room) = join.as_ref().filter(|room| policy::may_join(&shared.catalog, &principal, room).is_none()) {
         return Err(builtin::refused(room));
     }
@@ -56,8 +59,23 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
             outcome.extend(fields([("result", result.to_value()?)]));
         }
     }
+    let mut rooms = match join.is_some() || leave.is_some() {
+        true => {
+            let mut changing = socket.changing().await;
+            let join = join.iter().map(|room| builtin::allowed(socket, room, &Value::Null)).collect::<Result<_>>()?;
+            let change = Change { join, leave: leave.iter().cloned().collect(), ..Change::default() };
+            changing.keep(&change).await?;
+            Some((changing, change))
+        }
+        false => None,
+    };
     if !request.is_empty() {
-        let committed = shared.publish.publish(&socket.tenant.id, principal.user.as_deref(), request).await?;
+        let committed = shared.publish.publish(&socket.tenant.id, principal.user.as_deref(), request).await;
+        if committed.is_err() && rooms.take().is_some() {
+            // The store has been told of rooms that are not entered or left now.
+            drop(socket.keep().await);
+        }
+        let committed = committed?;
         if !committed.events.is_empty() {
             outcome.extend(fields([("events", json!(committed.events))]));
         }
@@ -65,15 +83,9 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
             outcome.extend(fields([("jobs", json!(committed.jobs))]));
         }
     }
-    if let Some(room) = join {
-        builtin::enter(socket, &room, &Value::Null)?;
-        outcome.extend(fields([("room", json!(room))]));
-    }
-    if let Some(template) = &message.leave {
-        let room = render(&shared.catalog, &principal, template, &scope)?;
-        socket.leave(&room);
-        socket.keep();
-        outcome.extend(fields([("room", json!(room))]));
+    if let Some((changing, change)) = rooms {
+        changing.make(change)?;
+        outcome.extend(fields([("room", json!(leave.or(join)))]));
     }
     if let Some((event, template)) = &message.reply {
         let data = template.render(&scope);

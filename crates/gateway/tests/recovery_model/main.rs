@@ -7,6 +7,7 @@
 //! `TIDEWIRE_SEED=7 TIDEWIRE_REPEAT=200`.
 
 mod client;
+mod forgetful;
 mod line;
 mod oracle;
 mod program;
@@ -21,7 +22,7 @@ use client::{Client, Shown, Told};
 use line::Way;
 use oracle::{Kind, Logged, Standing, USERS};
 use program::{Dice, Show, Step};
-use world::World;
+use world::{Ending, World};
 
 /// How many programs an ordinary run has.
 const CASES: u64 = 2_000;
@@ -63,7 +64,7 @@ fn who_was_away_for_longer_than_rooms_are_kept_is_told_so() {
         join(&world, &mut client).await;
         // Nothing happens meanwhile. The client checks that it has its room or is told that continuity is lost.
         for (wait, lost) in [(oracle::HISTORY_SECONDS / 2, 0), (oracle::HISTORY_SECONDS * 3, 1)] {
-            world.restart(true).await;
+            world.restart(Ending::Orderly).await;
             client.lose_all();
             world.advance(Duration::from_secs(wait));
             client.connect(&world, Way::WebSocket, Shown::Own { offset: true }, false).await;
@@ -83,7 +84,7 @@ fn rooms_are_kept_for_as_long_as_history_after_a_kill_too() {
         world.advance(Duration::from_secs(oracle::HISTORY_SECONDS / 2));
         world.publish(0, vec![event(Kind::Noted)]).await;
         client.read(&world).await;
-        world.restart(false).await;
+        world.restart(Ending::KilledAtOnce).await;
         client.lose_all();
         world.advance(Duration::from_secs(oracle::HISTORY_SECONDS * 9 / 10));
         world.publish(0, vec![event(Kind::Noted)]).await;
@@ -103,7 +104,7 @@ fn subscribed_types_survive_a_switch_of_tenants_and_a_kill() {
         next.types = Some(["said".to_owned()].into());
         client.change(&world, "subscribe", &json!({ "eventTypes": ["said"] }), next).await;
         client.switch(&world).await;
-        world.restart(false).await;
+        world.restart(Ending::KilledAtOnce).await;
         client.lose_all();
         world.publish(1, vec![event(Kind::Level), event(Kind::Said)]).await;
         client.connect(&world, Way::WebSocket, Shown::Own { offset: true }, false).await;
@@ -265,9 +266,13 @@ async fn take(world: &mut World, clients: &mut [Client], revoked: &mut [[bool; 2
                 client.read_to_the_end(world).await;
             }
         }
-        Step::Restart { orderly } => {
-            world.restart(orderly).await;
+        Step::Restart(ending) => {
+            world.restart(ending).await;
             clients.iter_mut().for_each(Client::lose_all);
+            if ending == Ending::KilledAtOnce {
+                // Nobody waits for a session that was left to be written as ended.
+                clients.iter_mut().for_each(|client| client.left.clear());
+            }
         }
         Step::Wait(time) => {
             // A live client would show signs of life meanwhile, on the timers of real time.

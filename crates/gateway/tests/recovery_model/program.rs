@@ -6,6 +6,7 @@ use tidewire_core::Timestamp;
 
 use crate::line::Way;
 use crate::oracle::{BERTHS, HISTORY_SECONDS, Kind, Logged, TENANTS, USERS};
+use crate::world::Ending;
 
 /// `SplitMix64` (Steele, Lea, Flood 2014).
 pub(crate) struct Dice(u64);
@@ -89,9 +90,7 @@ pub(crate) enum Step {
     Revoke {
         client: usize,
     },
-    Restart {
-        orderly: bool,
-    },
+    Restart(Ending),
     Wait(Duration),
 }
 
@@ -149,7 +148,7 @@ fn step(dice: &mut Dice, clients: usize) -> Step {
         90..92 => Step::Switch { client },
         92..93 => Step::Revoke { client },
         93..94 => Step::Intrude { client },
-        94..97 => Step::Restart { orderly: dice.percent(50) },
+        94..97 => Step::Restart(dice.pick(&[Ending::Orderly, Ending::Killed, Ending::KilledAtOnce])),
         97..98 => Step::Wait(Duration::from_secs(HISTORY_SECONDS + 60)),
         _ => Step::Wait(Duration::from_secs(HISTORY_SECONDS / 3)),
     }

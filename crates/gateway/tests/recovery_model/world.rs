@@ -21,6 +21,7 @@ use tidewire_store::{Memory, Sqlite, SqliteOptions};
 use tokio::io::DuplexStream;
 use tokio::runtime::Runtime;
 
+use crate::forgetful::Forgetful;
 use crate::oracle::{Kind, Logged, TENANTS};
 
 static CATALOG: LazyLock<Arc<Catalog>> =
@@ -43,9 +44,20 @@ pub(crate) struct World {
     pub(crate) all: Vec<(usize, Logged)>,
 }
 
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Orderly,
+    /// Killed when the store had what it was given.
+    Killed,
+    /// Killed before the store had what nobody waits for.
+    KilledAtOnce,
+}
+
 /// A gateway with a runtime of its own, so that it can be gone from one moment to the next with all it had not written.
 struct Process {
     gateway: Gateway,
+    store: Arc<Forgetful>,
     publisher: Arc<Publisher>,
     runtime: Runtime,
 }
@@ -72,18 +84,19 @@ impl World {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let ids = Arc::new(UuidV7::from_os(self.clock.clone()));
+        let store = Forgetful::over(self.store.clone());
         let publisher = Arc::new(Publisher {
             expander: Expander::new(CATALOG.clone(), Vec::new(), ids),
-            store: self.store.clone(),
+            store: store.clone(),
             clock: self.clock.clone(),
         });
         let entered = runtime.enter();
         let (tokens, clock) = (self.tokens.clone(), self.clock.clone());
-        let (store, options) = (self.store.clone(), self.options.clone());
-        let gateway = Gateway::new(CATALOG.clone(), store, tokens, publisher.clone(), clock, options);
+        let options = self.options.clone();
+        let gateway = Gateway::new(CATALOG.clone(), store.clone(), tokens, publisher.clone(), clock, options);
         drop(entered);
         self.store.follow(gateway.follower());
-        self.process = Some(Process { gateway, publisher, runtime });
+        self.process = Some(Process { gateway, store, publisher, runtime });
     }
 
     fn process(&self) -> &Process {
@@ -144,13 +157,17 @@ impl World {
     }
 
     /// Ends the process and starts another one over the same store: in good order, or from one moment to the next.
-    pub(crate) async fn restart(&mut self, orderly: bool) {
+    pub(crate) async fn restart(&mut self, ending: Ending) {
         let process = self.process.take().expect("a process is always running");
+        let orderly = ending == Ending::Orderly;
         if orderly {
             process.gateway.drain(Duration::ZERO).await;
         }
-        // What the store was given, it has: it outlives the process here. It deals with its calls in their order.
-        drop(process.publisher.commit(&TenantId::new("nobody").expect("tenant"), Request::default()).await);
+        if ending != Ending::KilledAtOnce {
+            // What the store was given, it has: it outlives the process here. It deals with its calls in their order.
+            drop(process.publisher.commit(&TenantId::new("nobody").expect("tenant"), Request::default()).await);
+        }
+        process.store.kill();
         process.runtime.shutdown_background();
         self.killed.push(process.gateway);
         if self.disk.is_some() && orderly {

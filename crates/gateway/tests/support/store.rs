@@ -17,7 +17,8 @@ use tidewire_core::store::{
     Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::{Clock, SystemClock};
-use tidewire_core::{Error, Id, Json, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Json, Kind, TenantId, Timestamp};
+use tokio::sync::Semaphore;
 
 type Logs = HashMap<TenantId, Vec<Arc<Event>>>;
 type Kept = HashMap<(TenantId, String), (String, Timestamp)>;
@@ -32,6 +33,10 @@ pub(crate) struct Fake {
     /// Committed events are not told to the follower while this is set.
     pub(crate) mute: AtomicBool,
     pub(crate) session_writes: AtomicU64,
+    /// Nothing of a session is taken while this is set.
+    pub(crate) is_full: AtomicBool,
+    /// A write of a session is durable when it has had a permit of these.
+    pub(crate) syncs: Arc<Semaphore>,
 }
 
 impl Fake {
@@ -44,6 +49,8 @@ impl Fake {
             broken: AtomicBool::new(false),
             mute: AtomicBool::new(false),
             session_writes: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+            syncs: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -53,6 +60,12 @@ impl Fake {
         *copy.logs.lock() = self.logs.lock().clone();
         *copy.sessions.lock() = self.sessions.lock().clone();
         copy
+    }
+
+    /// What is kept of a session.
+    pub(crate) fn kept(&self, tenant: &str, sid: &str) -> Option<String> {
+        let key = (TenantId::new(tenant).expect("tenant"), sid.to_owned());
+        self.sessions.lock().get(&key).map(|(state, _)| state.clone())
     }
 
     /// Another incarnation, as after a restore.
@@ -146,16 +159,24 @@ impl Log for Fake {
 }
 
 impl Sessions for Fake {
-    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) {
+    fn put_session(&self, tenant: &TenantId, sid: &str, state: String, expires: Timestamp) -> Answer<'_, ()> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(Error::new(Kind::Limited, "store.busy", "65536 calls already wait")) });
+        }
         self.session_writes.fetch_add(1, Ordering::SeqCst);
         self.sessions.lock().insert((tenant.clone(), sid.to_owned()), (state, expires));
+        Box::pin(async {
+            drop(self.syncs.acquire().await.expect("never closed"));
+            Ok(())
+        })
     }
     fn session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, Option<String>> {
         let kept = self.sessions.lock().get(&(tenant.clone(), sid.to_owned())).cloned();
         Box::pin(async move { Ok(kept.filter(|(_, expires)| *expires > SystemClock.now()).map(|(state, _)| state)) })
     }
-    fn delete_session(&self, tenant: &TenantId, sid: &str) {
+    fn delete_session(&self, tenant: &TenantId, sid: &str) -> Answer<'_, ()> {
         self.sessions.lock().remove(&(tenant.clone(), sid.to_owned()));
+        Box::pin(async { Ok(()) })
     }
 }
 

@@ -335,8 +335,7 @@ async fn keys_slots_and_sessions_survive_a_kill() {
     let killed = disk.open();
     let first = killed.world.commit(keyed(&killed.world)).await;
     within(killed.world.store.fire(fire(&killed.world, 1))).await.expect("fire");
-    killed.world.store.put_session(&a, "s1", "joined".to_owned(), START + HOUR);
-    killed.world.turn().await;
+    within(killed.world.store.put_session(&a, "s1", "joined".to_owned(), START + HOUR)).await.expect("kept");
 
     let image = disk.killed();
     let world = image.open().world;
