@@ -72,6 +72,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Some(pid) => recovery::claim(shared, &tenant, &owner, pid, offset).await?,
         None => Return::New,
     };
+    let shown = offset.and_then(|offset| offset.parse::<Offset>().ok());
+    let (returned, missed) = match returned {
+        Return::Whole { claimed, saved, after } => {
+            let (rooms, _) = allowed_rooms(shared, &principal, saved.clone());
+            match recovery::missed_across(shared, &rooms, shown.as_ref()) {
+                missed if missed.is_empty() => (Return::Whole { claimed, saved, after }, missed),
+                missed => (Return::New, missed),
+            }
+        }
+        Return::New => (Return::New, Vec::new()),
+    };
     // What a session knows of itself is newer than what its user has told of all of them.
     let cursor = cursor.filter(|_| matches!(returned, Return::New));
     let acked = match cursor {
@@ -134,6 +145,10 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (Some(after), _) => {
             // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
+            if !socket.is_whole_since(shown.and_then(|offset| offset.across)) {
+                // Between the look and the rooms. Nothing has been sent, so it comes back once more and gets a new session.
+                return Err(Closing::Unavailable);
+            }
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
@@ -147,11 +162,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (None, Acked::At(after)) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            socket.attach(rooms, Some(after), |_| ());
-            let mut hello = hello(&socket, &names, tenant.delivered(), Some(false));
-            hello["acked"] = json!(after);
-            // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
-            socket.emit_after(|| accept(after), "connected", &hello.to_string());
+            socket.attach(rooms, Some(after), |position| {
+                // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
+                accept(after);
+                let mut hello = hello(&socket, &names, position, Some(false));
+                hello["acked"] = json!(after);
+                socket.emit_at("connected", &hello.to_string(), after);
+                if !missed.is_empty() {
+                    let lost = json!({ "position": after, "offset": offset, "rooms": missed });
+                    socket.emit_at("continuity:lost", &lost.to_string(), after);
+                }
+            });
             session.drained();
         }
         (None, acked) => {
@@ -173,8 +194,11 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                     Acked::NotAsked | Acked::At(_) => offset.map(str::to_owned),
                 };
                 // Before any event that the client did not miss.
-                if let Some(offset) = lost {
-                    let lost = json!({ "position": position, "offset": offset });
+                if lost.is_some() || !missed.is_empty() {
+                    let mut lost = json!({ "position": position, "offset": lost });
+                    if !missed.is_empty() {
+                        lost["rooms"] = json!(missed);
+                    }
                     socket.emit_at("continuity:lost", &lost.to_string(), position);
                 }
             });

@@ -21,6 +21,7 @@ use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::across::Numbers;
 use crate::auth::{Authenticate, Handshake};
 use crate::cast::Route;
 use crate::cursors::Cursors;
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     /// The route of every event to those who follow the whole log.
     pub(crate) log: Route,
     pub(crate) hub: Hub,
+    pub(crate) across: Numbers,
     pub(crate) feeder: Feeder,
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
@@ -114,6 +116,7 @@ impl Gateway {
             routes: Route::all(&catalog),
             log: Route::log(),
             hub: Hub::default(),
+            across: Numbers::new(),
             feeder: Feeder::default(),
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),

@@ -70,6 +70,7 @@ mod socket;
 mod echo;
 mod parser;
 
+mod across;
 mod cast;
 mod encode;
 mod hub;

@@ -64,8 +64,8 @@ impl Default for ByReason {
                 "unavailable",
             ]),
             closed: Reasons::new(&Closing::REASONS),
-            dropped: Reasons::new(&["backlog", "behind", "relay"]),
-            returned: Reasons::new(&["recovered", "expired", "trimmed", "epoch", "foreign", "ended"]),
+            dropped: Reasons::new(&["backlog", "behind", "relay", "app_room"]),
+            returned: Reasons::new(&["recovered", "expired", "trimmed", "epoch", "foreign", "ended", "app_room"]),
         }
     }
 }
