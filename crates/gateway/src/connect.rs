@@ -44,6 +44,10 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Some(Ok(auth)) => auth,
         Some(Err(_)) => return Err(Closing::Malformed(1007, "the payload of CONNECT cannot be read")),
     };
+    if let Err(error) = may_show(session) {
+        session.refuse(nsp, "Too many refused credentials", Some(&limited(&error)));
+        return Ok(());
+    }
     let principal = match identify(session, nsp, &auth).await {
         Ok(principal) => principal,
         Err(refusal) => {
@@ -244,8 +248,37 @@ async fn reach(shared: &Shared, tenant: &Tenant, user: &Arc<str>, name: &str) ->
     })
 }
 
-/// Who is asking, in the tenant that it enters.
+/// Whether a credential of this client is looked at: not when too many from its address have been refused. Code `limit.credentials`.
+pub(crate) fn may_show(session: &Session) -> Result<(), Error> {
+    let shared = &session.shared;
+    let now = shared.clock.now();
+    shared.refusals.admit(session.handshake.address, shared.options.refused_per_address, now).map_err(|until| {
+        shared.stats.refused.up();
+        shared.stats.by.connects.up("limit.credentials");
+        let detail =
+            "too many credentials from this address have been refused; wait, and log in again before you connect";
+        Error::new(Kind::Limited, "limit.credentials", detail).with_retry_after(until.since(now))
+    })
+}
+
+/// The data of a refusal that ends by itself.
+fn limited(error: &Error) -> String {
+    let after = error.retry_after().map(|after| after.as_millis() as u64);
+    json!({ "code": error.code(), "detail": error.detail(), "retryAfter": after }).to_string()
+}
+
+/// Who is asking, in the tenant that it enters. What is wrong with a credential counts for its address.
 pub(crate) async fn identify(session: &Session, nsp: &str, auth: &Value) -> Result<Principal, Refusal> {
+    let shared = &session.shared;
+    let identified = enter(session, nsp, auth).await;
+    // An app that does not answer is nothing that its clients have done.
+    if matches!(identified, Err(Refusal::Missing | Refusal::Invalid(_))) {
+        shared.refusals.count(session.handshake.address, shared.options.refused_per_address, shared.clock.now());
+    }
+    identified
+}
+
+async fn enter(session: &Session, nsp: &str, auth: &Value) -> Result<Principal, Refusal> {
     let shared = &session.shared;
     let principal = choose_tenant(shared, nsp, auth, authenticate(session, auth).await?);
     // The credential was judged in its home. What was revoked in another tenant of its user is known there alone.

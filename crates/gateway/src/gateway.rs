@@ -31,6 +31,7 @@ use crate::hub::Hub;
 use crate::options::Options;
 use crate::polling::Partings;
 use crate::recovery::{Recent, Signer};
+use crate::refusals::Refusals;
 use crate::relay::{self, Feeder, Follow};
 use crate::session::{Closing, Opening, Session};
 use crate::socket::Socket;
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
     pub(crate) visitors: Visitors,
+    pub(crate) refusals: Refusals,
     pub(crate) cursors: Cursors,
     pub(crate) partings: Partings,
     pub(crate) stats: Counters,
@@ -122,6 +124,7 @@ impl Gateway {
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
             visitors: Visitors::default(),
+            refusals: Refusals::default(),
             cursors: Cursors::default(),
             partings: Partings::default(),
             stats: Counters::default(),

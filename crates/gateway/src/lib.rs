@@ -81,6 +81,7 @@ mod heartbeat;
 mod latency;
 mod metrics;
 mod reasons;
+mod refusals;
 mod stats;
 mod visitors;
 

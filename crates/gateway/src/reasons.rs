@@ -45,6 +45,7 @@ impl Default for ByReason {
                 "limit.connections",
                 "limit.tenant",
                 "limit.address",
+                "limit.credentials",
                 "limit.cursors",
             ]),
             messages: Reasons::new(&[

@@ -174,7 +174,7 @@ impl Gateway {
     /// The query may have `types` and, for end users, `rooms`, each a list with commas and each any number of times; `tenant`; and
     /// `lastEventId` or `after`, where the header `Last-Event-ID` is not sent. Codes: `request.invalid`, `event.unknown_type`,
     /// `offset.invalid`, `origin.forbidden`, `auth.required`, `auth.invalid`, `auth.unavailable`, `auth.revoked`, `tenant.unknown`,
-    /// `room.forbidden`, `limit.connects`, `limit.connections`, `limit.tenant`, `unavailable`.
+    /// `room.forbidden`, `limit.connects`, `limit.credentials`, `limit.connections`, `limit.tenant`, `unavailable`.
     pub async fn follow(&self, request: &Parts, reader: Reader) -> Result<Response<EventStream>> {
         let shared = self.shared();
         let origin = Origin::of(&shared.options.allowed_origins, &request.headers);
@@ -342,6 +342,7 @@ async fn who(session: &Session, asked: &Query, auth: &Value, reader: Reader) -> 
             return Ok(Principal { tenant, user: None, roles: Arc::new([]), claims, expires: None, recheck: None });
         }
         Reader::EndUser => {
+            connect::may_show(session)?;
             let identified = connect::identify(session, &shared.catalog.realtime.namespaces[0], auth).await;
             identified.inspect_err(|refusal| {
                 shared.stats.unauthenticated.up();
