@@ -158,6 +158,12 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
             socket.emit_after(|| accept(claimed.joined_at), "connected", &hello.to_string());
+            if claimed.began < shared.since {
+                // Who was there in the process before and does not come back is not told of by anybody.
+                for room in socket.rooms_with_presence() {
+                    socket.emit("presence:reset", &json!({ "room": &*room }).to_string());
+                }
+            }
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
             // Still parked when there is more than fits at once.

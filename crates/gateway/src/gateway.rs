@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) auth: Arc<dyn Authenticate>,
     pub(crate) publish: Arc<dyn Publish>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// When this process began to serve.
+    pub(crate) since: Timestamp,
     pub(crate) ids: UuidV7,
     pub(crate) options: Options,
     pub(crate) routes: HashMap<Arc<str>, Route>,
@@ -135,6 +137,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             stop: CancellationToken::new(),
             ids: UuidV7::from_os(clock.clone()),
+            since: clock.now(),
             catalog,
             store,
             auth,

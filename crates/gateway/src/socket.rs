@@ -167,6 +167,10 @@ impl Socket {
         (state.principal.roles.clone(), rooms)
     }
 
+    pub(crate) fn rooms_with_presence(&self) -> Vec<Arc<str>> {
+        self.state.lock().rooms.iter().filter(|room| room.presence).map(|room| room.name.clone()).collect()
+    }
+
     pub(crate) fn is_in(&self, room: &str) -> bool {
         self.state.lock().rooms.iter().any(|joined| &*joined.name == room)
     }
