@@ -65,6 +65,51 @@ test("a user who connects too often is refused for a while, and others are not",
   await server.kill();
 });
 
+describe("refused credentials", () => {
+  const config = `[realtime]\nrefusedPerAddress = "5/1h"\n`;
+  const elsewhere = { localAddress: "127.0.0.2" };
+
+  test("are looked at no more when an address has shown too many, and elsewhere they are", async () => {
+    const server = await start({ app: shop(), config });
+    const tenant = server.newTenant();
+    const live = await connect(server, { token: tenant.token("ann") });
+    for (let n = 0; n < 5; n += 1) {
+      const auth = n % 2 ? { token: "nonsense" } : {};
+      assert.equal((await connectError(server, { auth })).data.code, n % 2 ? "auth.invalid" : "auth.required");
+    }
+    // A good credential is not looked at, either.
+    for (const token of ["nonsense", tenant.token("ann")]) {
+      const refused = await connectError(server, { token });
+      assert.deepEqual([refused.message, refused.data.code], ["Too many refused credentials", "limit.credentials"]);
+      assert.ok(refused.data.retryAfter > 60_000 && refused.data.retryAfter <= 720_000, `${refused.data.retryAfter} ms`);
+    }
+    const stream = await fetch(`${server.url}/v1/events`, {
+      headers: { accept: "text/event-stream", authorization: `Bearer ${tenant.token("ann")}` },
+    });
+    const problem = await stream.json();
+    assert.deepEqual([stream.status, problem.code], [429, "limit.credentials"]);
+    assert.ok(Number(stream.headers.get("retry-after")) > 60);
+    // Who is connected stays, and whoever is somewhere else is not affected.
+    await live.must("leave", "item:none");
+    const raw = new Raw(server, undefined, elsewhere);
+    assert.ok((await raw.session({ token: tenant.token("bob") })).sid);
+    const metrics = await Metrics.of(server);
+    assert.equal(metrics.get("tidewire_socket_connects_refused_total", { code: "limit.credentials" }), 3);
+  });
+
+  test("count on one transport as on many, and good ones do not", async () => {
+    const server = await start({ app: shop(), config });
+    const tenant = server.newTenant();
+    for (let n = 0; n < 8; n += 1) (await connect(server, { token: tenant.token(`u${n}`) })).close();
+    const raw = new Raw(server);
+    await raw.until(/^0\{/);
+    for (let n = 0; n < 20; n += 1) raw.ws.send(`40{"token":"bad-${n}"}`);
+    const refusals = () => raw.received.filter((packet) => packet.startsWith("44")).map((packet) => JSON.parse(packet.slice(2)).data.code);
+    await eventually("twenty answers", () => refusals().length === 20);
+    assert.deepEqual(refusals(), [...Array(5).fill("auth.invalid"), ...Array(15).fill("limit.credentials")]);
+  });
+});
+
 describe("rates of messages", () => {
   let server;
   before(async () => {

@@ -36,6 +36,35 @@ async function enter(tenant, user) {
 }
 
 describe("presence", () => {
+  test("is to be asked for anew by who comes back after the server was killed, as others may not", async () => {
+    const own = await start({ app: shop({ more: MORE }) });
+    const tenant = own.newTenant();
+    const open = async (user) => {
+      const client = await connect(own, { token: tenant.token(user) });
+      await client.must("join", room);
+      return client;
+    };
+    const [ann, bob] = [await open("ann"), await open("bob")];
+    await ann.seen.until("presence:join", ({ userId }) => userId === "bob");
+    await ann.drop();
+    await ann.comeBack();
+    assert.deepEqual(ann.seen.of("presence:reset"), [], "this server knows who has gone");
+    // A write behind it, so that what is kept of the sessions is durable.
+    await tenant.publish("item:sold", { itemId: "a" });
+    for (const client of [ann, bob]) await client.seen.until("item:sold");
+    for (const client of [ann, bob]) await client.drop();
+    await own.kill();
+    await own.restart();
+    await ann.comeBack();
+    assert.equal(ann.socket.recovered, true);
+    assert.deepEqual(await ann.seen.until("presence:reset"), { room });
+    assert.deepEqual(users(await ann.must("presence", room)), [["ann", 1]]);
+    const late = await connect(own, { token: tenant.token("late") });
+    await late.must("join", room);
+    await ann.seen.until("presence:join", ({ userId }) => userId === "late");
+    assert.deepEqual(late.seen.of("presence:reset"), [], "a new session asks anyway");
+  });
+
   test("tells who comes and who goes, once per user, and lists them", async () => {
     const [tenant, other] = [server.newTenant(), server.newTenant()];
     const ann = await enter(tenant, "ann");

@@ -5,6 +5,7 @@ import { before, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
 import { connect } from "./clients.mjs";
+import { Metrics } from "./exposition.mjs";
 import { eventually, expectProblem, expectStatus, start } from "./harness.mjs";
 
 let server;
@@ -148,6 +149,72 @@ describe("two tenants with equal ids", () => {
     const body = { types: ["pack"], max: 10, wait: "5s", lease: "30s", worker: "shared" };
     const { jobs } = expectStatus(await server.api("/v1/leases", { body }), 200);
     assert.ok(jobs.some((job) => job.tenant === quiet.name && job.id === id), JSON.stringify(jobs.map(({ tenant }) => tenant)));
+  });
+});
+
+describe("a room that spans tenants", () => {
+  const rooms = `
+"everywhere" = { join = "auto", scope = "app", when = "user.superAdmin" }`;
+  const more = `
+[events."system:alert"]
+rooms = ["everywhere"]
+data = { text = "string" }`;
+  let server;
+  before(async () => {
+    server = await start({ app: shop({ rooms, more }) });
+  });
+  const admin = (tenant, name) => connect(server, { token: tenant.token(name, { superAdmin: true }) });
+  /** An alert of some tenant, which everybody in the room has when this is done who gets it at all. */
+  async function alert(text) {
+    const watcher = await admin(server.newTenant(), "watcher");
+    await server.newTenant().publish("system:alert", { text });
+    await watcher.seen.until("system:alert", (data) => data.text === text);
+    watcher.close();
+  }
+
+  test("recovers who was away while nothing happened there", async () => {
+    const tenant = server.newTenant();
+    const client = await admin(tenant, "root");
+    for (const text of ["one", "two"]) {
+      await client.drop("cut");
+      await tenant.publish("item:added", { itemId: "a", amount: 1 });
+      await client.comeBack();
+      assert.equal(client.socket.recovered, true);
+      await alert(text);
+      await client.seen.until("system:alert", (data) => data.text === text);
+    }
+    assert.equal(client.seen.of("item:added").length, 2);
+    assert.deepEqual(client.seen.of("continuity:lost"), []);
+  });
+
+  test("tells who missed an event there, and not who is in the tenant alone", async () => {
+    const tenant = server.newTenant();
+    const clients = [await admin(tenant, "root"), await connect(server, { token: tenant.token("ann") })];
+    for (const client of clients) await client.drop();
+    await alert("fire");
+    for (const client of clients) await client.comeBack();
+    const [root, ann] = clients;
+    assert.deepEqual([root, ann].map(({ socket }) => socket.recovered), [false, true]);
+    const told = await root.seen.until("continuity:lost");
+    assert.deepEqual([told.position, told.rooms], [root.seen.of("connected").at(-1).position, ["everywhere"]]);
+    assert.deepEqual(ann.seen.of("continuity:lost"), []);
+    const metrics = await Metrics.of(server);
+    assert.equal(metrics.get("tidewire_socket_recoveries_total", { outcome: "app_room" }), 1);
+  });
+
+  test("tells who comes back to another process, which knows nothing of what happened", async () => {
+    const own = await start({ app: shop({ rooms, more }) });
+    const tenant = own.newTenant();
+    const [root, ann] = [
+      await connect(own, { token: tenant.token("root", { superAdmin: true }) }),
+      await connect(own, { token: tenant.token("ann") }),
+    ];
+    for (const client of [root, ann]) await client.drop();
+    await own.kill();
+    await own.restart();
+    for (const client of [root, ann]) await client.comeBack();
+    assert.deepEqual([root, ann].map(({ socket }) => socket.recovered), [false, true]);
+    assert.deepEqual((await root.seen.until("continuity:lost")).rooms, ["everywhere"]);
   });
 });
 

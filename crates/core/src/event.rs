@@ -52,18 +52,21 @@ impl Epoch {
     }
 }
 
-/// What a client remembers: `epoch.position`, the last event it has seen.
+/// What a client remembers: `epoch.position`, the last event it has seen, or `epoch.position+number` where rooms span tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offset {
     /// The incarnation of the log.
     pub epoch: Epoch,
     /// The place in it.
     pub position: Position,
+    /// How far the client is with the rooms that span tenants, which have no log: a number of the process that served it.
+    pub across: Option<u64>,
 }
 
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.epoch.as_str(), self.position)
+        write!(f, "{}.{}", self.epoch.as_str(), self.position)?;
+        self.across.map_or(Ok(()), |number| write!(f, "+{number}"))
     }
 }
 
@@ -72,8 +75,12 @@ impl FromStr for Offset {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || Error::invalid("offset.invalid", "offset: expected EPOCH.POSITION");
         let (epoch, position) = text.split_once('.').ok_or_else(wrong)?;
+        let (position, across) = match position.split_once('+') {
+            Some((position, number)) => (position, Some(number.parse().map_err(|_| wrong())?)),
+            None => (position, None),
+        };
         let position = Position(position.parse().map_err(|_| wrong())?);
-        Ok(Self { epoch: Epoch::new(epoch).map_err(|_| wrong())?, position })
+        Ok(Self { epoch: Epoch::new(epoch).map_err(|_| wrong())?, position, across })
     }
 }
 
@@ -141,8 +148,13 @@ mod tests {
     fn an_offset_reads_as_written() {
         let offset: Offset = "k3j9.42".parse().expect("offset");
         assert_eq!((offset.epoch.as_str(), offset.position), ("k3j9", Position(42)));
-        assert_eq!(offset.to_string(), "k3j9.42");
-        for bad in ["", "42", ".42", "k3.", "k3.-1", "K3.1", "some text", "k3.1.2"] {
+        assert_eq!((offset.across, offset.to_string()), (None, "k3j9.42".to_owned()));
+        let offset: Offset = "k3j9.42+7".parse().expect("offset");
+        assert_eq!(
+            (offset.position, offset.across, offset.to_string()),
+            (Position(42), Some(7), "k3j9.42+7".to_owned())
+        );
+        for bad in ["", "42", ".42", "k3.", "k3.-1", "K3.1", "some text", "k3.1.2", "k3.1+", "k3.1+x", "k3.1+2+3"] {
             assert!(bad.parse::<Offset>().is_err(), "{bad}");
         }
     }

@@ -56,6 +56,20 @@ pub(crate) struct Target {
     pub(crate) view: Option<u16>,
 }
 
+/// How far a client is that has everything up to a frame: what the offset of the frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct At {
+    pub(crate) position: Position,
+    pub(crate) across: Option<u64>,
+}
+
+impl At {
+    pub(crate) fn offset(self, shared: &Shared) -> String {
+        let Self { position, across } = self;
+        Offset { epoch: shared.store.epoch().clone(), position, across }.to_string()
+    }
+}
+
 impl Target {
     /// The whole event.
     pub(crate) const WHOLE: Self = Self { app: false, view: None };
@@ -101,19 +115,29 @@ impl Route {
         self.targets.iter().any(|target| target.app)
     }
 
-    /// What the rooms of one event get. The whole event comes before its views, so that a socket in both gets the whole.
+    /// Whether every room of this type spans tenants.
+    pub(crate) fn only_crosses_tenants(&self) -> bool {
+        self.targets.iter().all(|target| target.app)
+    }
+
+    /// What the rooms of one event get. The whole event comes before its views, so that a socket in both gets the whole; and the tenant's
+    /// own rooms before those that span tenants, so that a socket in both gets what the log has.
     ///
     /// An event's rooms stand in the order of the templates, each once. When two templates gave the same room, the rooms are matched by
     /// their shape instead, and in doubt a room gets the redacted copy.
     pub(crate) fn rooms<'a>(&self, rooms: &'a [Box<str>]) -> Vec<(&'a str, Target)> {
         if rooms.len() == self.targets.len() {
-            return rooms.iter().zip(&self.targets).map(|(room, target)| (&**room, *target)).collect();
+            let mut found: Vec<_> = rooms.iter().zip(&self.targets).map(|(room, target)| (&**room, *target)).collect();
+            if self.crosses_tenants() {
+                found.sort_by_key(|(_, target)| (target.view, target.app));
+            }
+            return found;
         }
         let templates = || self.declared.rooms.iter().chain(self.declared.views.iter().map(|view| &view.room));
         let target = |room: &str| templates().zip(&self.targets).filter(|(shape, _)| shape.matches(room)).last();
         let mut found: Vec<_> =
             rooms.iter().filter_map(|room| target(room).map(|(_, target)| (&**room, *target))).collect();
-        found.sort_by_key(|(_, target)| target.view);
+        found.sort_by_key(|(_, target)| (target.view, target.app));
         found
     }
 }
@@ -169,7 +193,7 @@ pub(crate) struct Cast<'a> {
     pub(crate) route: &'a Route,
     /// Sockets remember the last one they saw, so that an event for two rooms of a socket arrives once. 0 in a replay.
     pub(crate) ticket: u64,
-    at: Position,
+    pub(crate) at: Position,
     /// When the store told of it; of what is read from the log nothing.
     pub(crate) since: Stamp,
     data: Option<Value>,
@@ -192,8 +216,7 @@ struct Key {
     namespace: u8,
     form: Form,
     view: Option<u16>,
-    /// The position in the tenant's log that the client is to remember.
-    at: Position,
+    at: At,
 }
 
 impl<'a> Cast<'a> {
@@ -279,10 +302,13 @@ impl<'a> Cast<'a> {
         Some(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
     }
 
-    /// The frames for a socket. `own` is the position of the socket's own tenant, for sockets of other tenants in an app-wide room.
-    pub(crate) fn frame(&mut self, socket: &Socket, target: Target, own: Position) -> Bytes {
-        let is_own = !target.app || socket.tenant.id == *self.tenant;
-        let at = if is_own { self.at } else { own };
+    /// Whether it is of this tenant.
+    pub(crate) fn is_of(&self, tenant: &TenantId) -> bool {
+        self.tenant == tenant
+    }
+
+    /// The frames for a socket, and what the client is to remember when it has them.
+    pub(crate) fn frame(&mut self, socket: &Socket, target: Target, at: At) -> Bytes {
         self.shared_frame(Key { namespace: socket.namespace, form: socket.session.form(), view: target.view, at })
     }
 
@@ -305,7 +331,7 @@ impl<'a> Cast<'a> {
     fn encode(&self, key: &Key) -> Bytes {
         let Key { namespace, view, at, form } = *key;
         let realtime = &self.shared.catalog.realtime;
-        let offset = Offset { epoch: self.shared.store.epoch().clone(), position: at }.to_string();
+        let offset = at.offset(self.shared);
         let fields = view.map(|view| self.route.declared.views[usize::from(view)].fields.as_slice());
         if let (Form::Log, Some(event)) = (form, self.whole) {
             return encode::stream_event(&offset, &event.kind, &encode::json(event));

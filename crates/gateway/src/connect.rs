@@ -44,6 +44,10 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Some(Ok(auth)) => auth,
         Some(Err(_)) => return Err(Closing::Malformed(1007, "the payload of CONNECT cannot be read")),
     };
+    if let Err(error) = may_show(session) {
+        session.refuse(nsp, "Too many refused credentials", Some(&limited(&error)));
+        return Ok(());
+    }
     let principal = match identify(session, nsp, &auth).await {
         Ok(principal) => principal,
         Err(refusal) => {
@@ -71,6 +75,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let returned = match auth["pid"].as_str().filter(|_| shared.options.recovery) {
         Some(pid) => recovery::claim(shared, &tenant, &owner, pid, offset).await?,
         None => Return::New,
+    };
+    let shown = offset.and_then(|offset| offset.parse::<Offset>().ok());
+    let (returned, missed) = match returned {
+        Return::Whole { claimed, saved, after } => {
+            let (rooms, _) = allowed_rooms(shared, &principal, saved.clone());
+            match recovery::missed_across(shared, &rooms, shown.as_ref()) {
+                missed if missed.is_empty() => (Return::Whole { claimed, saved, after }, missed),
+                missed => (Return::New, missed),
+            }
+        }
+        Return::New => (Return::New, Vec::new()),
     };
     // What a session knows of itself is newer than what its user has told of all of them.
     let cursor = cursor.filter(|_| matches!(returned, Return::New));
@@ -134,11 +149,21 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (Some(after), _) => {
             // What was missed goes first, then the answer: so the protocol has it.
             socket.attach(rooms, Some(after), |_| ());
+            if !socket.is_whole_since(shown.and_then(|offset| offset.across)) {
+                // Between the look and the rooms. Nothing has been sent, so it comes back once more and gets a new session.
+                return Err(Closing::Unavailable);
+            }
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
             socket.emit_after(|| accept(claimed.joined_at), "connected", &hello.to_string());
+            if claimed.began < shared.since {
+                // Who was there in the process before and does not come back is not told of by anybody.
+                for room in socket.rooms_with_presence() {
+                    socket.emit("presence:reset", &json!({ "room": &*room }).to_string());
+                }
+            }
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
             // Still parked when there is more than fits at once.
@@ -147,11 +172,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (None, Acked::At(after)) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            socket.attach(rooms, Some(after), |_| ());
-            let mut hello = hello(&socket, &names, tenant.delivered(), Some(false));
-            hello["acked"] = json!(after);
-            // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
-            socket.emit_after(|| accept(after), "connected", &hello.to_string());
+            socket.attach(rooms, Some(after), |position| {
+                // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
+                accept(after);
+                let mut hello = hello(&socket, &names, position, Some(false));
+                hello["acked"] = json!(after);
+                socket.emit_at("connected", &hello.to_string(), after);
+                if !missed.is_empty() {
+                    let lost = json!({ "position": after, "offset": offset, "rooms": missed });
+                    socket.emit_at("continuity:lost", &lost.to_string(), after);
+                }
+            });
             session.drained();
         }
         (None, acked) => {
@@ -173,8 +204,11 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                     Acked::NotAsked | Acked::At(_) => offset.map(str::to_owned),
                 };
                 // Before any event that the client did not miss.
-                if let Some(offset) = lost {
-                    let lost = json!({ "position": position, "offset": offset });
+                if lost.is_some() || !missed.is_empty() {
+                    let mut lost = json!({ "position": position, "offset": lost });
+                    if !missed.is_empty() {
+                        lost["rooms"] = json!(missed);
+                    }
                     socket.emit_at("continuity:lost", &lost.to_string(), position);
                 }
             });
@@ -220,8 +254,37 @@ async fn reach(shared: &Shared, tenant: &Tenant, user: &Arc<str>, name: &str) ->
     })
 }
 
-/// Who is asking, in the tenant that it enters.
+/// Whether a credential of this client is looked at: not when too many from its address have been refused. Code `limit.credentials`.
+pub(crate) fn may_show(session: &Session) -> Result<(), Error> {
+    let shared = &session.shared;
+    let now = shared.clock.now();
+    shared.refusals.admit(session.handshake.address, shared.options.refused_per_address, now).map_err(|until| {
+        shared.stats.refused.up();
+        shared.stats.by.connects.up("limit.credentials");
+        let detail =
+            "too many credentials from this address have been refused; wait, and log in again before you connect";
+        Error::new(Kind::Limited, "limit.credentials", detail).with_retry_after(until.since(now))
+    })
+}
+
+/// The data of a refusal that ends by itself.
+fn limited(error: &Error) -> String {
+    let after = error.retry_after().map(|after| after.as_millis() as u64);
+    json!({ "code": error.code(), "detail": error.detail(), "retryAfter": after }).to_string()
+}
+
+/// Who is asking, in the tenant that it enters. What is wrong with a credential counts for its address.
 pub(crate) async fn identify(session: &Session, nsp: &str, auth: &Value) -> Result<Principal, Refusal> {
+    let shared = &session.shared;
+    let identified = enter(session, nsp, auth).await;
+    // An app that does not answer is nothing that its clients have done.
+    if matches!(identified, Err(Refusal::Missing | Refusal::Invalid(_))) {
+        shared.refusals.count(session.handshake.address, shared.options.refused_per_address, shared.clock.now());
+    }
+    identified
+}
+
+async fn enter(session: &Session, nsp: &str, auth: &Value) -> Result<Principal, Refusal> {
     let shared = &session.shared;
     let principal = choose_tenant(shared, nsp, auth, authenticate(session, auth).await?);
     // The credential was judged in its home. What was revoked in another tenant of its user is known there alone.

@@ -98,7 +98,7 @@ pub(crate) async fn advance(
         None => {}
     }
     let mut next = known.clone();
-    next.insert(name.to_owned(), Offset { epoch: Epoch::clone(epoch), position }.to_string());
+    next.insert(name.to_owned(), Offset { epoch: Epoch::clone(epoch), position, across: None }.to_string());
     keep(shared, tenant, user, &mut cursors, next).await?;
     Ok(position)
 }

@@ -23,6 +23,7 @@ use tidewire_wire::websocket;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::across::Numbers;
 use crate::auth::{Authenticate, Handshake};
 use crate::cast::Route;
 use crate::cursors::Cursors;
@@ -32,6 +33,7 @@ use crate::hub::Hub;
 use crate::options::Options;
 use crate::polling::Partings;
 use crate::recovery::{Recent, Signer};
+use crate::refusals::Refusals;
 use crate::relay::{self, Feeder, Follow};
 use crate::session::{Closing, Opening, Session};
 use crate::socket::Socket;
@@ -71,17 +73,21 @@ pub(crate) struct Shared {
     pub(crate) auth: Arc<dyn Authenticate>,
     pub(crate) publish: Arc<dyn Publish>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// When this process began to serve.
+    pub(crate) since: Timestamp,
     pub(crate) ids: UuidV7,
     pub(crate) options: Options,
     pub(crate) routes: HashMap<Arc<str>, Route>,
     /// The route of every event to those who follow the whole log.
     pub(crate) log: Route,
     pub(crate) hub: Hub,
+    pub(crate) across: Numbers,
     pub(crate) feeder: Feeder,
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
     pub(crate) visitors: Visitors,
+    pub(crate) refusals: Refusals,
     pub(crate) cursors: Cursors,
     pub(crate) partings: Partings,
     pub(crate) stats: Counters,
@@ -126,11 +132,13 @@ impl Gateway {
             routes: Route::all(&catalog),
             log: Route::log(),
             hub: Hub::default(),
+            across: Numbers::new(),
             feeder: Feeder::default(),
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
             visitors: Visitors::default(),
+            refusals: Refusals::default(),
             cursors: Cursors::default(),
             partings: Partings::default(),
             stats: Counters::default(),
@@ -141,6 +149,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             stop: CancellationToken::new(),
             ids: UuidV7::from_os(clock.clone()),
+            since: clock.now(),
             catalog,
             store,
             auth,

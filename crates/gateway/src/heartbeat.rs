@@ -60,6 +60,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = chores.tick() => {
                 shared.hub.tidy(shared.catalog.realtime.connect_rate, shared.clock.now());
+                shared.refusals.tidy(shared.clock.now());
                 shared.recent.tidy();
                 shared.cursors.tidy();
                 shared.partings.tidy();

@@ -71,6 +71,8 @@ pub(crate) struct Tenant {
     /// The last event whose fan-out is complete.
     delivered: AtomicU64,
     ready: AtomicBool,
+    /// The head of the log when it became ready.
+    opened: AtomicU64,
     opening: OnceCell<()>,
     pub(crate) rooms: RwLock<Rooms>,
     pub(crate) directory: Mutex<Directory>,
@@ -94,6 +96,7 @@ impl Tenant {
             begun: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             ready: AtomicBool::new(false),
+            opened: AtomicU64::new(0),
             opening: OnceCell::new(),
             rooms: RwLock::default(),
             directory: Mutex::default(),
@@ -112,6 +115,7 @@ impl Tenant {
                 // Under the lock, because the relay looks at `ready` and moves the position under it.
                 let rooms = self.rooms.write();
                 self.raise(head);
+                self.opened.store(head.0, Ordering::SeqCst);
                 self.ready.store(true, Ordering::SeqCst);
                 drop(rooms);
                 Ok(())
@@ -123,6 +127,11 @@ impl Tenant {
     /// Whether the position is known. Before, the relay only notes how far it is.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
+    }
+
+    /// Whether an event comes by the queue alone: the log is read only from where it ended when the tenant became ready.
+    pub(crate) fn is_not_read(&self, position: Position) -> bool {
+        !self.is_ready() || position.0 <= self.opened.load(Ordering::SeqCst)
     }
 
     /// Moves the position without delivering anything: nobody is there yet.
@@ -317,9 +326,14 @@ impl Rooms {
         self.rooms.len()
     }
 
+    /// Every room and its members.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&str, &[Arc<Socket>])> {
+        self.rooms.iter().map(|(name, room)| (&**name, &*room.members))
+    }
+
     /// Every room and its number of members.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.rooms.iter().map(|(name, room)| (&**name, room.members.len()))
+        self.each().map(|(name, members)| (name, members.len()))
     }
 }
 

@@ -70,6 +70,7 @@ mod socket;
 mod echo;
 mod parser;
 
+mod across;
 mod cast;
 mod encode;
 mod hub;
@@ -80,6 +81,7 @@ mod heartbeat;
 mod latency;
 mod metrics;
 mod reasons;
+mod refusals;
 mod stats;
 mod visitors;
 

@@ -34,6 +34,8 @@ pub struct Options {
     pub max_per_user: u32,
     /// Sockets of visitors without a login at one address in this process; an IPv6 network (/64) counts as one address. Default 1,000.
     pub max_per_address: u32,
+    /// Refused credentials of clients at one address; over it none is looked at. Default 1,200/min, so 20/s after a burst of as many.
+    pub refused_per_address: Rate,
     /// Messages of one user of a tenant over all its sockets in this process; `None` means ten times the catalog's rate of a connection.
     /// Default `None`.
     pub messages_per_user: Option<Rate>,
@@ -88,6 +90,7 @@ impl Default for Options {
             max_connections: 200_000,
             max_per_user: 100,
             max_per_address: 1_000,
+            refused_per_address: Rate { amount: 1_200, per: Duration::from_secs(60) },
             messages_per_user: None,
             messages_per_tenant: Rate { amount: 20_000, per: Duration::from_secs(1) },
             max_rooms_per_socket: 1_000,

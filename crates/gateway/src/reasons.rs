@@ -45,6 +45,7 @@ impl Default for ByReason {
                 "limit.connections",
                 "limit.tenant",
                 "limit.address",
+                "limit.credentials",
                 "limit.cursors",
             ]),
             messages: Reasons::new(&[
@@ -67,8 +68,8 @@ impl Default for ByReason {
                 "unavailable",
             ]),
             closed: Reasons::new(&Closing::REASONS),
-            dropped: Reasons::new(&["backlog", "behind", "relay"]),
-            returned: Reasons::new(&["recovered", "expired", "trimmed", "epoch", "foreign", "ended"]),
+            dropped: Reasons::new(&["backlog", "behind", "relay", "app_room"]),
+            returned: Reasons::new(&["recovered", "expired", "trimmed", "epoch", "foreign", "ended", "app_room"]),
         }
     }
 }

@@ -20,6 +20,7 @@ use tidewire_core::{Json, Result, TenantId, Timestamp};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
+use crate::policy::Allowed;
 use crate::session::Closing;
 use crate::socket::{Joining, Replayed, Socket};
 
@@ -236,6 +237,18 @@ pub(crate) async fn claim(
         return Ok(Return::New);
     }
     Ok(Return::Whole { claimed, saved, after })
+}
+
+/// Which of these rooms span tenants and may have had events that the client has not, by the offset that it shows. Those events cannot
+/// be given to it.
+pub(crate) fn missed_across(shared: &Shared, rooms: &[Allowed], offset: Option<&Offset>) -> Vec<String> {
+    let seen = offset.and_then(|offset| offset.across);
+    let missed = rooms.iter().filter(|room| room.app && !shared.across.is_whole(&room.name, seen));
+    let missed: Vec<String> = missed.map(|room| room.name.clone()).collect();
+    if !missed.is_empty() {
+        shared.lose(&shared.stats.lost_app_room, "app_room");
+    }
+    missed
 }
 
 /// Ends a session for good: nobody comes back to it from now on, nor after a crash. Codes `store.busy`, `unavailable`.

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::across::{self, Numbered};
 use crate::cast::{Body, Cast, Route, Target};
 use crate::gateway::Shared;
 use crate::hub::Tenant;
@@ -80,7 +81,13 @@ impl Feeder {
             match turns.push(&tenant, item, bytes, room) {
                 Ok(()) => {}
                 Err(Item::Ephemeral(_)) => shared.stats.drop_copies("relay", 1),
-                Err(Item::Logged(..)) => {
+                Err(Item::Logged(event, _)) => {
+                    // The log is read for who is here. Others of other tenants may have waited for it.
+                    if shared.crosses_tenants(&event.kind)
+                        && shared.hub.find(&tenant).is_none_or(|tenant| tenant.is_not_read(event.position))
+                    {
+                        shared.across.skip();
+                    }
                     if turns.lag(&tenant) {
                         shared.stats.relay_lagged.up();
                     }
@@ -230,6 +237,10 @@ impl Relay<'_> {
         }
         let delivered = tenant.delivered();
         if event.position <= delivered {
+            if tenant.is_not_read(event.position) {
+                drop(rooms);
+                self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
+            }
             return Next::Done;
         }
         if event.position > delivered.next() {
@@ -248,7 +259,7 @@ impl Relay<'_> {
             self.ticket += 1;
             let mut cast = Cast::of_log(self.shared, event, self.ticket);
             cast.since = since;
-            rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE));
+            rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE, None));
             tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes);
             self.writers.add(&event.tenant, cast.writers);
             self.price += rooms.followers().len() as u64;
@@ -291,11 +302,23 @@ impl Relay<'_> {
     }
 
     fn offer_room(&mut self, cast: &mut Cast<'_>, room: &str, target: Target, own: &crate::hub::Rooms) {
-        let mut offer = |members: &[Arc<Socket>]| {
-            members.iter().for_each(|socket| socket.offer(cast, target));
+        let is_logged = cast.body.position.is_some();
+        let mut offer = |members: &[Arc<Socket>], numbered| {
+            members.iter().for_each(|socket| socket.offer(cast, target, numbered));
             self.price += members.len() as u64;
         };
-        if target.app { offer(self.shared.hub.app.read().members(room)) } else { offer(own.members(room)) }
+        if !target.app {
+            return offer(own.members(room), None);
+        }
+        let Shared { hub, across, .. } = &**self.shared;
+        let table = hub.app.read();
+        if is_logged {
+            let number = across.begin(room);
+            offer(table.members(room), Some(Numbered { room, number }));
+            across.finish(number);
+        } else {
+            offer(table.members(room), None);
+        }
     }
 
     fn count(&mut self, cast: Cast<'_>, tenant: Option<&Tenant>) {
@@ -333,6 +356,7 @@ impl Relay<'_> {
     async fn read(&mut self, id: &TenantId, up_to: Position, limit: u32) {
         let Some(tenant) = self.shared.hub.find(id).filter(|tenant| tenant.is_ready()) else {
             // It was forgotten meanwhile. When somebody comes again, its position is asked of the log.
+            self.tell_gap();
             return self.reached(id);
         };
         match self.try_read(&tenant, up_to, limit).await {
@@ -362,6 +386,7 @@ impl Relay<'_> {
             let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
             sockets.iter().for_each(|socket| socket.session.close(crate::session::Closing::TooSlow));
             tenant.raise(Position(first.position.0 - 1));
+            self.tell_gap();
         }
         for event in page {
             if let Next::Behind(_) = self.deliver(tenant, &event, Stamp::NONE) {
@@ -399,9 +424,18 @@ impl Relay<'_> {
         }
     }
 
+    /// Something is passed over that may have been for rooms that span tenants.
+    fn tell_gap(&self) {
+        across::tell_gap(&self.shared.across, &self.shared.hub.app);
+    }
+
     /// Has the log read up to its head: something of this tenant did not come by the queue.
     async fn compare(&mut self, id: &TenantId) {
-        let Some(tenant) = self.shared.hub.find(id) else {
+        let known = self.shared.hub.find(id);
+        if self.shared.across.take_skipped() || known.is_none() {
+            self.tell_gap();
+        }
+        let Some(tenant) = known else {
             self.late.remove(id);
             return;
         };

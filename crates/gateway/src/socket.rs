@@ -15,6 +15,7 @@ use tidewire_core::{Error, Json, Kind, Result, Timestamp};
 pub(crate) use self::change::Change;
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
+use crate::across::Across;
 use crate::cast::Form;
 use crate::connect;
 use crate::gateway::Shared;
@@ -53,6 +54,7 @@ struct State {
     /// Events up to here are not to be queued again.
     fed: Position,
     feed: Feed,
+    across: Across,
     /// The last position that the client said it has dealt with.
     acked: Option<Position>,
     /// When its rooms and types were last kept in the store.
@@ -115,6 +117,7 @@ impl Socket {
                 ticket: 0,
                 fed: Position(0),
                 feed: Feed::Live,
+                across: Across::default(),
                 acked,
                 saved: kept.then_some(now),
                 // What was kept of a session that comes back may be about to expire.
@@ -169,6 +172,10 @@ impl Socket {
         (state.principal.roles.clone(), rooms)
     }
 
+    pub(crate) fn rooms_with_presence(&self) -> Vec<Arc<str>> {
+        self.state.lock().rooms.iter().filter(|room| room.presence).map(|room| room.name.clone()).collect()
+    }
+
     pub(crate) fn is_in(&self, room: &str) -> bool {
         self.state.lock().is_in(room)
     }
@@ -181,8 +188,10 @@ impl Socket {
     /// Takes its first rooms, and from `fed` on every event of its tenant. `first` is queued before any of them when the socket is
     /// new (`live`); one that comes back waits parked until it has been read up to date.
     pub(crate) fn attach(self: &Arc<Self>, rooms: Vec<Allowed>, fed: Option<Position>, first: impl FnOnce(Position)) {
-        let (app, own): (Vec<_>, Vec<_>) = rooms.into_iter().partition(|room| room.app);
         let mut table = self.tenant.rooms.write();
+        // In this order, as the relay takes them. With both, what `first` says of either is exact.
+        let crosses = rooms.iter().any(|room| room.app);
+        let mut app = crosses.then(|| self.shared().hub.app.write());
         let mut state = self.state.lock();
         if state.closed {
             return;
@@ -196,20 +205,28 @@ impl Socket {
         if state.whole_log {
             table.follow(self);
         }
-        state.rooms.reserve_exact(own.len() + app.len());
-        for room in own {
-            let name = table.join(&room.name, self);
-            let joined = Joined { name, app: false, auto: room.auto, presence: room.presence, data: room.data };
+        state.rooms.reserve_exact(rooms.len());
+        let mut audited = Vec::new();
+        for room in rooms {
+            let name = match &mut app {
+                Some(app) if room.app => {
+                    state.across.join();
+                    let name = app.join(&room.name, self);
+                    audited.push(name.clone());
+                    name
+                }
+                _ => table.join(&room.name, self),
+            };
+            let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence, data: room.data };
             self.enter(&joined);
             state.rooms.push(joined);
         }
         drop(state);
         first(live_from);
+        drop(app);
         drop(table);
+        audited.iter().for_each(|room| self.audit(room, "joined a room that spans tenants"));
         presence::tell(self.shared(), &self.tenant);
-        for room in app {
-            let _ = self.join(room);
-        }
     }
 
     /// Puts the socket into a room it may be in, or lets the user tell something else of itself where it is already. Answers whether it was
@@ -240,6 +257,9 @@ impl Socket {
             return Err(Error::new(Kind::Limited, "limit.rooms", detail));
         }
         let name = table.join(&room.name, self);
+        if room.app {
+            state.across.join();
+        }
         state.left.retain(|left| **left != *name);
         let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence, data: room.data };
         self.enter(&joined);
@@ -266,6 +286,9 @@ impl Socket {
         let left = state.rooms.swap_remove(at);
         if left.auto {
             state.left.push(room.into());
+        }
+        if left.app {
+            state.across.leave(room);
         }
         state.changed = true;
         table.leave(room, self);

@@ -46,7 +46,8 @@ pub struct Stats {
     pub delivery_bytes: u64,
     /// Events and answers that were compressed, each once for all who got it.
     pub compressed: u64,
-    /// Ephemeral copies that were dropped for a slow or returning client.
+    /// Copies without a log behind them that were dropped for a slow or returning client: ephemeral ones, and those of rooms that span
+    /// tenants.
     pub dropped: u64,
     /// Times a slow client was parked on the log.
     pub parked: u64,
@@ -66,6 +67,8 @@ pub struct Stats {
     pub lost_history: u64,
     /// Clients that came back with a `pid` that is not theirs, or is of a session that was ended.
     pub lost_identity: u64,
+    /// Clients that were told that events of rooms that span tenants are missing: they came back, or were slow, or the relay was.
+    pub lost_app_room: u64,
     /// Times the queue between store and sockets was full and the log had to be read instead.
     pub relay_lagged: u64,
 }
@@ -113,6 +116,7 @@ counters!(
     lost_epoch,
     lost_history,
     lost_identity,
+    lost_app_room,
     relay_lagged,
 );
 

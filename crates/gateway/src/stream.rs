@@ -174,7 +174,7 @@ impl Gateway {
     /// The query may have `types` and, for end users, `rooms`, each a list with commas and each any number of times; `tenant`; and
     /// `lastEventId` or `after`, where the header `Last-Event-ID` is not sent. Codes: `request.invalid`, `event.unknown_type`,
     /// `offset.invalid`, `origin.forbidden`, `auth.required`, `auth.invalid`, `auth.unavailable`, `auth.revoked`, `tenant.unknown`,
-    /// `room.forbidden`, `limit.connects`, `limit.connections`, `limit.tenant`, `unavailable`.
+    /// `room.forbidden`, `limit.connects`, `limit.credentials`, `limit.connections`, `limit.tenant`, `unavailable`.
     pub async fn follow(&self, request: &Parts, reader: Reader) -> Result<Response<EventStream>> {
         let shared = self.shared();
         let origin = Origin::of(&shared.options.allowed_origins, &request.headers);
@@ -245,6 +245,15 @@ enum Start {
     Offset(Offset),
     /// In the log as it is now.
     After(Position),
+}
+
+impl Start {
+    fn offset(&self) -> Option<&Offset> {
+        match self {
+            Self::Offset(offset) => Some(offset),
+            Self::After(_) => None,
+        }
+    }
 }
 
 impl Query {
@@ -333,6 +342,7 @@ async fn who(session: &Session, asked: &Query, auth: &Value, reader: Reader) -> 
             return Ok(Principal { tenant, user: None, roles: Arc::new([]), claims, expires: None, recheck: None });
         }
         Reader::EndUser => {
+            connect::may_show(session)?;
             let identified = connect::identify(session, &shared.catalog.realtime.namespaces[0], auth).await;
             identified.inspect_err(|refusal| {
                 shared.stats.unauthenticated.up();
@@ -368,12 +378,21 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     }
     let tenant = shared.hub.enter(&principal.tenant);
     tenant.open(&*shared.store).await?;
-    let (after, lost) = match start {
-        None => (None, None),
-        Some(start) => match resume(shared, &tenant, &start, whole_log).await? {
-            Some(after) => (Some(after), None),
-            None => (None, Some(start)),
-        },
+    let mut missed = Vec::new();
+    let (after, lost, seen) = match start {
+        None => (None, None, None),
+        Some(start) => {
+            let shown = start.offset();
+            let after = resume(shared, &tenant, &start, whole_log).await?;
+            if after.is_some() {
+                missed = recovery::missed_across(shared, &rooms, shown);
+            }
+            let seen = shown.and_then(|shown| shown.across);
+            match after.filter(|_| missed.is_empty()) {
+                Some(after) => (Some(after), None, seen),
+                None => (None, Some(start), None),
+            }
+        }
     };
     connect::admit(session, &tenant, &principal).map_err(|crowded| {
         shared.stats.refused.up();
@@ -405,8 +424,11 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     let hello = |position, recovered| connect::hello(&socket, &names, position, Some(recovered)).to_string();
     match after {
         Some(after) => {
-            socket.attach(rooms, Some(after), |_| ());
-            socket.emit("connected", &hello(tenant.delivered(), true));
+            socket.attach(rooms, Some(after), |position| {
+                socket.emit_at("connected", &hello(position, true), after);
+            });
+            // What came between the look and the rooms it is told of.
+            let _ = socket.is_whole_since(seen);
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
             // It is parked: what it missed follows, as fast as it is taken.
@@ -415,13 +437,16 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
         None => {
             let lost = lost.map(|lost| match lost {
                 Start::Offset(offset) => offset,
-                Start::After(position) => Offset { epoch: shared.store.epoch().clone(), position },
+                Start::After(position) => Offset { epoch: shared.store.epoch().clone(), position, across: None },
             });
             socket.attach(rooms, None, |position| {
                 socket.emit_at("connected", &hello(position, false), position);
                 // Before any event that the client did not miss.
                 if let Some(lost) = lost {
-                    let told = json!({ "position": position, "offset": lost.to_string() });
+                    let mut told = json!({ "position": position, "offset": lost.to_string() });
+                    if !missed.is_empty() {
+                        told["rooms"] = json!(missed);
+                    }
                     socket.emit_at("continuity:lost", &told.to_string(), position);
                 }
             });

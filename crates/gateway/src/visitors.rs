@@ -36,7 +36,7 @@ impl Visitors {
 }
 
 /// Whoever has an IPv6 address has 2^64 of them: one network counts as one address.
-fn place(address: IpAddr) -> IpAddr {
+pub(crate) fn place(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

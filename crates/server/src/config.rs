@@ -138,6 +138,8 @@ pub struct Realtime {
     pub max_per_tenant: usize,
     /// The most sockets of visitors without a login at one address; a /64 of IPv6 counts as one. Default 1,000.
     pub max_per_address: usize,
+    /// How many credentials from one address may be refused before none is looked at for a while. Default 1,200/min.
+    pub refused_per_address: Rate,
     /// How many messages one user may send over all sockets. Default ten times the catalog's `rate.messages` of a connection.
     pub messages_per_user: Option<Rate>,
     /// How many messages all clients of one tenant may send. Default 20,000/s.
@@ -166,6 +168,7 @@ impl Default for Realtime {
             max_per_user: 100,
             max_per_tenant: 100_000,
             max_per_address: 1_000,
+            refused_per_address: Rate { amount: 1_200, per: Duration::from_secs(60) },
             messages_per_user: None,
             messages_per_tenant: Rate { amount: 20_000, per: Duration::from_secs(1) },
             max_stall: Duration::from_secs(30),
@@ -227,7 +230,7 @@ impl std::fmt::Debug for Key {
 }
 
 /// Every key that the environment can set, by path.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "listen",
     "data",
     "store",
@@ -247,6 +250,7 @@ const KEYS: [&str; 30] = [
     "realtime.maxPerUser",
     "realtime.maxPerTenant",
     "realtime.maxPerAddress",
+    "realtime.refusedPerAddress",
     "realtime.messagesPerUser",
     "realtime.messagesPerTenant",
     "realtime.maxStall",

@@ -429,6 +429,7 @@ fn gateway_options(config: &Config) -> Options {
         max_per_user: u32::try_from(realtime.max_per_user).unwrap_or(u32::MAX),
         max_per_tenant: realtime.max_per_tenant,
         max_per_address: u32::try_from(realtime.max_per_address).unwrap_or(u32::MAX),
+        refused_per_address: realtime.refused_per_address,
         max_stall: realtime.max_stall,
         messages_per_user: realtime.messages_per_user,
         messages_per_tenant: realtime.messages_per_tenant,

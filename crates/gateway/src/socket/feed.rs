@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tidewire_core::event::{Event, Offset, Position};
+use serde_json::json;
+use tidewire_core::event::{Event, Position};
 
 use super::{Socket, State};
-use crate::cast::{Body, Cast, Target};
+use crate::across::Numbered;
+use crate::cast::{At, Body, Cast, Target};
 use crate::encode;
 use crate::gateway::Shared;
 use crate::latency::Stamp;
@@ -43,19 +45,30 @@ pub(crate) enum Joining {
 }
 
 impl Socket {
-    /// Offers a copy of an event that is being fanned out to a room of this socket.
-    pub(crate) fn offer(&self, cast: &mut Cast<'_>, target: Target) {
+    /// Offers a copy of an event that is being fanned out to a room of this socket; `numbered` if it is logged and the room spans tenants.
+    pub(crate) fn offer(&self, cast: &mut Cast<'_>, target: Target, numbered: Option<Numbered<'_>>) {
         let mut state = self.state.lock();
         if state.closed || state.ticket == cast.ticket {
             return;
         }
-        state.ticket = cast.ticket;
+        let Shared { stats, across, .. } = &**self.shared();
+        let is_live = matches!(state.feed, Feed::Live);
+        let is_own = target.app && cast.is_of(&self.tenant.id);
+        // The log may yet bring it for another room of this socket, and must not bring it twice.
+        let waits = numbered.filter(|_| !is_live && is_own && !cast.route.only_crosses_tenants());
+        if waits.is_none() {
+            state.ticket = cast.ticket;
+        }
         if !state.wants(cast.body.kind) || !cast.is_visible(&state.principal) {
             return;
         }
-        let stats = &self.shared().stats;
+        if let Some(Numbered { room, .. }) = waits {
+            state.across.miss(room, across);
+            return stats.drop_copies("app_room", 1);
+        }
         // Rooms that span tenants are not replayed, so their copies cannot wait on the log either.
         let position = cast.body.position.filter(|_| !target.app);
+        let seen = state.across.seen(across);
         match (&mut state.feed, position) {
             (Feed::Live, None) => {}
             (Feed::Live, Some(position)) => {
@@ -65,11 +78,14 @@ impl Socket {
                 // Whatever happens to it below: what is sent later must not carry an earlier offset.
                 state.fed = position;
             }
-            (Feed::Parked { .. } | Feed::Holding { .. }, None) => return stats.drop_copies("behind", 1),
+            (Feed::Parked { .. } | Feed::Holding { .. }, None) if numbered.is_none() => {
+                return stats.drop_copies("behind", 1);
+            }
+            (Feed::Parked { .. } | Feed::Holding { .. }, None) => {}
             (Feed::Parked { .. }, Some(_)) => return,
             (Feed::Holding { since, frames, bytes }, Some(position)) => {
                 let key = cast.key(self.namespace, target.view);
-                let frame = cast.frame(self, target, position);
+                let frame = cast.frame(self, target, At { position, across: seen });
                 *bytes += frame.len();
                 if *bytes > self.shared().options.max_backlog {
                     state.feed = Feed::Parked { since: *since };
@@ -81,23 +97,72 @@ impl Socket {
             }
         }
         let key = cast.key(self.namespace, target.view);
-        let frame = cast.frame(self, target, self.tenant.delivered());
+        let before = if target.app { self.is_at(&state).position } else { cast.at };
+        let at = At {
+            position: if is_own && is_live { before.max(cast.at) } else { before },
+            across: numbered.map_or(seen, |numbered| Some(state.across.with(numbered.number))),
+        };
+        let frame = cast.frame(self, target, at);
         let len = frame.len();
-        let class = if position.is_some() { cast.class() } else { Class::Ephemeral };
-        let frame = Frame { bytes: frame, class, key, since: cast.since };
+        let frame = Frame { bytes: frame, class: cast.class(), key, since: cast.since };
         let (pushed, writer) = self.session.outbox.put(frame, self.shared().options.max_backlog, stats);
         cast.writers.extend(writer);
-        match (pushed, position) {
-            (Pushed::Queued, _) => cast.count(len),
-            (Pushed::Full, Some(position)) => {
-                self.park(&mut state, Position(position.0 - 1));
-                stats.parked.up();
-                drop(state);
-                self.watch_stall();
-                self.session.drained();
+        let fed = match (pushed, position, numbered) {
+            (Pushed::Queued, ..) => {
+                if let Some(Numbered { number, .. }) = numbered {
+                    state.across.take(number);
+                }
+                return cast.count(len);
             }
-            (Pushed::Full, None) | (Pushed::Ended, _) => {}
+            (Pushed::Full, Some(position), _) => Position(position.0 - 1),
+            (Pushed::Full, None, Some(Numbered { room, .. })) => {
+                state.across.miss(room, across);
+                stats.drop_copies("app_room", 1);
+                if !is_live {
+                    return;
+                }
+                // It is told when it has been read up to date.
+                before
+            }
+            (Pushed::Full, None, None) | (Pushed::Ended, ..) => return,
+        };
+        self.park(&mut state, fed);
+        stats.parked.up();
+        drop(state);
+        self.watch_stall();
+        self.session.drained();
+    }
+
+    /// An event of a room that spans tenants will not come.
+    pub(crate) fn miss(&self, room: &str) {
+        self.state.lock().across.miss(room, &self.shared().across);
+    }
+
+    /// Whether a client that had everything of its rooms up to the number it has shown still has now that it is in them again. If not, it will
+    /// be told.
+    pub(crate) fn is_whole_since(&self, seen: Option<u64>) -> bool {
+        let numbers = &self.shared().across;
+        let mut state = self.state.lock();
+        let mut rooms = state.rooms.iter().filter(|room| room.app && !numbers.is_whole(&room.name, seen));
+        let missed: Vec<_> = rooms.by_ref().map(|room| room.name.clone()).collect();
+        missed.iter().for_each(|room| state.across.miss(room, numbers));
+        missed.is_empty()
+    }
+
+    /// Tells a live client of which rooms that span tenants something has not come; others when they are live again.
+    pub(crate) fn tell_missed(&self) {
+        let mut state = self.state.lock();
+        if state.closed || state.across.missed().is_empty() || !matches!(state.feed, Feed::Live) {
+            return;
         }
+        let rooms = json!(state.across.missed());
+        state.across.told();
+        let at = self.is_at(&state);
+        let told = json!({ "rooms": rooms, "position": at.position });
+        let pushed = self.session.push_frame(self.packet("continuity:lost", &told.to_string(), at));
+        drop(state);
+        self.shared().stats.lost_app_room.up();
+        self.session.close_if_full(pushed);
     }
 
     /// Queues an event read from the log, if it is for this socket. `fed` moves on unless there was no room.
@@ -112,7 +177,8 @@ impl Socket {
             return Replayed::Skipped;
         };
         let key = cast.key(self.namespace, target.view);
-        let bytes = cast.frame(self, target, event.position);
+        let at = At { position: event.position, across: state.across.seen(&shared.across) };
+        let bytes = cast.frame(self, target, at);
         let len = bytes.len() as u64;
         let pushed = self.session.outbox.push(
             Frame { bytes, class: Class::Logged, key, since: Stamp::NONE },
@@ -168,6 +234,8 @@ impl Socket {
         if !state.closed {
             shared.stats.behind.down();
         }
+        drop(state);
+        self.tell_missed();
         Joining::Live
     }
 
@@ -214,32 +282,33 @@ impl Socket {
         // The state stays locked until the frames are queued: an event queued in between would have the later offset.
         let state = self.state.lock();
         let before = first();
-        let pushed = self.emit_at(name, data, self.is_at(&state));
+        let pushed = self.session.push_frame(self.packet(name, data, self.is_at(&state)));
         drop(state);
         self.session.close_if_full(before);
         self.session.close_if_full(pushed);
     }
 
     /// How far a client is that has everything that is queued for it.
-    fn is_at(&self, state: &State) -> Position {
-        match state.feed {
+    fn is_at(&self, state: &State) -> At {
+        let position = match state.feed {
             Feed::Live => state.fed.max(self.tenant.delivered()),
             Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
-        }
+        };
+        At { position, across: state.across.seen(&self.shared().across) }
     }
 
     /// A sign of life in a stream. It says how far the log has been read for it, so that a client which few events are for comes back
     /// to where it left, and not to the last event that it saw.
     pub(crate) fn beat(&self) {
         let state = self.state.lock();
-        let pushed = self.session.push_frame(encode::stream_beat(&self.offset(self.is_at(&state))));
+        let pushed = self.session.push_frame(encode::stream_beat(&self.is_at(&state).offset(self.shared())));
         drop(state);
         self.session.close_if_full(pushed);
     }
 
     /// Sends an event of the gateway's own that may be lost: a client that is slow or being caught up does not get it. `frames` has what
     /// was encoded for others with the same offset.
-    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Vec<((u8, bool, Position), Bytes)>) {
+    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Vec<((u8, bool, At), Bytes)>) {
         let shared = self.shared();
         let state = self.state.lock();
         if state.closed {
@@ -261,23 +330,20 @@ impl Socket {
         self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats);
     }
 
-    /// The same as `emit` with an offset that the caller knows, and without closing a full transport.
+    /// The same as `emit` with a position that the caller knows, and without closing a full transport.
     pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
-        self.session.push_frame(self.packet(name, data, position))
+        let across = self.state.lock().across.seen(&self.shared().across);
+        self.session.push_frame(self.packet(name, data, At { position, across }))
     }
 
-    fn packet(&self, name: &str, data: &str, position: Position) -> Bytes {
+    fn packet(&self, name: &str, data: &str, at: At) -> Bytes {
         let options = &self.shared().options;
-        let offset = self.offset(position);
+        let offset = at.offset(self.shared());
         if self.session.streaming.is_some() {
             return encode::stream_event(&offset, name, data);
         }
         let offset = options.recovery.then_some(offset.as_str());
         options.parser.event(self.namespace_name(), name, &[data], offset)
-    }
-
-    fn offset(&self, position: Position) -> String {
-        Offset { epoch: self.shared().store.epoch().clone(), position }.to_string()
     }
 }
 

@@ -77,7 +77,7 @@ fn write_deliveries(metrics: &Metrics, out: &mut Exposition) {
     ] {
         out.single(name, Kind::Counter, help, value);
     }
-    let dropped = "Copies of ephemeral events that were dropped.";
+    let dropped = "Copies of events that were dropped: ephemeral ones, and those of rooms that span tenants.";
     out.by_word("tidewire_socket_dropped_total", Kind::Counter, dropped, "reason", &metrics.drops.0);
     let delivery = "From the end of the commit until a copy of its event was handed to the system for a client.";
     out.family("tidewire_socket_delivery_seconds", Kind::Histogram, delivery).histogram(&[], &metrics.delivery);
