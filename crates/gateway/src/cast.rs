@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::task::Waker;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -186,7 +185,7 @@ impl<'a> Body<'a> {
 /// One event being fanned out or replayed.
 pub(crate) struct Cast<'a> {
     shared: &'a Shared,
-    pub(crate) tenant: &'a TenantId,
+    tenant: &'a TenantId,
     pub(crate) body: Body<'a>,
     /// Of an event that goes to those who follow the whole log.
     whole: Option<&'a Event>,
@@ -206,8 +205,6 @@ pub(crate) struct Cast<'a> {
     state: OnceCell<Option<String>>,
     pub(crate) deliveries: u64,
     pub(crate) delivery_bytes: u64,
-    /// Who has something to write now and waits to be woken.
-    pub(crate) writers: Vec<Waker>,
 }
 
 /// What a frame depends on.
@@ -245,7 +242,6 @@ impl<'a> Cast<'a> {
             state: OnceCell::new(),
             deliveries: 0,
             delivery_bytes: 0,
-            writers: Vec::new(),
         }
     }
 

@@ -82,18 +82,9 @@ impl Outbox {
     /// Queues a frame within `limit` bytes. One frame always fits into an empty queue, so that nothing is too large to be sent at all.
     /// A waiting frame of the same key gives way to it. What had to be dropped for it is counted.
     pub(crate) fn push(&self, frame: Frame, limit: usize, stats: &Counters) -> Pushed {
-        let (pushed, waker) = self.put(frame, limit, stats);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        pushed
-    }
-
-    /// The same, but the writer is left to the caller to wake, soon: nobody else does it, not even when the queue ends.
-    pub(crate) fn put(&self, frame: Frame, limit: usize, stats: &Counters) -> (Pushed, Option<Waker>) {
         let mut queue = self.0.lock();
         if queue.ended.is_some() {
-            return (Pushed::Ended, None);
+            return Pushed::Ended;
         }
         // Whatever becomes of the newer value: the older one is outdated, and if the newer has to be read from the log, it comes later.
         if let Some(key) = frame.key
@@ -106,17 +97,21 @@ impl Outbox {
         if queue.bytes > 0 && queue.bytes + len > limit {
             if frame.class == Class::Ephemeral {
                 stats.drop_copies("backlog", 1);
-                return (Pushed::Full, None);
+                return Pushed::Full;
             }
             stats.drop_copies("backlog", queue.drop_ephemeral());
             if queue.bytes > 0 && queue.bytes + len > limit {
-                return (Pushed::Full, None);
+                return Pushed::Full;
             }
         }
         queue.bytes += len;
         queue.frames.push_back(frame);
         let waker = if queue.blocked { None } else { queue.waker.take() };
-        (Pushed::Queued, waker)
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Pushed::Queued
     }
 
     /// Ends the queue: nothing more is taken in, and the writer is told. The first reason stays.

@@ -2,8 +2,8 @@
 //!
 //! There is one fan-out at a time. So a tenant's events reach every socket in the order of the log, ephemeral ones keep their place
 //! between them, and "has this socket seen this event" is one number per socket. The work per copy is small: the connections' own
-//! tasks write. Tenants take turns, before the fan-out ([`turns`]), also with what is read from the log, and after it ([`writers`]), so
-//! that one that floods waits for itself; events of different tenants have no order among them.
+//! tasks write. Tenants take turns ([`turns`]), also with what is read from the log, so that one that floods waits for itself; events
+//! of different tenants have no order among them.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -25,18 +25,13 @@ use crate::latency::Stamp;
 use crate::socket::Socket;
 
 mod turns;
-mod writers;
 
 use turns::{Room, Turns, Work};
-use writers::Writers;
 
-/// How many copies are queued before other tasks get their turn.
-const BATCH_DELIVERIES: u64 = 4_096;
+/// How many copies are queued before the connections' tasks get their turn. Large, so that a socket writes many frames at once.
+const BATCH_DELIVERIES: u64 = 16_384;
 /// How many events are looked at before other tasks get their turn.
 const BATCH_EVENTS: u64 = 512;
-/// How many connections are woken to write before other tasks get their turn. A write is a few microseconds, so everything else waits
-/// for less than a millisecond.
-const BATCH_WRITERS: u64 = 64;
 /// How long the relay waits before it asks again for what the log did not answer.
 const RETRY: Duration = Duration::from_millis(250);
 /// The most events that one read of the log asks for.
@@ -135,8 +130,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         late: HashSet::new(),
         retry_at: Instant::now(),
         price: 0,
-        writers: Writers::default(),
-        since_pause: Done::default(),
+        since_pause: (0, 0),
     };
     while !stop.is_cancelled() {
         // Looked at here as well, because a queue that never gets empty would put it off for ever.
@@ -146,12 +140,6 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         let next = shared.feeder.turns.lock().next();
         if let Some((tenant, work)) = next {
             relay.work(&tenant, work).await;
-            relay.wake();
-            relay.pause().await;
-            continue;
-        }
-        if !relay.writers.is_empty() {
-            relay.wake();
             relay.pause().await;
             continue;
         }
@@ -179,16 +167,8 @@ struct Relay<'a> {
     retry_at: Instant,
     /// Sockets looked at since a tenant's turn was last charged.
     price: u64,
-    writers: Writers,
-    since_pause: Done,
-}
-
-/// What was done since other tasks had their turn.
-#[derive(Default)]
-struct Done {
-    events: u64,
-    copies: u64,
-    woken: u64,
+    /// Events and copies since other tasks had their turn.
+    since_pause: (u64, u64),
 }
 
 /// What is to be done with an event.
@@ -253,7 +233,7 @@ impl Relay<'_> {
             for (room, target) in route.rooms(&event.rooms) {
                 self.offer_room(&mut cast, room, target, &rooms);
             }
-            self.count(cast, Some(tenant));
+            self.count(&cast, Some(tenant));
         }
         if !rooms.followers().is_empty() {
             self.ticket += 1;
@@ -261,9 +241,8 @@ impl Relay<'_> {
             cast.since = since;
             rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE, None));
             tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes);
-            self.writers.add(&event.tenant, cast.writers);
             self.price += rooms.followers().len() as u64;
-            self.since_pause.copies += cast.deliveries;
+            self.since_pause.1 += cast.deliveries;
         }
         tenant.finish(event.position);
         Next::Done
@@ -280,7 +259,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(&event.rooms) {
             self.offer_room(&mut cast, room, target, &rooms);
         }
-        self.count(cast, Some(&tenant));
+        self.count(&cast, Some(&tenant));
     }
 
     /// Delivers to rooms that span tenants only.
@@ -290,7 +269,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(rooms).into_iter().filter(|(_, target)| target.app) {
             self.offer_room(&mut cast, room, target, &crate::hub::Rooms::default());
         }
-        self.count(cast, None);
+        self.count(&cast, None);
     }
 
     fn cast<'c>(&mut self, tenant: &'c TenantId, route: &'c Route, body: Body<'c>, at: Position) -> Cast<'c>
@@ -321,7 +300,7 @@ impl Relay<'_> {
         }
     }
 
-    fn count(&mut self, cast: Cast<'_>, tenant: Option<&Tenant>) {
+    fn count(&mut self, cast: &Cast<'_>, tenant: Option<&Tenant>) {
         let stats = &self.shared.stats;
         stats.events.up();
         match tenant {
@@ -331,22 +310,13 @@ impl Relay<'_> {
                 stats.delivery_bytes.add(cast.delivery_bytes);
             }
         }
-        self.writers.add(cast.tenant, cast.writers);
-        self.since_pause.events += 1;
-        self.since_pause.copies += cast.deliveries;
-    }
-
-    /// Wakes as many connections as may be woken before the next pause.
-    fn wake(&mut self) {
-        while self.since_pause.woken < BATCH_WRITERS && self.writers.wake_next() {
-            self.since_pause.woken += 1;
-        }
+        self.since_pause.0 += 1;
+        self.since_pause.1 += cast.deliveries;
     }
 
     async fn pause(&mut self) {
-        let Done { events, copies, woken } = self.since_pause;
-        if events >= BATCH_EVENTS || copies >= BATCH_DELIVERIES || woken >= BATCH_WRITERS {
-            self.since_pause = Done::default();
+        if self.since_pause.0 >= BATCH_EVENTS || self.since_pause.1 >= BATCH_DELIVERIES {
+            self.since_pause = (0, 0);
             tokio::task::yield_now().await;
         }
     }
@@ -393,7 +363,6 @@ impl Relay<'_> {
                 return Ok(false);
             }
             let goes_on = self.charge();
-            self.wake();
             self.pause().await;
             if !goes_on {
                 break;

@@ -105,8 +105,7 @@ impl Socket {
         let frame = cast.frame(self, target, at);
         let len = frame.len();
         let frame = Frame { bytes: frame, class: cast.class(), key, since: cast.since };
-        let (pushed, writer) = self.session.outbox.put(frame, self.shared().options.max_backlog, stats);
-        cast.writers.extend(writer);
+        let pushed = self.session.outbox.push(frame, self.shared().options.max_backlog, stats);
         let fed = match (pushed, position, numbered) {
             (Pushed::Queued, ..) => {
                 if let Some(Numbered { number, .. }) = numbered {
