@@ -14,6 +14,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 const { TIDEWIRE_URL = "http://127.0.0.1:7400", TIDEWIRE_KEY } = process.env;
 const headers = { authorization: `Bearer ${TIDEWIRE_KEY}`, "content-type": "application/json" };
 
+const PASSING = ["store.busy", "unavailable", "store.failed"]; // the same again may work
+const MOST_BYTES = 256 * 1024; // of one answer
+const AT_ONCE = 25; // answers in one call
+
 export class NonRetryable extends Error {}
 
 /** One call. It waits for a server that is away or busy: leases go on over a restart. Any other refusal is a mistake to mend. */
@@ -41,7 +45,8 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
   async function run(held, job, self) {
     const verdict = (async () => {
       const answer = await handlers[job.type](job, self.abort.signal);
-      JSON.stringify(answer); // what is no JSON is the handler's error
+      // What is no JSON, or too large to be sent, is the handler's error.
+      if (Buffer.byteLength(JSON.stringify(answer) ?? "") > MOST_BYTES) throw new NonRetryable(`it answered more than ${MOST_BYTES} bytes`);
       return typeof answer?.verdict === "string" ? answer : { verdict: "done", result: answer };
     })().catch((error) => ({ verdict: error instanceof NonRetryable ? "fail" : self.onError, error: `${error?.stack ?? error}` }));
     await settle(held, await verdict);
@@ -53,14 +58,18 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
   const outcomes = [];
   let settling = Promise.resolve();
   function settle(held, { verdict, result, error, delay, effects }) {
-    outcomes.push({ ...held, verdict, result, error, delay, effects });
+    outcomes.push({ ...held, verdict, result, error: error && `${error.stack ?? error}`, delay, effects });
     return (settling = settling.then(async () => {
-      const results = outcomes.splice(0);
-      const answers = results.length > 0 ? (await call("/leases/settle", { results })).results : [];
-      for (const [index, { id, error }] of answers.entries()) {
-        if (error) console.error("not settled:", id, error.code, error.detail);
-        // Unless the job is somebody else's by now, it learns why its effects or its result cannot be kept.
-        if (error && error.code !== "job.lease_lost") settle({ id, lease: results[index].lease }, { verdict: "retry", error: error.detail });
+      for (let results; (results = outcomes.splice(0, AT_ONCE)).length > 0; ) {
+        const { results: answers } = await call("/leases/settle", { results });
+        for (const [index, { id, error }] of answers.entries()) {
+          if (!error) continue;
+          console.error("not settled:", id, error.code, error.detail);
+          if (PASSING.includes(error.code)) outcomes.push(results[index]);
+          // Unless the job is somebody else's by now, it learns why its effects or its result cannot be kept.
+          else if (error.code !== "job.lease_lost") outcomes.push({ id, lease: results[index].lease, verdict: "retry", error: error.detail });
+        }
+        if (answers.some(({ error }) => PASSING.includes(error?.code))) await sleep(500);
       }
     }));
   }
@@ -70,7 +79,7 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
     const answers = leases.length > 0 ? (await call("/leases/renew", { leases, extend: leaseMs })).leases : [];
     for (const [index, { cancelled, timedOut, error }] of answers.entries()) {
       if (cancelled) held[index].onError = "cancel";
-      if (cancelled || timedOut || error) held[index].abort.abort();
+      if (cancelled || timedOut || error?.code === "job.lease_lost") held[index].abort.abort();
     }
     setTimeout(renew, leaseMs / 3).unref();
   }

@@ -19,6 +19,9 @@ from urllib.request import Request, urlopen
 URL, KEY = os.environ.get("TIDEWIRE_URL", "http://127.0.0.1:7400"), os.environ.get("TIDEWIRE_KEY")
 HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 FIELDS = ("verdict", "result", "error", "delay", "effects")
+PASSING = ("store.busy", "unavailable", "store.failed")  # the same again may work
+MOST_BYTES = 256 * 1024  # of one answer
+AT_ONCE = 25  # answers in one call
 say = functools.partial(print, file=sys.stderr, flush=True)
 
 
@@ -55,9 +58,14 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
     def run(held, job, cancelled):
         try:
             answer = {"verdict": "release"} if stopping.is_set() else handlers[job["type"]](job, cancelled)
-            json.dumps(answer, allow_nan=False)  # what is no JSON is the handler's error
-            is_verdict = isinstance(answer, dict) and "verdict" in answer
-            outcomes.put((held, answer if is_verdict else {"verdict": "done", "result": answer}))
+            # What is no JSON, or too large to be sent, is the handler's error.
+            if len(json.dumps(answer, allow_nan=False)) > MOST_BYTES:
+                raise NonRetryable(f"it answered more than {MOST_BYTES} bytes")
+            is_verdict = isinstance(answer, dict) and isinstance(answer.get("verdict"), str)
+            said = dict(answer) if is_verdict else {"verdict": "done", "result": answer}
+            if said.get("error") is not None:
+                said["error"] = str(said["error"])
+            outcomes.put((held, said))
         except Exception as error:
             verdict = "fail" if isinstance(error, NonRetryable) else cancelled.on_error
             outcomes.put((held, {"verdict": verdict, "error": traceback.format_exc()}))
@@ -65,14 +73,17 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
     def settling():
         while True:
             batch = [outcomes.get()]
-            while not outcomes.empty():  # what has ended since the last call shares this one
+            while len(batch) < AT_ONCE and not outcomes.empty():  # what has ended since the last call shares this one
                 batch.append(outcomes.get())
             results = [{"id": held[0], "lease": held[1], **{name: said.get(name) for name in FIELDS}} for held, said in batch]
-            for (held, _), answer in zip(batch, call("/leases/settle", {"results": results})["results"]):
+            for (held, said), answer in zip(batch, call("/leases/settle", {"results": results})["results"]):
                 error = answer.get("error")
                 if error:
                     say("not settled:", answer["id"], error["code"], error["detail"])
-                if error and error["code"] != "job.lease_lost":  # the job learns why its effects or its result cannot be kept
+                if error and error["code"] in PASSING:
+                    outcomes.put((held, said))
+                    time.sleep(0.5)
+                elif error and error["code"] != "job.lease_lost":  # the job learns why its effects or its result cannot be kept
                     outcomes.put((held, {"verdict": "retry", "error": error["detail"]}))
                 elif runs.pop(held, None):
                     one_ended.set()
@@ -86,7 +97,7 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
             for (_, cancelled), answer in zip(held, answers):
                 if answer.get("cancelled"):
                     cancelled.on_error = "cancel"
-                if answer.get("cancelled") or answer.get("timedOut") or "error" in answer:
+                if answer.get("cancelled") or answer.get("timedOut") or (answer.get("error") or {}).get("code") == "job.lease_lost":
                     cancelled.set()
 
     def leasing():

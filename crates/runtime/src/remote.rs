@@ -51,6 +51,10 @@ pub async fn settle(publisher: &Publisher, bound: Option<TenantId>, settlement: 
     let (effects, ephemeral) = match verdict {
         Verdict::Done { .. } if has_effects => {
             let job = publisher.store().leased(bound.as_ref(), &id, &lease).await?;
+            if job.tenant == TenantId::app() && !request.schedules.is_empty() {
+                let detail = "a worker cannot change the schedules of the app; call /v1/schedules with a key that may";
+                return Err(Error::new(Kind::Forbidden, "auth.forbidden", detail));
+            }
             publisher.effects(&job.tenant, request, &origin(&job))?
         }
         _ => (None, Vec::new()),

@@ -27,8 +27,9 @@ const CLAIM_WAIT: Duration = Duration::from_secs(30);
 pub struct QueueOptions {
     /// Jobs at once. 0 means none, until [`Workers::resize`] says otherwise.
     pub concurrency: u32,
-    /// How many of these are for tenants of which no job runs, while the queue serves several. At most all but one.
-    pub reserve: u32,
+    /// How many of these are for tenants of which no job runs, while the queue serves several; at most all but one. Absent means 1 from a
+    /// concurrency of 8 on, else 0.
+    pub reserve: Option<u32>,
     /// The time between telling a run to stop and dropping it.
     pub grace: Duration,
 }
@@ -48,11 +49,11 @@ pub struct Workers {
 struct QueueSlots {
     open: Arc<Slots>,
     reserved: Arc<Slots>,
-    reserve: u32,
+    reserve: Option<u32>,
 }
 
 impl QueueSlots {
-    fn new(concurrency: u32, reserve: u32) -> Self {
+    fn new(concurrency: u32, reserve: Option<u32>) -> Self {
         let (open, reserved) = split(concurrency, reserve);
         Self { open: Arc::new(Slots::new(open)), reserved: Arc::new(Slots::new(reserved)), reserve }
     }
@@ -65,8 +66,8 @@ impl QueueSlots {
 }
 
 /// How many of the slots anybody may take, and how many are kept.
-fn split(concurrency: u32, reserve: u32) -> (u32, u32) {
-    let reserved = reserve.min(concurrency.saturating_sub(1));
+fn split(concurrency: u32, reserve: Option<u32>) -> (u32, u32) {
+    let reserved = reserve.unwrap_or(u32::from(concurrency >= 8)).min(concurrency.saturating_sub(1));
     (concurrency - reserved, reserved)
 }
 

@@ -102,7 +102,9 @@ impl<R: Rows> Writer<R> {
     /// Gives waiting claims what is due, in the order they came, but the slots that are kept for others last.
     pub(crate) fn lease_out(&mut self) -> Result<()> {
         self.held_until = None;
-        self.parked.make_contiguous().sort_by_key(|parked| parked.wanted.reserved);
+        if self.parked.iter().any(|parked| parked.wanted.reserved) {
+            self.parked.make_contiguous().sort_by_key(|parked| parked.wanted.reserved);
+        }
         let mut passes = PASS_AT_ONCE;
         for _ in 0..self.parked.len() {
             let Some(parked) = self.parked.pop_front() else { break };

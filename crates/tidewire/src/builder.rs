@@ -186,7 +186,7 @@ impl Builder {
         let Assembled { handlers, publisher, .. } = &assembled;
         let mut queues: BTreeMap<Arc<str>, QueueOptions> = BTreeMap::new();
         if handlers.kinds().next().is_some() {
-            let handlers = QueueOptions { concurrency: 10, reserve: 1, grace: QueueLimits::default().grace };
+            let handlers = QueueOptions { concurrency: 10, reserve: None, grace: QueueLimits::default().grace };
             queues.insert(HANDLER_QUEUE.into(), handlers);
             for queue in publisher.expander().catalog().queues.values() {
                 let options = QueueOptions {

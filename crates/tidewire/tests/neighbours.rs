@@ -129,7 +129,7 @@ impl Job for Pack {
 #[tokio::test]
 async fn a_quiet_tenant_begins_while_the_jobs_of_a_loud_one_fill_the_queue() {
     let dir = tempfile::tempdir().expect("a directory");
-    let catalog = CATALOG.replace("[queues.work]", "[queues.work]\nconcurrency = 4");
+    let catalog = CATALOG.replace("[queues.work]", "[queues.work]\nconcurrency = 4\nreserve = 1");
     std::fs::write(dir.path().join("app.toml"), catalog).expect("the catalog");
     let (began, mut begun) = unbounded_channel();
     let (ends, may_end) = watch::channel(false);

@@ -296,9 +296,9 @@ pub struct Queue {
     pub name: Arc<str>,
     /// Jobs at once in one process. Default 10.
     pub concurrency: u32,
-    /// How many of these are kept for tenants of which no job runs, while the queue serves several tenants. Default 1 when `concurrency`
-    /// is at least 4, else 0.
-    pub reserve: u32,
+    /// How many of these are kept for tenants of which no job runs, while the queue serves several tenants. Absent means 1 from a
+    /// concurrency of 8 on, else 0.
+    pub reserve: Option<u32>,
     /// Jobs at once over all processes; absent means no limit.
     pub global: Option<u32>,
     /// Jobs at once of one tenant.
@@ -342,11 +342,6 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// The default of [`reserve`](Self::reserve) for so many jobs at once.
-    pub fn default_reserve(concurrency: u32) -> u32 {
-        u32::from(concurrency >= 4)
-    }
-
     /// What a store enforces for it.
     pub fn limits(&self) -> QueueLimits {
         let tenants = self.weights.iter().map(|(tenant, weight)| {

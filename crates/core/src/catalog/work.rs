@@ -40,7 +40,7 @@ fn default_queue(name: &str) -> Queue {
     Queue {
         name: name.into(),
         concurrency: 10,
-        reserve: Queue::default_reserve(10),
+        reserve: None,
         global: limits.global,
         per_tenant: limits.per_tenant,
         per_key: limits.per_key,
@@ -73,9 +73,7 @@ pub(super) fn queues(top: &Table<'_>) -> Queues {
         let concurrency = table.integer("concurrency", 1..=MOST_AT_ONCE).unwrap_or(default.concurrency);
         let queue = Queue {
             concurrency,
-            reserve: table
-                .integer("reserve", 0..=i64::from(concurrency) - 1)
-                .unwrap_or_else(|| Queue::default_reserve(concurrency)),
+            reserve: table.integer("reserve", 0..=i64::from(concurrency) - 1),
             global: table.integer("global", 1..=MOST_AT_ONCE),
             per_tenant: table.integer("perTenant", 1..=MOST_AT_ONCE),
             per_key: table.integer("perKey", 1..=MOST_AT_ONCE),

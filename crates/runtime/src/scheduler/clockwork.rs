@@ -119,7 +119,8 @@ async fn turn(
         let turn = Turn { now, runs: runs && schedule.per == Per::App };
         match fire(publisher, app.clone(), &schedule.name, slot, turn).await? {
             Fired::Waiting => {
-                so_far.progress.waiting = Some(slot);
+                // The slots before it were passed over, and the next look must not come back to them.
+                so_far.progress = Progress { last: slot - TICK, waiting: Some(slot) };
                 return Ok(Some(now + ASK_AGAIN));
             }
             Fired::Ended => return Ok(None),

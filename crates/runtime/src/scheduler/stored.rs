@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidewire_core::catalog::{Per, ScheduleSpec};
 use tidewire_core::commit::{Commit, NewJob, Origin, ScheduleWrite};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{Fire, Fired, Planned};
@@ -38,12 +39,19 @@ pub(super) async fn fire_due(publisher: &Arc<Publisher>, now: Timestamp) -> Resu
 async fn fire(publisher: &Publisher, schedule: &Stored, now: Timestamp) -> Result<()> {
     let Some(first) = schedule.next else { return Ok(()) };
     let spec = &schedule.spec;
-    if schedule.tenant == TenantId::app() && publisher.expander().catalog().schedules.contains_key(&schedule.key) {
+    let declared = publisher.expander().catalog().schedules.get(&schedule.key);
+    let is_twin = |declared: &ScheduleSpec| declared.per == Per::Tenant && schedule.user_id.is_none();
+    if declared.is_some_and(|declared| schedule.tenant == TenantId::app() || is_twin(declared)) {
         return give_way(publisher, schedule).await;
     }
     let progress = Progress { last: first - TICK, waiting: schedule.is_waiting.then_some(first) };
     let mut runs = schedule.runs;
-    for (slot, is_run) in plan(|after| spec.next_after(after), spec.missed, progress, now) {
+    let mut due = plan(|after| spec.next_after(after), spec.missed, progress, now);
+    if due.is_empty() {
+        // What was its next slot is none any more, after a change of the zone's rules.
+        due.push((first, false));
+    }
+    for (slot, is_run) in due {
         if spec.is_used_up(runs) {
             break;
         }
@@ -85,9 +93,9 @@ pub(super) fn slot_job(schedule: &Stored) -> NewJob {
     NewJob { user_id, ..NewJob::new(&*schedule.spec.job, schedule.spec.data.clone()) }
 }
 
-/// Deletes a schedule of the app, as the catalog has one of this name by now.
+/// Deletes a schedule, as the catalog has one of this name by now.
 async fn give_way(publisher: &Publisher, schedule: &Stored) -> Result<()> {
-    tracing::warn!(key = %schedule.key, "a schedule of the app gives way to the one that the catalog declares");
+    tracing::warn!(tenant = %schedule.tenant, key = %schedule.key, "a schedule gives way to the one that the catalog declares");
     let delete = ScheduleWrite::Delete { key: schedule.key.clone(), user_id: schedule.user_id.clone() };
     publisher
         .store()

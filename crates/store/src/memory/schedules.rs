@@ -1,6 +1,6 @@
 //! Schedules that were made at run time, and slots of those of the catalog, in maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -58,11 +58,16 @@ impl Tables {
         self.tenant_names.get(tenant as usize).map(|name| TenantId::from_stored(name))
     }
 
-    /// By their numbers, which grow.
+    /// By their numbers, which grow. One that was only asked about has a number, too, but neither an event, a job, a slot nor a schedule.
     pub(super) fn tenants_after(&self, after: Option<&TenantId>, limit: u32) -> Vec<TenantId> {
-        let first = after.and_then(|after| self.tenant(after)).map_or(0, |after| after as usize + 1);
-        let names = self.tenant_names.iter().skip(first).take(limit as usize);
-        names.map(|name| TenantId::from_stored(name)).collect()
+        let first = after.and_then(|after| self.tenant(after)).map_or(0, |after| after + 1);
+        let with_events = self.heads.iter().filter(|(_, head)| head.0 > 0).map(|(tenant, _)| *tenant);
+        let with_jobs = self.jobs.values().map(|row| row.keys.tenant);
+        let with_slots = self.slots.keys().map(|(tenant, _)| *tenant);
+        let with_schedules = self.schedules.keys().map(|(tenant, ..)| *tenant);
+        let known: BTreeSet<NameId> =
+            with_events.chain(with_jobs).chain(with_slots).chain(with_schedules).filter(|id| *id >= first).collect();
+        known.into_iter().take(limit as usize).filter_map(|id| self.tenant_name(id)).collect()
     }
 
     pub(super) fn due_schedules(&self, now: Timestamp, limit: u32) -> Vec<Stored> {

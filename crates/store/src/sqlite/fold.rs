@@ -189,6 +189,27 @@ mod tests {
     }
 
     #[test]
+    fn a_long_log_begins_anew_when_the_writer_has_done_the_rest() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("t.db");
+        let writer = open(&path);
+        let mut folding = Folding::start(&path, &writer).expect("started");
+        for turn in 0..LONG / 16 {
+            write(&writer, turn);
+        }
+        folding.wake.as_ref().expect("a thread").send(()).expect("woken");
+        while !folding.shared.nearly.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        // What comes after the thread's pass is the writer's.
+        write(&writer, 0);
+        folding.tend(&writer).expect("tended");
+        write(&writer, 1);
+        let log = go(&writer, LOOK).expect("looked").log;
+        assert!(log < 100, "{log} pages");
+    }
+
+    #[test]
     fn somebody_who_reads_an_old_state_keeps_it_and_the_writer_goes_on() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("t.db");

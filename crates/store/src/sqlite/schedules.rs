@@ -113,9 +113,11 @@ fn reached(row: &Row<'_>) -> rusqlite::Result<Reached> {
     Ok(Reached { last: row.get::<_, Micros>(0)?.0, last_job: optional_id(row, 1)?, runs })
 }
 
-/// Tenants by their numbers, which grow.
+/// Tenants by their numbers, which grow. One that was only asked about has a number, too, but neither an event, a job, a slot nor a schedule.
 pub(super) fn tenants(connection: &Connection, after: Option<&TenantId>, limit: u32) -> Result<Vec<TenantId>> {
-    let sql = "SELECT name FROM tenants WHERE id > coalesce((SELECT id FROM tenants WHERE name = ?1), 0) ORDER BY id LIMIT ?2";
+    let sql = "SELECT name FROM tenants t WHERE id > coalesce((SELECT id FROM tenants WHERE name = ?1), 0) \
+               AND (head > 0 OR EXISTS (SELECT 1 FROM jobs WHERE tenant = t.id) OR EXISTS (SELECT 1 FROM slots WHERE tenant = t.id) \
+               OR EXISTS (SELECT 1 FROM schedules WHERE tenant = t.id)) ORDER BY id LIMIT ?2";
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let name = |row: &Row<'_>| Ok(TenantId::from_stored(row.get_ref(0)?.as_str()?));
     let names = statement.query_map(params![after.map(TenantId::as_str), limit], name).map_err(fault)?;

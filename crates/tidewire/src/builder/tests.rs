@@ -57,7 +57,7 @@ impl Line {
         }
         let assembled = builder.assemble().await.expect("an app");
         let publisher = assembled.publisher.clone();
-        let queues = [("packing".into(), QueueOptions { concurrency: 1, reserve: 0, grace })].into();
+        let queues = [("packing".into(), QueueOptions { concurrency: 1, reserve: None, grace })].into();
         let workers = Workers::start(publisher.clone(), assembled.handlers, queues, "test".into());
         Self { _dir: dir, publisher, workers, began, tenant: TenantId::new("corner").expect("a tenant") }
     }
