@@ -141,6 +141,11 @@ impl Across {
         }
     }
 
+    /// The client has everything up to what it has shown and no further: its offsets stay there until it has been told.
+    pub(crate) fn stay_at(&mut self, seen: Option<u64>) {
+        self.seen = seen.unwrap_or_default();
+    }
+
     /// The rooms of which the client is to be told now.
     pub(crate) fn missed(&self) -> &[Arc<str>] {
         &self.missed

@@ -148,9 +148,12 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     match (back, acked) {
         (Some(after), _) => {
             // What was missed goes first, then the answer: so the protocol has it.
-            socket.attach(rooms, Some(after), |_| ());
-            if !socket.is_whole_since(shown.and_then(|offset| offset.across)) {
-                // Between the look and the rooms. Nothing has been sent, so it comes back once more and gets a new session.
+            let mut is_whole = true;
+            socket.attach(rooms, Some(after), |_| {
+                is_whole = socket.is_whole_since(shown.and_then(|offset| offset.across));
+            });
+            if !is_whole {
+                // Between the look and the rooms. It has not been let in, so it comes back once more and gets a new session.
                 return Err(Closing::Unavailable);
             }
             recovery::catch_up(&socket).await?;

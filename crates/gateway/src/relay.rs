@@ -218,8 +218,8 @@ impl Relay<'_> {
         let delivered = tenant.delivered();
         if event.position <= delivered {
             if tenant.is_not_read(event.position) {
-                drop(rooms);
-                self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
+                // Rooms that span tenants have not had it. Who is in a room of its own, too, has it from the log.
+                self.offer_all(tenant, event, since, &rooms);
             }
             return Next::Done;
         }
@@ -227,14 +227,7 @@ impl Relay<'_> {
             return Next::Behind(event.position);
         }
         tenant.begin(event.position);
-        if let Some(route) = self.shared.routes.get(&event.kind) {
-            let mut cast = self.cast(&event.tenant, route, Body::logged(event), event.position);
-            cast.since = since;
-            for (room, target) in route.rooms(&event.rooms) {
-                self.offer_room(&mut cast, room, target, &rooms);
-            }
-            self.count(&cast, Some(tenant));
-        }
+        self.offer_all(tenant, event, since, &rooms);
         if !rooms.followers().is_empty() {
             self.ticket += 1;
             let mut cast = Cast::of_log(self.shared, event, self.ticket);
@@ -246,6 +239,17 @@ impl Relay<'_> {
         }
         tenant.finish(event.position);
         Next::Done
+    }
+
+    /// Offers an event to all of its rooms.
+    fn offer_all(&mut self, tenant: &Tenant, event: &Event, since: Stamp, own: &crate::hub::Rooms) {
+        let Some(route) = self.shared.routes.get(&event.kind) else { return };
+        let mut cast = self.cast(&event.tenant, route, Body::logged(event), event.position);
+        cast.since = since;
+        for (room, target) in route.rooms(&event.rooms) {
+            self.offer_room(&mut cast, room, target, own);
+        }
+        self.count(&cast, Some(tenant));
     }
 
     fn ephemeral(&mut self, event: &Ephemeral) {

@@ -424,6 +424,9 @@ impl Socket {
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
     pub(crate) fn detach(&self, closing: Closing) {
         let shared = self.shared();
+        // Its client may be back on another transport already: what that one keeps is newer.
+        let is_replaced =
+            self.tenant.directory.lock().sockets.get(&self.sid).is_some_and(|socket| socket.key != self.key);
         let rooms = {
             let mut state = self.state.lock();
             if state.closed {
@@ -435,14 +438,8 @@ impl Socket {
             }
             let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
             state.parting = Some(saved.clone());
-            // Nobody waits for these: what was acknowledged has been written, and a process that ends in good order closes the store last.
-            if closing == Closing::Left {
-                let expires = shared.kept_until();
-                drop(shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), expires));
-                shared.recent.put(&self.sid, saved);
-            } else if let Some(answer) = self.write(&mut state, &saved) {
-                drop(answer);
-                shared.recent.put(&self.sid, saved);
+            if !is_replaced {
+                self.write_last(&mut state, saved, closing);
             }
             let rooms = std::mem::take(&mut state.rooms);
             // Who leaves on purpose is gone at once; a connection that breaks may come back.

@@ -425,10 +425,10 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     match after {
         Some(after) => {
             socket.attach(rooms, Some(after), |position| {
+                // What came between the look and the rooms it is told of; until then its offsets say what it has shown.
+                let _ = socket.is_whole_since(seen);
                 socket.emit_at("connected", &hello(position, true), after);
             });
-            // What came between the look and the rooms it is told of.
-            let _ = socket.is_whole_since(seen);
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
             // It is parked: what it missed follows, as fast as it is taken.

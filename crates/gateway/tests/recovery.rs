@@ -229,10 +229,12 @@ async fn later_acknowledgements_are_written_together_with_the_next_look_at_the_s
     socket.ask("ack", &[json!({ "position": 1 })]).await;
     let writes = || server.store.session_writes.load(Ordering::SeqCst);
     assert_eq!(writes(), 1, "the first at once");
+    let begun = std::time::Instant::now();
     for position in 2..=19 {
         socket.ask("ack", &[json!({ "position": position })]).await;
     }
-    assert!(writes() < 10, "not one write for each");
+    let looks = begun.elapsed().as_millis() / 100 + 1;
+    assert!(u128::from(writes()) <= 1 + looks, "{} writes in {looks} looks, not one for each", writes());
     while !server.store.kept("p1", &socket.sid).is_some_and(|kept| kept.contains("\"acked\":19")) {
         tokio::task::yield_now().await;
     }

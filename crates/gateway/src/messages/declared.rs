@@ -53,6 +53,10 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
                 "the connection ended before the message was answered; nothing of it is stored",
             ));
         }
+        // The rights may have changed meanwhile; what is declared is asked again.
+        let principal = socket.principal();
+        scope["user"] = Value::clone(&principal.claims);
+        request = self::request(socket, message, &principal, &mut scope);
         request.events.extend(staged.events);
         request.jobs.extend(staged.jobs);
         if result != Json::null() {

@@ -14,6 +14,7 @@ use tokio::sync::MutexGuard;
 use super::{Socket, State};
 use crate::policy::Allowed;
 use crate::recovery::Saved;
+use crate::session::Closing;
 
 /// What is to be different.
 #[derive(Debug, Default)]
@@ -31,12 +32,14 @@ pub(crate) struct Changing<'a> {
     _turn: MutexGuard<'a, ()>,
     /// The store was given what the socket is not yet, or not any more.
     is_ahead: bool,
+    /// What it was given.
+    written: Option<Saved>,
 }
 
 impl Socket {
     /// Waits for the turn to change this socket.
     pub(crate) async fn changing(self: &Arc<Self>) -> Changing<'_> {
-        Changing { socket: self, _turn: self.changing.lock().await, is_ahead: false }
+        Changing { socket: self, _turn: self.changing.lock().await, is_ahead: false, written: None }
     }
 
     /// Writes what has changed, and waits until it is durable in the sense of the store. Codes `store.busy`, `unavailable`.
@@ -78,6 +81,20 @@ impl Socket {
         self.changing().await.change(first).await
     }
 
+    /// Hands over what is to be kept of a socket that ends. Nobody waits for it: what was acknowledged has been written, and a process
+    /// that ends in good order closes the store last.
+    pub(super) fn write_last(&self, state: &mut State, saved: Saved, closing: Closing) {
+        let shared = self.shared();
+        if closing == Closing::Left {
+            drop(shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), shared.kept_until()));
+        } else if let Some(answer) = self.write(state, &saved) {
+            drop(answer);
+        } else {
+            return;
+        }
+        shared.recent.put(&self.sid, saved);
+    }
+
     /// Hands over what is to be kept, if there is more than a client gets by itself.
     pub(super) fn write(&self, state: &mut State, saved: &Saved) -> Option<Answer<'_, ()>> {
         state.changed = false;
@@ -111,6 +128,7 @@ impl Changing<'_> {
                 return Ok(());
             }
             self.is_ahead = true;
+            self.written = Some(next.clone());
             self.socket.write(&mut state, &next)
         };
         match written {
@@ -132,7 +150,8 @@ impl Changing<'_> {
             state.types = change.types;
         }
         state.acked = state.acked.max(change.acked);
-        state.changed = false;
+        // It may have acknowledged more while this was written.
+        state.changed = self.written.take().map_or(state.changed, |written| written != state.to_save());
         self.is_ahead = false;
         Ok(())
     }

@@ -145,6 +145,9 @@ impl Socket {
         let mut rooms = state.rooms.iter().filter(|room| room.app && !numbers.is_whole(&room.name, seen));
         let missed: Vec<_> = rooms.by_ref().map(|room| room.name.clone()).collect();
         missed.iter().for_each(|room| state.across.miss(room, numbers));
+        if !missed.is_empty() {
+            state.across.stay_at(seen);
+        }
         missed.is_empty()
     }
 

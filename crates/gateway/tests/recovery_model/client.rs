@@ -47,6 +47,7 @@ pub(crate) struct Session {
 }
 
 /// What a session is to have of the room that spans tenants: what came while it was there, or a word that it does not have it.
+#[derive(Debug)]
 struct Alerts {
     owed: BTreeSet<u64>,
     /// Events up to this number have been looked at.
@@ -254,7 +255,13 @@ impl Client {
         let within = world.head(standing.tenant) - after <= HISTORY && age(oldest) <= HISTORY_SECONDS;
         // The last sign of the client is so old that what it asked for may have been forgotten.
         let sign = log.get((after as usize).wrapping_sub(1)).map_or(had.since, |event| event.time.max(had.since));
-        assert!(!within || age(sign) > HISTORY_SECONDS, "continuity was lost within history, after {after}");
+        assert!(
+            !within || age(sign) > HISTORY_SECONDS,
+            "continuity was lost within history, after {after} of {}: {shown:?}, {:?}, {standing:?}, {:?}",
+            had.offset,
+            self.roles,
+            had.alerts
+        );
     }
 
     /// Transports whose session is somewhere else now have been closed by the server.
