@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -120,7 +120,9 @@ fn run(connection: &Connection, woken: &Receiver<()>, shared: &Shared) {
             Err(error) => {
                 // Nothing is lost: the log keeps what the file has not, and is folded again from there.
                 tracing::warn!(%error, "the write-ahead log cannot be folded into the database; trying again");
-                std::thread::sleep(AFTER_FAILURE);
+                if woken.recv_timeout(AFTER_FAILURE) == Err(RecvTimeoutError::Disconnected) {
+                    return;
+                }
             }
         }
     }
