@@ -268,7 +268,8 @@ pub struct QueueLimits {
 }
 
 impl Default for QueueLimits {
-    /// No limits; the last 1,000 completed jobs 30 days of cancelled ones and 90 of dead letters are kept; dead after three lost workers; 10 s of grace.
+    /// No limits; the last 1,000 completed jobs, 30 days of cancelled ones and 90 of dead letters are kept; dead after three lost workers;
+    /// 10 s of grace.
     fn default() -> Self {
         Self {
             global: None,

@@ -1,6 +1,6 @@
 //! The scheduler: sleeps until a slot is due and fires it. The store makes sure that a slot fires once.
 //!
-//! Schedules are those of the catalog, which fire for the whole app, and those that tenants and users made at run time. Of the latter
+//! Schedules are those of the catalog, which fire for the app or for each tenant, and those that tenants and users made at run time. Of the latter
 //! nothing is kept in memory: the due ones are read from the store when the earliest of them is due.
 
 mod clockwork;

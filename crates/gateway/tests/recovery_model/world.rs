@@ -148,11 +148,6 @@ impl World {
         self.logs[tenant].len() as u64
     }
 
-    /// How many processes there have been before this one.
-    pub(crate) fn processes(&self) -> usize {
-        self.killed.len()
-    }
-
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }
