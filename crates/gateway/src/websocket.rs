@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -24,7 +25,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tidewire_wire::engine::{PROBE, PacketType, TransportError};
 use tidewire_wire::websocket::{self, Decoder, Message};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::auth::Handshake;
@@ -37,6 +38,9 @@ use crate::session::{Closing, Opening, Probe, Session, Step, Transport, Work};
 
 /// The most frames in one write.
 const MAX_SLICES: usize = 64;
+/// How much is taken, and for how long, of a client that was told to go.
+const LINGER_BYTES: u64 = 16 * 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
 /// The read buffer of each thread.
 const SCRATCH: usize = 64 * 1024;
 
@@ -153,11 +157,15 @@ async fn run(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
         None => return session.close(Closing::Lost),
         Some(io) => Served::new(io, &session, compressed),
     };
-    poll_fn(|cx| match &mut served {
+    let closing = poll_fn(|cx| match &mut served {
         Served::Tcp(line) => line.poll_to_end(&session, cx),
         Served::Other(line) => line.poll_to_end(&session, cx),
     })
     .await;
+    match served {
+        Served::Tcp(line) => line.linger(&session, closing),
+        Served::Other(line) => line.linger(&session, closing),
+    }
 }
 
 /// The line of a session that was opened over WebSocket.
@@ -207,7 +215,11 @@ fn decoder(session: &Session, compressed: bool) -> Decoder {
     if compressed { decoder.inflating() } else { decoder }
 }
 
-async fn probe_on<S: AsyncRead + AsyncWrite + Unpin>(mut line: Line<S>, session: Arc<Session>, compressed: bool) {
+async fn probe_on<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    mut line: Line<S>,
+    session: Arc<Session>,
+    compressed: bool,
+) {
     let limit = session.shared.options.upgrade_timeout;
     let moved = matches!(tokio::time::timeout(limit, line.probe(&session)).await, Ok(Some(())));
     if moved {
@@ -241,7 +253,7 @@ struct Line<S> {
     work: Option<Work>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Line<S> {
     fn new(io: S, read: Bytes, decoder: Decoder) -> Self {
         let input = if read.is_empty() { BytesMut::new() } else { BytesMut::from(read) };
         Self { io, decoder, input, writing: VecDeque::new(), work: None }
@@ -288,21 +300,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
 
     /// Serves the session until it ends.
     async fn serve(mut self, session: &Arc<Session>) {
-        poll_fn(|cx| self.poll_to_end(session, cx)).await;
+        let closing = poll_fn(|cx| self.poll_to_end(session, cx)).await;
+        self.linger(session, closing);
     }
 
-    fn poll_to_end(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Takes what a client still sends that was told to go in the middle of it, for a moment: a connection that is closed with unread
+    /// bytes is reset, and then the client may never see why.
+    fn linger(self, session: &Session, closing: Closing) {
+        if !matches!(closing, Closing::Malformed(..)) {
+            return;
+        }
+        let mut rest = self.io.take(LINGER_BYTES);
+        session.shared.tracker.spawn(async move {
+            let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+        });
+    }
+
+    fn poll_to_end(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<Closing> {
         let closing = ready!(self.poll_serve(session, cx));
         // In the middle of a frame that the client does not take, a close frame would only be read as a part of it.
         if closing == Closing::Lost || !self.writing.is_empty() {
-            return Poll::Ready(());
+            return Poll::Ready(Closing::Lost);
         }
         let (code, reason) = closing.frame();
         // Once and without waiting: a client that takes nothing must not keep this task.
         let _ = Pin::new(&mut self.io).poll_write(cx, &websocket::close(code, reason));
         let _ = Pin::new(&mut self.io).poll_flush(cx);
         let _ = Pin::new(&mut self.io).poll_shutdown(cx);
-        Poll::Ready(())
+        Poll::Ready(closing)
     }
 
     fn poll_serve(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<Closing> {
