@@ -41,6 +41,10 @@ async function ship(job, signal) {
   if (itemId === "broken") throw new Error("the carrier is closed");
   if (itemId === "unknown") throw new NonRetryable("there is no such item");
   if (itemId === "unwritable") return 1n;
+  if (itemId === "half a word") throw new Error("half \\ud800 a word");
+  if (itemId === "half an answer") return "half \\ud800 an answer";
+  if (itemId === "long story") throw new Error("and then ".repeat(1_000_000));
+  if (itemId === "wordless") throw Object.create(null);
   if (verdicts[itemId]) return verdicts[itemId];
   if (itemId === "last word") await new Promise((done) => process.stdin.once("data", done));
   if (itemId === "long") await new Promise((done) => setTimeout(done, ${LEASE_MS * 2.5}));
@@ -74,6 +78,14 @@ def ship(job, cancelled):
         raise NonRetryable("there is no such item")
     if item == "unwritable":
         return {1, 2}
+    if item == "half a word":
+        raise ValueError("half \\ud800 a word")
+    if item == "half an answer":
+        return "half \\ud800 an answer"
+    if item == "long story":
+        raise ValueError("and then " * 1_000_000)
+    if item == "wordless":
+        sys.exit(1)
     if item in verdicts:
         return verdicts[item]
     if item == "last word":
@@ -202,6 +214,22 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.equal(failed.attempt, 1);
       assert.match(failed.error, /there is no such item/);
       assert.match((await inState(tenant, unwritable, "dead")).error, /serializ/);
+    });
+
+    test("lives on after errors and answers that cannot be sent, and so do its other jobs", async () => {
+      const tenant = server.newTenant();
+      const odd = ["half a word", "half an answer", "long story", "wordless"];
+      const ids = await Promise.all([...odd, "fine"].map((itemId) => ship(tenant, itemId)));
+      const worker = started(tenant);
+      assert.equal((await inState(tenant, ids.pop(), "completed")).attempt, 1);
+      for (const id of ids) {
+        const [word, answer, story] = ids;
+        const { error } = await inState(tenant, id, "dead");
+        if (id === word) assert.match(error, /half .* a word/);
+        if (id === answer) assert.match(error, /JSON/);
+        if (id === story) assert.match(error, /and then/);
+      }
+      assert.equal(worker.child.exitCode, null);
     });
 
     test("does what its handler answers in place of a result", async () => {

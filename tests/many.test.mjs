@@ -24,6 +24,23 @@ async function fail(tenant, type, { error = "boom", data = {}, ...more } = {}) {
   return tenant.job(id);
 }
 
+test("a tenant in the query of a call that takes none is not passed over", async () => {
+  const [tenant, other] = [server.newTenant(), server.newTenant()];
+  const { id } = await tenant.enqueue("pack");
+  const calls = [
+    ["/v1/jobs/cancel", { type: "pack" }],
+    ["/v1/dead-letters/discard", {}],
+    ["/v1/queues/work/drain", {}],
+    ["/v1/leases", { max: 1 }],
+    ["/v1/realtime/disconnect", { userId: "ann" }],
+  ];
+  for (const [path, body] of calls) {
+    const refused = expectProblem(await server.api(`${path}?tenant=${other.name}`, { body }), 400, "request.invalid");
+    assert.match(refused.detail, /query/, path);
+  }
+  assert.equal((await tenant.job(id)).state, "pending");
+});
+
 describe("jobs that match", () => {
   test("are cancelled, waiting and running ones, and no others", async () => {
     const [tenant, other] = [server.newTenant(), server.newTenant()];

@@ -236,6 +236,7 @@ describe("the app", () => {
     for (const body of [{ job: "tick", every: "1h" }, { paused: true, every: "1h" }]) {
       expectProblem(await of("nightly", { method: "PUT", body }), 409, "schedule.declared");
     }
+    for (const body of [{}, []]) expectProblem(await of("nightly", { method: "PUT", body }), 400, "request.invalid");
     expectProblem(await of("nightly", { method: "DELETE" }), 409, "schedule.declared");
     const tenant = server.newTenant();
     expectProblem(await tenant.api(path("nightly"), { method: "PUT", body: { paused: true } }), 409, "schedule.declared");

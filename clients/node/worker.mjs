@@ -18,16 +18,39 @@ const PASSING = ["store.busy", "unavailable", "store.failed"]; // the same again
 const MOST_BYTES = 256 * 1024; // of one answer
 const AT_ONCE = 25; // answers in one call
 
+/** What an error says, as far as the server keeps it. */
+function text(error) {
+  try {
+    return `${error?.stack ?? error}`.slice(0, 8_000).toWellFormed();
+  } catch {
+    return "an error that cannot be shown";
+  }
+}
+
+/** Ends a worker whose call is refused for good: its key or its types are wrong. */
+const must = ({ refused, ...answer }) => (refused ? process.exit(1) : answer);
+
+/** Settles these together, or each alone when the call is refused. What is refused alone fails with the reason. */
+async function settled(results) {
+  const { refused, results: answers } = await call("/leases/settle", { results });
+  if (!refused) return answers;
+  const [{ id, lease }, ...more] = results;
+  const alone = more.length > 0 ? [results[0]] : [{ id, lease, verdict: "fail", error: text(refused) }];
+  const first = more.length > 0 ? await settled(alone) : must(await call("/leases/settle", { results: alone })).results;
+  return more.length > 0 ? [...first, ...(await settled(more))] : first;
+}
+
 export class NonRetryable extends Error {}
 
-/** One call. It waits for a server that is away or busy: leases go on over a restart. Any other refusal is a mistake to mend. */
+/** One call. It waits for a server that is away or busy: leases go on over a restart. */
 async function call(path, body, signal) {
   for (;; await sleep(500)) {
     try {
       const answer = await fetch(`${TIDEWIRE_URL}/v1${path}`, { method: "POST", headers, body: JSON.stringify(body), signal });
       if (answer.ok) return await answer.json();
-      console.error(path, answer.status, await answer.text());
-      if (answer.status < 500 && answer.status !== 429) process.exit(1);
+      const refused = await answer.text();
+      console.error(path, answer.status, refused);
+      if (answer.status < 500 && answer.status !== 429) return { refused };
     } catch (error) {
       if (signal?.aborted) return { jobs: [] };
       console.error(path, error.cause ?? error);
@@ -48,7 +71,7 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
       // What is no JSON, or too large to be sent, is the handler's error.
       if (Buffer.byteLength(JSON.stringify(answer) ?? "") > MOST_BYTES) throw new NonRetryable(`it answered more than ${MOST_BYTES} bytes`);
       return typeof answer?.verdict === "string" ? answer : { verdict: "done", result: answer };
-    })().catch((error) => ({ verdict: error instanceof NonRetryable ? "fail" : self.onError, error: `${error?.stack ?? error}` }));
+    })().catch((error) => ({ verdict: error instanceof NonRetryable ? "fail" : self.onError, error: text(error) }));
     await settle(held, await verdict);
     runs.delete(held);
     wake();
@@ -58,10 +81,10 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
   const outcomes = [];
   let settling = Promise.resolve();
   function settle(held, { verdict, result, error, delay, effects }) {
-    outcomes.push({ ...held, verdict, result, error: error && `${error.stack ?? error}`, delay, effects });
+    outcomes.push({ ...held, verdict, result, error: error && text(error), delay, effects });
     return (settling = settling.then(async () => {
       for (let results; (results = outcomes.splice(0, AT_ONCE)).length > 0; ) {
-        const { results: answers } = await call("/leases/settle", { results });
+        const answers = await settled(results);
         for (const [index, { id, error }] of answers.entries()) {
           if (!error) continue;
           console.error("not settled:", id, error.code, error.detail);
@@ -74,20 +97,21 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
     }));
   }
 
+  let timer, ended; // the next renewal; whether there is none any more
   async function renew() {
     const [leases, held] = [[...runs.keys()], [...runs.values()]];
-    const answers = leases.length > 0 ? (await call("/leases/renew", { leases, extend: leaseMs })).leases : [];
+    const answers = leases.length > 0 ? must(await call("/leases/renew", { leases, extend: leaseMs })).leases : [];
     for (const [index, { cancelled, timedOut, error }] of answers.entries()) {
       if (cancelled) held[index].onError = "cancel";
       if (cancelled || timedOut || error?.code === "job.lease_lost") held[index].abort.abort();
     }
-    setTimeout(renew, leaseMs / 3).unref();
+    if (!ended) timer = setTimeout(renew, leaseMs / 3);
   }
   renew();
 
   while (!stop.signal.aborted) {
     const ask = { types: Object.keys(handlers), max: concurrency - runs.size, wait: "30s", lease: leaseMs, worker: `node-${process.pid}` };
-    for (const { id, lease, ...job } of (await call("/leases", ask, stop.signal)).jobs) {
+    for (const { id, lease, ...job } of must(await call("/leases", ask, stop.signal)).jobs) {
       const [held, self] = [{ id, lease }, { abort: new AbortController(), onError: "retry" }];
       runs.set(held, self);
       self.ended = run(held, { id, ...job }, self);
@@ -98,5 +122,8 @@ export async function work(handlers, { concurrency = 10, leaseMs = 4_500, graceM
   await Promise.race([sleep(graceMs), Promise.all([...runs.values()].map(({ ended }) => ended))]);
   const unfinished = [...runs];
   for (const [, { abort }] of unfinished) abort.abort();
-  await Promise.all(unfinished.map(([held]) => settle(held, { verdict: "release" })));
+  // A server that is away gets them back by itself, when their leases end.
+  await Promise.race([sleep(graceMs), Promise.all(unfinished.map(([held]) => settle(held, { verdict: "release" })))]);
+  ended = true;
+  clearTimeout(timer);
 }

@@ -30,18 +30,42 @@ class NonRetryable(Exception):
 
 
 def call(path, body):
-    """One call. It waits for a server that is away or busy: leases go on over a restart. Any other refusal is a mistake to mend."""
+    """One call. It waits for a server that is away or busy: leases go on over a restart."""
     while True:
         try:
             with urlopen(Request(f"{URL}/v1{path}", json.dumps(body).encode(), HEADERS), timeout=60) as answer:
                 return json.load(answer)
         except HTTPError as error:
-            say(path, error.code, error.read().decode())
+            refused = error.read().decode()
+            say(path, error.code, refused)
             if error.code < 500 and error.code != 429:
-                os._exit(1)
+                return {"refused": refused}
         except (OSError, HTTPException) as error:
             say(path, error)
         time.sleep(0.5)
+
+
+def must(answer):
+    """Ends a worker whose call is refused for good: its key or its types are wrong."""
+    if "refused" in answer:
+        os._exit(1)
+    return answer
+
+
+def text(error):
+    """What an error says, as far as the server keeps it."""
+    return str(error)[-8_000:].encode("utf-8", "replace").decode()
+
+
+def settled(results):
+    """Settles these together, or each alone when the call is refused. What is refused alone fails with the reason."""
+    answer = call("/leases/settle", {"results": results})
+    if "refused" not in answer:
+        return answer["results"]
+    if len(results) > 1:
+        return settled(results[:1]) + settled(results[1:])
+    failed = {"id": results[0]["id"], "lease": results[0]["lease"], "verdict": "fail", "error": text(answer["refused"])}
+    return must(call("/leases/settle", {"results": [failed]}))["results"]
 
 
 def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
@@ -64,11 +88,11 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
             is_verdict = isinstance(answer, dict) and isinstance(answer.get("verdict"), str)
             said = dict(answer) if is_verdict else {"verdict": "done", "result": answer}
             if said.get("error") is not None:
-                said["error"] = str(said["error"])
+                said["error"] = text(said["error"])
             outcomes.put((held, said))
-        except Exception as error:
+        except BaseException as error:  # sys.exit() in a handler ends its thread, and must not keep its place
             verdict = "fail" if isinstance(error, NonRetryable) else cancelled.on_error
-            outcomes.put((held, {"verdict": verdict, "error": traceback.format_exc()}))
+            outcomes.put((held, {"verdict": verdict, "error": text(traceback.format_exc())}))
 
     def settling():
         while True:
@@ -76,7 +100,7 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
             while len(batch) < AT_ONCE and not outcomes.empty():  # what has ended since the last call shares this one
                 batch.append(outcomes.get())
             results = [{"id": held[0], "lease": held[1], **{name: said.get(name) for name in FIELDS}} for held, said in batch]
-            for (held, said), answer in zip(batch, call("/leases/settle", {"results": results})["results"]):
+            for (held, said), answer in zip(batch, settled(results)):
                 error = answer.get("error")
                 if error:
                     say("not settled:", answer["id"], error["code"], error["detail"])
@@ -93,7 +117,7 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
             time.sleep(lease_seconds / 3)
             held = list(runs.items())
             leases = [{"id": id, "lease": lease} for (id, lease), _ in held]
-            answers = call("/leases/renew", {"leases": leases, "extend": lease_time})["leases"] if held else []
+            answers = must(call("/leases/renew", {"leases": leases, "extend": lease_time}))["leases"] if held else []
             for (_, cancelled), answer in zip(held, answers):
                 if answer.get("cancelled"):
                     cancelled.on_error = "cancel"
@@ -106,7 +130,7 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
             one_ended.clear()
             if len(runs) >= concurrency:
                 one_ended.wait()
-            for job in call("/leases", {**ask, "max": concurrency - len(runs)})["jobs"]:
+            for job in must(call("/leases", {**ask, "max": concurrency - len(runs)}))["jobs"]:
                 held, cancelled = (job["id"], job.pop("lease")), threading.Event()
                 cancelled.on_error = "retry"
                 runs[held] = cancelled
@@ -121,5 +145,5 @@ def work(handlers, concurrency=10, lease_seconds=4.5, grace_seconds=10.0):
     for held, cancelled in list(runs.items()):
         outcomes.put((held, {"verdict": "release"}))
         cancelled.set()
-    while runs:
+    while runs and time.monotonic() < deadline + grace_seconds:  # a server that is away gets them back when their leases end
         time.sleep(0.02)

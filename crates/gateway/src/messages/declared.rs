@@ -89,7 +89,7 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
     }
     if let Some((changing, change)) = rooms {
         changing.make(change)?;
-        outcome.extend(fields([("room", json!(leave.or(join)))]));
+        outcome.extend(fields([("room", json!(join.or(leave)))]));
     }
     if let Some((event, template)) = &message.reply {
         let data = template.render(&scope);

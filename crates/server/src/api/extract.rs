@@ -67,8 +67,22 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Verifies the caller, then reads the body. Codes of [`crate::auth::ApiKeys::verify`] and of [`read_body`].
+    /// Reads a call that has no query: what stands in one would otherwise be passed over, a tenant for instance. Codes of
+    /// [`Self::read_beside_query`], and `request.invalid`.
     pub(super) async fn read(api: &Api, request: Request<Body>) -> Result<Self, Problem> {
+        let has_query = request.uri().query().is_some_and(|query| !query.is_empty());
+        let call = Self::read_beside_query(api, request).await?;
+        if has_query {
+            return Err(
+                Error::invalid("request.invalid", "query: this call takes none; its body says all of it").into()
+            );
+        }
+        Ok(call)
+    }
+
+    /// Verifies the caller, then reads the body. The query is read elsewhere. Codes of [`crate::auth::ApiKeys::verify`] and of
+    /// [`read_body`].
+    pub(super) async fn read_beside_query(api: &Api, request: Request<Body>) -> Result<Self, Problem> {
         let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let caller = api.keys.verify(authorization)?;
         let headers = request.headers().clone();

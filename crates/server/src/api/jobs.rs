@@ -239,7 +239,7 @@ async fn change(
     Query(query): Query<Owner>,
     request: Request<Body>,
 ) -> Answer {
-    let call = Call::read(&api, request).await?;
+    let call = Call::read_beside_query(&api, request).await?;
     call.caller.require(Scope::Enqueue)?;
     let tenant = query.resolve(&api, &call.caller)?;
     let body: ChangeBody = call.json()?;

@@ -181,7 +181,7 @@ async fn put(
     Query(of): Query<Of>,
     request: Request<Body>,
 ) -> Answer {
-    let call = Call::read(&api, request).await?;
+    let call = Call::read_beside_query(&api, request).await?;
     call.caller.require(Scope::Enqueue)?;
     let body: NewSchedule = call.json()?;
     if body.delete {
@@ -194,6 +194,10 @@ async fn put(
     let of =
         Of { tenant: same("tenant", named, of.tenant)?, user_id: same("userId", body.user_id.clone(), of.user_id)? };
     let tenant = of.changed_by(&api, &call.caller)?;
+    // Nothing said would be read as not paused.
+    if is_declared(&api, &tenant, &key) && call.json::<serde_json::Map<String, serde_json::Value>>()?.is_empty() {
+        return Err(Error::invalid("request.invalid", "expected {\"paused\":true} or {\"paused\":false}").into());
+    }
     let schedule = NewSchedule { tenant: None, key: key.clone(), user_id: of.user_id.clone(), ..body };
     write(&api, &call, &tenant, schedule).await?;
     view(&api, Some(tenant), &key, of.user_id.as_deref()).await
@@ -215,7 +219,7 @@ async fn delete(
     Query(of): Query<Of>,
     request: Request<Body>,
 ) -> Answer {
-    let call = Call::read(&api, request).await?;
+    let call = Call::read_beside_query(&api, request).await?;
     let tenant = of.changed_by(&api, &call.caller)?;
     let stored = api.publisher.store().schedule(&tenant, &key, of.user_id.as_deref()).await?;
     if stored.is_none() || is_declared(&api, &tenant, &key) {
@@ -238,7 +242,7 @@ async fn run(
     Query(of): Query<Of>,
     request: Request<Body>,
 ) -> Answer {
-    let call = Call::read(&api, request).await?;
+    let call = Call::read_beside_query(&api, request).await?;
     let declared = api.catalog().schedules.get(&*key);
     let is_of_app = declared.is_some_and(|declared| declared.per == Per::App && of.tenant.is_none());
     let tenant = if is_of_app && of.user_id.is_none() {
