@@ -9,9 +9,9 @@ use serde_json::json;
 use tidewire_core::catalog::parse;
 use tidewire_core::commit::{Delay, Expander, NewJob, NewSchedule, Request};
 use tidewire_core::id::UuidV7;
-use tidewire_core::job::Job;
+use tidewire_core::job::{Job, Verdict};
 use tidewire_core::schedule::{Missed, Overlap, Stored};
-use tidewire_core::store::{JobQuery, ScheduleQuery, Store};
+use tidewire_core::store::{Claim, JobQuery, ScheduleQuery, Settle, Store};
 use tidewire_core::time::{Clock, ManualClock};
 use tidewire_core::{TenantId, Timestamp};
 use tidewire_runtime::{Clockwork, Publisher};
@@ -434,4 +434,63 @@ async fn the_app_has_schedules_that_operators_made_and_they_give_way_to_the_cata
     }
     let causes = world.causes().await;
     assert_eq!(causes, ["hourly@2026-05-01T01:00:00Z", "hourly@2026-05-01T01:30:00Z"]);
+}
+
+#[tokio::test]
+async fn of_missed_slots_that_wait_for_a_job_only_the_last_runs() {
+    let clock = Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z")));
+    let store = Memory::open(clock.clone(), Arc::new(UuidV7::new(clock.clone(), 7))).expect("memory");
+    let hourly = with("[schedules.hourly]\njob = \"digest\"\ncron = \"0 * * * *\"\noverlap = \"queue\"\n");
+    let world = World::on(store, clock.clone(), &hourly);
+    let mut clockwork = world.clockwork();
+    clockwork.tick(clock.now()).await;
+    clock.set(at("2026-05-01T01:00:00Z"));
+    clockwork.tick(clock.now()).await;
+    let claim = Claim {
+        tenant: None,
+        queues: Vec::new(),
+        kinds: Vec::new(),
+        max: 1,
+        lease: SECOND * 86_400,
+        wait: Duration::ZERO,
+        worker: "worker".into(),
+        // A run of another process would end with its timeout.
+        local: true,
+        reserved: false,
+    };
+    let leased = world.publisher.store().claim(claim).await.expect("leased").remove(0);
+    // Nothing ran for hours, and the job is still at it: each look finds the same slot waiting.
+    for second in 0..5 {
+        clock.set(at("2026-05-01T06:10:00Z") + SECOND * second);
+        clockwork.tick(clock.now()).await;
+    }
+    let verdict = Verdict::Done { result: None };
+    let settle = Settle { tenant: None, id: leased.job.id, lease: leased.lease, verdict, effects: None };
+    world.publisher.store().settle(settle).await.expect("settled");
+    for second in 5..10 {
+        clock.set(at("2026-05-01T06:10:00Z") + SECOND * second);
+        clockwork.tick(clock.now()).await;
+    }
+    assert_eq!(world.causes().await, ["hourly@2026-05-01T01:00:00Z", "hourly@2026-05-01T06:00:00Z"]);
+}
+
+#[tokio::test]
+async fn a_tenants_own_schedule_gives_way_to_one_of_the_catalog_for_each_tenant() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (path, clock) = (directory.path().join("t.db"), Arc::new(ManualClock::new(at("2026-05-01T00:10:00Z"))));
+    let world = World::sqlite(&path, clock.clone(), &with(""));
+    world.put(vec![cron("hourly", "0 * * * *", "UTC")]).await;
+    clock.set(at("2026-05-01T01:00:00Z"));
+    world.clockwork().tick(clock.now()).await;
+    world.publisher.store().close().await.expect("closed");
+    drop(world);
+
+    let declared =
+        "[schedules.hourly]\njob = \"digest\"\ncron = \"30 * * * *\"\nper = \"tenant\"\noverlap = \"allow\"\n";
+    let world = World::sqlite(&path, clock.clone(), &with(declared));
+    let mut clockwork = world.clockwork();
+    while let Some(next) = clockwork.tick(clock.now()).await.filter(|next| *next < at("2026-05-01T02:10:00Z")) {
+        clock.set(next);
+    }
+    assert_eq!(world.causes().await, ["hourly@2026-05-01T01:00:00Z", "hourly@2026-05-01T01:30:00Z"]);
 }

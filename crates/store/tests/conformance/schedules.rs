@@ -3,7 +3,7 @@
 use tidewire_core::commit::{Commit, Enqueue, ScheduleWrite};
 use tidewire_core::job::State;
 use tidewire_core::schedule::{Missed, Overlap, Reached, Spec, Timing};
-use tidewire_core::store::{Fire, Fired};
+use tidewire_core::store::{Claim, Fire, Fired};
 use tidewire_core::{TenantId, Timestamp};
 
 use crate::world::{HOUR, SECOND, START, World, any, done, id, tenant, within};
@@ -152,6 +152,8 @@ async fn slots_of_different_schedules_do_not_touch(world: World) {
         );
     }
     // Whoever was written for is known; who was only asked about is not.
+    let asked = Claim { tenant: Some(tenant("asked")), queues: vec!["none".into()], ..any() };
+    assert!(world.claim(asked).await.is_empty());
     let first = within(world.store.tenants(None, 2)).await.expect("tenants");
     let rest = within(world.store.tenants(first.last(), 10)).await.expect("tenants");
     assert_eq!((first.len(), rest.len()), (2, 1));
