@@ -219,6 +219,14 @@ describe("the app", () => {
     const listed = expectStatus(await server.api("/v1/schedules?tenant=$app&key=reindex"), 200).items;
     assert.deepEqual(listed, [made]);
 
+    // A worker ends its runs, and changes nothing of it.
+    const { jobs: leased } = expectStatus(await server.api("/v1/leases", { body: { types: ["tick"], queues: [job.queue], max: 100 } }), 200);
+    const { id, lease } = leased.find((one) => one.id === job.id);
+    const effects = { schedules: [{ key: "reindex", paused: true }] };
+    const settled = await server.api("/v1/leases/settle", { body: { results: [{ id, lease, verdict: "done", effects }] } });
+    assert.equal(expectStatus(settled, 200).results[0].error.code, "auth.forbidden");
+    assert.equal((await shown("reindex")).paused, false);
+
     // It is nobody's but the operators'.
     for (const call of [{}, { method: "PUT", body }, { method: "DELETE" }]) {
       expectProblem(await tenant.api(path("reindex", "?tenant=$app"), call), 400, "tenant.invalid");
