@@ -18,6 +18,7 @@ use crate::encode;
 use crate::gateway::Shared;
 use crate::latency::Stamp;
 use crate::outbox::Class;
+use crate::session::Session;
 use crate::socket::Socket;
 
 /// Sets of roles whose answers are kept: they are searched through, and no app has many.
@@ -205,6 +206,8 @@ pub(crate) struct Cast<'a> {
     state: OnceCell<Option<String>>,
     pub(crate) deliveries: u64,
     pub(crate) delivery_bytes: u64,
+    /// Who has to be written to.
+    pub(crate) due: Vec<Arc<Session>>,
 }
 
 /// What a frame depends on.
@@ -242,6 +245,7 @@ impl<'a> Cast<'a> {
             state: OnceCell::new(),
             deliveries: 0,
             delivery_bytes: 0,
+            due: Vec::new(),
         }
     }
 
@@ -337,6 +341,11 @@ impl<'a> Cast<'a> {
         }
         let namespace = &realtime.namespaces[usize::from(namespace)];
         encode::event(self.shared.options.parser, namespace, realtime.profile, self.body, fields, &offset)
+    }
+
+    /// Has the copies that were queued written.
+    pub(crate) fn send(self) {
+        self.shared.writers.add(self.tenant, self.due, self.deliveries);
     }
 
     pub(crate) fn count(&mut self, bytes: usize) {

@@ -20,6 +20,7 @@ use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
 use tidewire_core::{Json, TenantId, Timestamp};
 use tidewire_wire::websocket;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +35,7 @@ use crate::options::Options;
 use crate::polling::Partings;
 use crate::recovery::{Recent, Signer};
 use crate::refusals::Refusals;
+use crate::relay::writers::{self, Writers};
 use crate::relay::{self, Feeder, Follow};
 use crate::session::{Closing, Opening, Session};
 use crate::socket::Socket;
@@ -83,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) across: Numbers,
     pub(crate) feeder: Feeder,
+    pub(crate) writers: Writers,
     pub(crate) wheel: Wheel,
     pub(crate) signer: Signer,
     pub(crate) recent: Recent,
@@ -134,6 +137,7 @@ impl Gateway {
             hub: Hub::default(),
             across: Numbers::new(),
             feeder: Feeder::default(),
+            writers: Writers::default(),
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
             signer: Signer::new(store.secret()),
             recent: Recent::default(),
@@ -158,6 +162,9 @@ impl Gateway {
             options,
         });
         shared.tracker.spawn(relay::run(shared.clone(), shared.stop.clone()));
+        for _ in 0..Handle::current().metrics().num_workers() {
+            shared.tracker.spawn(writers::run(shared.clone(), shared.stop.clone()));
+        }
         shared.tracker.spawn(heartbeat::run(shared.clone(), shared.stop.clone()));
         Self(shared)
     }

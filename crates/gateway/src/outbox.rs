@@ -1,15 +1,25 @@
 //! What waits to be written to one client, bounded in bytes.
+//!
+//! Over a bare TCP connection, events are written by the [`Writers`](crate::relay::writers::Writers), which take turns between tenants. All else, and
+//! all over other transports, is written by the one task that waits for the queue. A write is one call for all frames that wait, made
+//! with the queue locked: so there is one at a time, and the order is that of the queue.
 
 use std::collections::VecDeque;
+use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 
-use crate::latency::Stamp;
+use crate::latency::{Latency, Stamp};
 use crate::session::Closing;
 use crate::stats::Counters;
+
+/// The most frames in one write.
+const MAX_SLICES: usize = 64;
 
 /// What may happen to a frame that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,30 +54,49 @@ impl Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
     Queued,
+    /// The same, and the caller is to give the session to the writers.
+    Due,
     /// It did not fit. Of a logged event nothing is lost yet: the caller parks the socket.
     Full,
     /// The transport is closed or closing.
     Ended,
 }
 
-/// The queue between whoever has something for a client and the one task that writes to it.
+/// The queue between whoever has something for a client and who writes to it.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
     frames: VecDeque<Frame>,
-    /// Bytes in `frames` and in the hands of the writer.
+    /// Bytes in `frames`.
     bytes: usize,
-    /// The writer, when it waits.
+    /// The task, when it waits.
     waker: Option<Waker>,
-    /// The writer cannot write: it waits for the end only, and new frames do not wake it.
+    /// The connection that the writers may write to.
+    direct: Option<Arc<TcpStream>>,
+    /// The writers have it on their list.
+    due: bool,
+    /// The connection takes nothing now: the task waits until it does, and new frames wake nobody.
     blocked: bool,
+    /// The first frame is written in part. It has to be finished before anything else, and cannot be taken back.
+    split: bool,
     /// A waiting poll is to be ended with a noop.
     nudged: bool,
     /// The frames are the WebSocket's: polls get nothing but a noop.
     moved: bool,
     ended: Option<Closing>,
+}
+
+/// How a write by the writers went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wrote {
+    /// All there was, or as much as the connection takes; or it was not for them.
+    Enough,
+    /// There is more for another turn.
+    More,
+    /// The connection is broken.
+    Broken,
 }
 
 /// What a poll is answered with.
@@ -105,13 +134,66 @@ impl Outbox {
             }
         }
         queue.bytes += len;
+        let is_answer = frame.class == Class::Control;
         queue.frames.push_back(frame);
-        let waker = if queue.blocked { None } else { queue.waker.take() };
+        if queue.blocked || (queue.due && !is_answer) {
+            return Pushed::Queued;
+        }
+        if queue.direct.is_some() && !is_answer {
+            queue.due = true;
+            return Pushed::Due;
+        }
+        let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
             waker.wake();
         }
         Pushed::Queued
+    }
+
+    /// From now on the writers write events to this connection.
+    pub(crate) fn attach(&self, connection: Arc<TcpStream>) {
+        self.0.lock().direct = Some(connection);
+    }
+
+    /// The connection is its task's alone again, for good.
+    pub(crate) fn detach(&self) {
+        self.0.lock().direct = None;
+    }
+
+    /// The writers' side: one write of what waits. What the connection does not take waits for the task.
+    pub(crate) fn write(&self, latency: &Latency) -> Wrote {
+        let mut queue = self.0.lock();
+        queue.due = false;
+        if queue.blocked || queue.frames.is_empty() {
+            return Wrote::Enough;
+        }
+        let Some(connection) = queue.direct.take() else { return Wrote::Enough };
+        let wrote = queue.write(latency, |slices| match connection.try_write_vectored(slices) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            wrote => Poll::Ready(wrote),
+        });
+        queue.direct = Some(connection);
+        match wrote {
+            Poll::Ready(Err(_)) => Wrote::Broken,
+            Poll::Ready(Ok(())) if queue.frames.is_empty() => {
+                queue.frames = VecDeque::new();
+                Wrote::Enough
+            }
+            Poll::Ready(Ok(())) => {
+                queue.due = true;
+                Wrote::More
+            }
+            Poll::Pending => {
+                queue.blocked = true;
+                let waker = queue.waker.take();
+                drop(queue);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                Wrote::Enough
+            }
+        }
     }
 
     /// Ends the queue: nothing more is taken in, and the writer is told. The first reason stays.
@@ -120,6 +202,7 @@ impl Outbox {
         queue.ended.get_or_insert(closing);
         if closing.drops_backlog() {
             queue.frames = VecDeque::new();
+            queue.bytes = 0;
         }
         let waker = queue.waker.take();
         drop(queue);
@@ -153,41 +236,36 @@ impl Outbox {
         }
     }
 
-    /// The WebSocket writer's side: swaps the waiting frames into the empty `into`. `Ready(Some)` when the queue has ended, after its
-    /// frames were taken; `Ready(None)` when there are frames; otherwise the writer will be woken.
-    pub(crate) fn poll_swap(&self, cx: &Context<'_>, into: &mut VecDeque<Frame>) -> Poll<Option<Closing>> {
-        debug_assert!(into.is_empty(), "the writer has written everything before it asks for more");
+    /// The WebSocket task's side: writes all there is with `write`. Ready only at the end: the queue has ended and everything is written,
+    /// or nothing more can be, which is [`Closing::Lost`]. Otherwise the task is woken when there is something to do.
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        latency: &Latency,
+        mut write: impl FnMut(&mut Context<'_>, &[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<Closing>> {
         let mut queue = self.0.lock();
-        if !queue.frames.is_empty() {
-            // The writer's own memory goes to the queue, which nearly always fills again before the writer is done.
-            std::mem::swap(&mut queue.frames, into);
-            return Poll::Ready(None);
+        queue.blocked = false;
+        while !queue.frames.is_empty() {
+            match queue.write(latency, |slices| write(cx, slices)) {
+                Poll::Ready(done) => done?,
+                Poll::Pending => {
+                    queue.blocked = true;
+                    break;
+                }
+            }
         }
         if let Some(closing) = queue.ended {
-            return Poll::Ready(Some(closing));
+            // In the middle of a frame that the client does not take, a close frame would only be read as a part of it.
+            let lost = queue.split || !queue.frames.is_empty();
+            return Poll::Ready(Ok(if lost { Closing::Lost } else { closing }));
         }
-        // From here on the client may be idle for hours.
-        queue.frames = VecDeque::new();
-        queue.wait(cx, false);
-        drop(queue);
-        *into = VecDeque::new();
-        Poll::Pending
-    }
-
-    /// The same for a writer that cannot write now: ready only when the queue has ended, because then it need not wait any longer.
-    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<Closing> {
-        let mut queue = self.0.lock();
-        if let Some(closing) = queue.ended {
-            return Poll::Ready(closing);
+        if queue.frames.is_empty() {
+            // From here on the client may be idle for hours.
+            queue.frames = VecDeque::new();
         }
-        queue.wait(cx, true);
+        queue.wait(cx);
         Poll::Pending
-    }
-
-    /// The writer has written so many bytes of what it took.
-    pub(crate) fn written(&self, bytes: usize) {
-        let mut queue = self.0.lock();
-        queue.bytes = queue.bytes.saturating_sub(bytes);
     }
 
     /// The polling side: everything that waits, up to `limit` bytes but at least one frame.
@@ -206,19 +284,52 @@ impl Outbox {
         if std::mem::take(&mut queue.nudged) {
             return Poll::Ready(Taken::Noop);
         }
-        queue.wait(cx, false);
+        queue.wait(cx);
         Poll::Pending
     }
 
-    /// How many bytes wait, those in the writer's hands included.
+    /// How many bytes wait.
     pub(crate) fn bytes(&self) -> usize {
         self.0.lock().bytes
     }
 }
 
 impl Queue {
-    fn wait(&mut self, cx: &Context<'_>, blocked: bool) {
-        self.blocked = blocked;
+    /// One call of `write` with what waits, and lets go of what it took. Not for an empty queue.
+    fn write(
+        &mut self,
+        latency: &Latency,
+        write: impl FnOnce(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<()>> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut count = 0;
+        for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+            *slice = IoSlice::new(&frame.bytes);
+            count += 1;
+        }
+        let mut written = ready!(write(&slices[..count]))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.bytes -= written;
+        self.split = false;
+        let mut whole = latency.written();
+        while let Some(frame) = self.frames.front_mut().filter(|_| written > 0) {
+            if frame.bytes.len() > written {
+                frame.bytes.advance(written);
+                // Neither dropped for lack of room nor replaced from now on.
+                (frame.class, frame.key) = (Class::Control, None);
+                self.split = true;
+                break;
+            }
+            written -= frame.bytes.len();
+            whole.add(frame.since);
+            self.frames.pop_front();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn wait(&mut self, cx: &Context<'_>) {
         if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             self.waker = Some(cx.waker().clone());
         }
@@ -303,16 +414,57 @@ mod tests {
         );
     }
 
+    /// Writes as much as `most` bytes, then takes nothing. Answers what was written beside how it ended.
+    fn write(outbox: &Outbox, most: usize) -> (usize, Option<Closing>) {
+        let mut written = 0;
+        let ended = outbox.poll_write(&mut Context::from_waker(Waker::noop()), &Latency::default(), |_, slices| {
+            let len = slices.iter().map(|slice| slice.len()).sum::<usize>().min(most - written);
+            written += len;
+            if len == 0 { Poll::Pending } else { Poll::Ready(Ok(len)) }
+        });
+        match ended {
+            Poll::Pending => (written, None),
+            Poll::Ready(closing) => (written, Some(closing.expect("no error"))),
+        }
+    }
+
     #[test]
     fn one_frame_always_fits_and_bytes_count_until_written() {
         let outbox = Outbox::default();
         assert_eq!(push(&outbox, frame(Class::Logged, 500), 100), Pushed::Queued);
-        let mut writing = VecDeque::new();
-        let cx = Context::from_waker(Waker::noop());
-        assert!(matches!(outbox.poll_swap(&cx, &mut writing), Poll::Ready(None)));
-        assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Full, "still in the writer's hands");
-        outbox.written(500);
+        assert_eq!(write(&outbox, 300), (300, None));
+        assert_eq!(outbox.bytes(), 200);
+        assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Full, "the rest of it still waits");
+        assert_eq!(write(&outbox, 1_000), (200, None));
         assert_eq!(push(&outbox, frame(Class::Logged, 1), 100), Pushed::Queued);
+    }
+
+    #[test]
+    fn a_frame_that_is_written_in_part_is_neither_dropped_nor_replaced() {
+        let outbox = Outbox::default();
+        let value = |class| Frame { key: NonZeroU64::new(7), ..frame(class, 100) };
+        for (limit, rest) in [(150, 70), (1_000, 170)] {
+            assert_eq!(push(&outbox, value(Class::Ephemeral), limit), Pushed::Queued);
+            assert_eq!(write(&outbox, 30), (30, None));
+            // A newer value of the same state, for which there is room or not.
+            push(&outbox, value(Class::Logged), limit);
+            assert_eq!(write(&outbox, 1_000), (rest, None));
+        }
+    }
+
+    #[test]
+    fn no_close_frame_follows_half_of_another_frame() {
+        for (closing, expected) in [(Closing::Replaced, Closing::Lost), (Closing::Expired, Closing::Lost)] {
+            let outbox = Outbox::default();
+            push(&outbox, frame(Class::Logged, 100), 150);
+            assert_eq!(write(&outbox, 30), (30, None));
+            outbox.end(closing);
+            assert_eq!(write(&outbox, 0).1, Some(expected), "{closing:?}");
+        }
+        let outbox = Outbox::default();
+        push(&outbox, frame(Class::Logged, 100), 150);
+        outbox.end(Closing::Expired);
+        assert_eq!(write(&outbox, 1_000), (100, Some(Closing::Expired)));
     }
 
     #[test]

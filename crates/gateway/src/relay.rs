@@ -25,11 +25,12 @@ use crate::latency::Stamp;
 use crate::socket::Socket;
 
 mod turns;
+pub(crate) mod writers;
 
 use turns::{Room, Turns, Work};
 
-/// How many copies are queued before the connections' tasks get their turn. Large, so that a socket writes many frames at once.
-const BATCH_DELIVERIES: u64 = 16_384;
+/// How many copies are queued before other tasks get their turn.
+const BATCH_DELIVERIES: u64 = 4_096;
 /// How many events are looked at before other tasks get their turn.
 const BATCH_EVENTS: u64 = 512;
 /// How long the relay waits before it asks again for what the log did not answer.
@@ -90,6 +91,11 @@ impl Feeder {
             }
         }
         drop(turns);
+        self.wake();
+    }
+
+    /// The relay is to look again.
+    pub(crate) fn wake(&self) {
         self.filled.notify_one();
     }
 }
@@ -137,7 +143,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         if !relay.late.is_empty() && relay.retry_at <= Instant::now() {
             relay.retry().await;
         }
-        let next = shared.feeder.turns.lock().next();
+        let next = shared.feeder.turns.lock().next(|tenant| shared.writers.is_full(tenant));
         if let Some((tenant, work)) = next {
             relay.work(&tenant, work).await;
             relay.pause().await;
@@ -236,6 +242,7 @@ impl Relay<'_> {
             tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes);
             self.price += rooms.followers().len() as u64;
             self.since_pause.1 += cast.deliveries;
+            cast.send();
         }
         tenant.finish(event.position);
         Next::Done
@@ -249,7 +256,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(&event.rooms) {
             self.offer_room(&mut cast, room, target, own);
         }
-        self.count(&cast, Some(tenant));
+        self.count(cast, Some(tenant));
     }
 
     fn ephemeral(&mut self, event: &Ephemeral) {
@@ -263,7 +270,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(&event.rooms) {
             self.offer_room(&mut cast, room, target, &rooms);
         }
-        self.count(&cast, Some(&tenant));
+        self.count(cast, Some(&tenant));
     }
 
     /// Delivers to rooms that span tenants only.
@@ -273,7 +280,7 @@ impl Relay<'_> {
         for (room, target) in route.rooms(rooms).into_iter().filter(|(_, target)| target.app) {
             self.offer_room(&mut cast, room, target, &crate::hub::Rooms::default());
         }
-        self.count(&cast, None);
+        self.count(cast, None);
     }
 
     fn cast<'c>(&mut self, tenant: &'c TenantId, route: &'c Route, body: Body<'c>, at: Position) -> Cast<'c>
@@ -304,7 +311,7 @@ impl Relay<'_> {
         }
     }
 
-    fn count(&mut self, cast: &Cast<'_>, tenant: Option<&Tenant>) {
+    fn count(&mut self, cast: Cast<'_>, tenant: Option<&Tenant>) {
         let stats = &self.shared.stats;
         stats.events.up();
         match tenant {
@@ -316,6 +323,7 @@ impl Relay<'_> {
         }
         self.since_pause.0 += 1;
         self.since_pause.1 += cast.deliveries;
+        cast.send();
     }
 
     async fn pause(&mut self) {

@@ -4,7 +4,6 @@
 //! shared frames. All frames that wait are written with one call.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,7 +14,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
@@ -32,12 +31,8 @@ use crate::auth::Handshake;
 use crate::echo::Echo;
 use crate::gateway::Shared;
 use crate::http::{Answer, Refused, plain};
-use crate::latency::Latency;
-use crate::outbox::Frame;
 use crate::session::{Closing, Opening, Probe, Session, Step, Transport, Work};
 
-/// The most frames in one write.
-const MAX_SLICES: usize = 64;
 /// How much is taken, and for how long, of a client that was told to go.
 const LINGER_BYTES: u64 = 16 * 1024 * 1024;
 const LINGER: Duration = Duration::from_secs(1);
@@ -131,7 +126,7 @@ fn names(headers: &HeaderMap, header: &str, token: &str) -> bool {
 
 /// What the handshake left: the bare connection where that is possible, or an adapter.
 enum Io {
-    Tcp(TcpStream, Bytes),
+    Tcp(Tcp, Bytes),
     Other(TokioIo<Upgraded>),
 }
 
@@ -142,10 +137,57 @@ async fn take(upgrade: OnUpgrade) -> Option<Io> {
             let stream = parts.io.into_inner();
             // Frames are written whole and together, so waiting for more to send only delays them.
             let _ = stream.set_nodelay(true);
-            Io::Tcp(stream, parts.read_buf)
+            Io::Tcp(Tcp(Arc::new(stream)), parts.read_buf)
         }
         Err(upgraded) => Io::Other(TokioIo::new(upgraded)),
     })
+}
+
+/// A bare connection, which the relay's writers may write to as well.
+struct Tcp(Arc<TcpStream>);
+
+impl AsyncRead for Tcp {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|bytes| buffer.advance(bytes))),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                wrote => return Poll::Ready(wrote),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whoever ends the session has had the writers let go of it.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Arc::get_mut(&mut self.0) {
+            Some(stream) => Pin::new(stream).poll_shutdown(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
 }
 
 /// A session that was opened over WebSocket.
@@ -170,7 +212,7 @@ async fn run(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
 
 /// The line of a session that was opened over WebSocket.
 enum Served {
-    Tcp(Line<TcpStream>),
+    Tcp(Line<Tcp>),
     Other(Box<Line<TokioIo<Upgraded>>>),
 }
 
@@ -181,7 +223,10 @@ impl Served {
         }
         let decoder = decoder(session, compressed);
         match io {
-            Io::Tcp(stream, read) => Self::Tcp(Line::new(stream, read, decoder)),
+            Io::Tcp(tcp, read) => {
+                session.outbox.attach(tcp.0.clone());
+                Self::Tcp(Line::new(tcp, read, decoder))
+            }
             Io::Other(stream) => Self::Other(Box::new(Line::new(stream, Bytes::new(), decoder))),
         }
     }
@@ -192,9 +237,12 @@ async fn probe(upgrade: OnUpgrade, session: Arc<Session>, compressed: bool) {
     let decoder = decoder(&session, compressed);
     match take(upgrade).await {
         None => back_to_polling(&session),
-        Some(Io::Tcp(stream, read)) => probe_on(Line::new(stream, read, decoder), session, compressed).await,
+        Some(Io::Tcp(tcp, read)) => {
+            let connection = tcp.0.clone();
+            probe_on(Line::new(tcp, read, decoder), session, compressed, Some(connection)).await;
+        }
         Some(Io::Other(stream)) => {
-            probe_on(Line::new(Box::new(stream), Bytes::new(), decoder), session, compressed).await;
+            probe_on(Line::new(Box::new(stream), Bytes::new(), decoder), session, compressed, None).await;
         }
     }
 }
@@ -219,6 +267,7 @@ async fn probe_on<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     mut line: Line<S>,
     session: Arc<Session>,
     compressed: bool,
+    direct: Option<Arc<TcpStream>>,
 ) {
     let limit = session.shared.options.upgrade_timeout;
     let moved = matches!(tokio::time::timeout(limit, line.probe(&session)).await, Ok(Some(())));
@@ -226,6 +275,9 @@ async fn probe_on<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         session.shared.stats.upgraded.up();
         if compressed {
             session.compress();
+        }
+        if let Some(connection) = direct {
+            session.outbox.attach(connection);
         }
         line.serve(&session).await;
     } else {
@@ -248,15 +300,13 @@ struct Line<S> {
     decoder: Decoder,
     /// Received and not yet decoded. Without memory while nothing is.
     input: BytesMut,
-    /// Taken from the outbox and not yet written.
-    writing: VecDeque<Frame>,
     work: Option<Work>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Line<S> {
     fn new(io: S, read: Bytes, decoder: Decoder) -> Self {
         let input = if read.is_empty() { BytesMut::new() } else { BytesMut::from(read) };
-        Self { io, decoder, input, writing: VecDeque::new(), work: None }
+        Self { io, decoder, input, work: None }
     }
 
     /// The probe. `None` when the client did anything else, or the session ended.
@@ -318,8 +368,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Line<S> {
 
     fn poll_to_end(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<Closing> {
         let closing = ready!(self.poll_serve(session, cx));
-        // In the middle of a frame that the client does not take, a close frame would only be read as a part of it.
-        if closing == Closing::Lost || !self.writing.is_empty() {
+        session.outbox.detach();
+        if closing == Closing::Lost {
             return Poll::Ready(Closing::Lost);
         }
         let (code, reason) = closing.frame();
@@ -391,52 +441,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Line<S> {
         }
     }
 
-    /// Writes all there is. Ready only at the end: everything is written and the session has ended, or nothing more can be.
+    /// Writes all there is. Ready only at the end.
     fn poll_write(&mut self, session: &Arc<Session>, cx: &mut Context<'_>) -> Poll<io::Result<Closing>> {
-        loop {
-            if self.writing.is_empty() {
-                match ready!(session.outbox.poll_swap(cx, &mut self.writing)) {
-                    Some(closing) => return Poll::Ready(Ok(closing)),
-                    None => continue,
-                }
-            }
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut count = 0;
-            for (slice, frame) in slices.iter_mut().zip(&self.writing) {
-                *slice = IoSlice::new(&frame.bytes);
-                count += 1;
-            }
-            match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(written)) => {
-                    self.advance(written, &session.shared.stats.latency);
-                    session.outbox.written(written);
-                    session.drained();
-                    if self.writing.is_empty() {
-                        // An adapter may buffer; a bare connection has nothing to flush.
-                        if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(cx) {
-                            return Poll::Ready(Err(error));
-                        }
-                    }
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return session.outbox.poll_ended(cx).map(Ok),
-            }
-        }
-    }
-
-    /// Lets go of what the system has taken.
-    fn advance(&mut self, mut written: usize, latency: &Latency) {
-        let mut whole = latency.written();
-        while let Some(frame) = self.writing.front_mut() {
-            if frame.bytes.len() > written {
-                frame.bytes.advance(written);
-                return;
-            }
-            written -= frame.bytes.len();
-            whole.add(frame.since);
-            self.writing.pop_front();
-        }
+        let (io, latency) = (&mut self.io, &session.shared.stats.latency);
+        let write = |cx: &mut Context<'_>, slices: &[IoSlice<'_>]| Pin::new(&mut *io).poll_write_vectored(cx, slices);
+        let ended = session.outbox.poll_write(cx, latency, write)?;
+        session.drained();
+        // An adapter may buffer; a bare connection has nothing to flush.
+        let _ = Pin::new(&mut self.io).poll_flush(cx)?;
+        ended.map(Ok)
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -470,7 +483,7 @@ mod tests {
 
     #[test]
     fn an_idle_connection_holds_one_line_and_little_else() {
-        assert!(size_of::<Line<TcpStream>>() <= 136, "a line has {} bytes", size_of::<Line<TcpStream>>());
+        assert!(size_of::<Line<Tcp>>() <= 136, "a line has {} bytes", size_of::<Line<Tcp>>());
         assert!(task(run) <= 192, "the task has {} bytes", task(run));
     }
 

@@ -98,17 +98,24 @@ impl<T> Turns<T> {
         }
     }
 
-    /// What is to be done next, and for whom. It is to be paid for with [`Turns::spend`].
-    pub(crate) fn next(&mut self) -> Option<(TenantId, Work<T>)> {
+    /// What is to be done next, and for whom; who is `full` is passed over. It is to be paid for with [`Turns::spend`].
+    pub(crate) fn next(&mut self, full: impl Fn(&TenantId) -> bool) -> Option<(TenantId, Work<T>)> {
+        let mut passed = 0;
         loop {
-            let id = self.order.front()?;
+            let id = self.order.front().filter(|_| passed < self.order.len())?;
             let waiting = self.tenants.get_mut(id)?;
             if waiting.is_done() {
                 self.tenants.remove(id);
                 self.order.pop_front();
                 continue;
             }
+            if full(id) {
+                passed += 1;
+                self.order.rotate_left(1);
+                continue;
+            }
             if waiting.credit <= 0 {
+                passed = 0;
                 waiting.credit = waiting.credit.saturating_add_unsigned(TURN);
                 self.order.rotate_left(1);
                 continue;

@@ -107,7 +107,10 @@ impl Socket {
         let frame = Frame { bytes: frame, class: cast.class(), key, since: cast.since };
         let pushed = self.session.outbox.push(frame, self.shared().options.max_backlog, stats);
         let fed = match (pushed, position, numbered) {
-            (Pushed::Queued, ..) => {
+            (Pushed::Queued | Pushed::Due, ..) => {
+                if pushed == Pushed::Due {
+                    cast.due.push(self.session.clone());
+                }
                 if let Some(Numbered { number, .. }) = numbered {
                     state.across.take(number);
                 }
@@ -182,11 +185,7 @@ impl Socket {
         let at = At { position: event.position, across: state.across.seen(&shared.across) };
         let bytes = cast.frame(self, target, at);
         let len = bytes.len() as u64;
-        let pushed = self.session.outbox.push(
-            Frame { bytes, class: Class::Logged, key, since: Stamp::NONE },
-            shared.options.max_backlog,
-            &shared.stats,
-        );
+        let pushed = self.push(Frame { bytes, class: Class::Logged, key, since: Stamp::NONE });
         if pushed == Pushed::Full {
             return Replayed::Full;
         }
@@ -223,7 +222,7 @@ impl Socket {
                 continue;
             }
             let len = frame.bytes.len() as u64;
-            if self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats) == Pushed::Full {
+            if self.push(frame) == Pushed::Full {
                 // What lies between was not for this socket, or it would have been held.
                 state.fed = Position(position.0 - 1);
                 self.session.set_behind();
@@ -328,8 +327,17 @@ impl Socket {
                 bytes
             }
         };
-        let frame = Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE };
-        self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats);
+        self.push(Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE });
+    }
+
+    /// Queues a copy for this socket alone.
+    fn push(&self, frame: Frame) -> Pushed {
+        let shared = self.shared();
+        let pushed = self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats);
+        if pushed == Pushed::Due {
+            shared.writers.add(&self.tenant.id, [self.session.clone()], 1);
+        }
+        pushed
     }
 
     /// The same as `emit` with a position that the caller knows, and without closing a full transport.
