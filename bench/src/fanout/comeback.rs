@@ -29,7 +29,7 @@ async fn come_back(sockets: usize, name: &str) -> Result<[f64; 2]> {
     let tokens = server.tokens(TENANT, sockets, |index| format!("r{}", index / 10)).await?;
     let memories: Vec<Arc<Memory>> = (0..sockets).map(|_| Arc::default()).collect();
     let fleet = connect(server.addr, &tokens, 64, &memories).await?;
-    let mut publisher = Publisher::of_tenant(&server, TENANT).await?;
+    let mut publisher = Publisher::of_tenant(server.addr, TENANT).await?;
     let mut published = 0;
     publish(&mut publisher, 10, &mut published).await?;
     all_have(&memories, published).await?;
@@ -44,7 +44,7 @@ async fn come_back(sockets: usize, name: &str) -> Result<[f64; 2]> {
         server.again().await?;
         let listens = begin.elapsed();
         // And these while everybody comes back.
-        publish(&mut Publisher::of_tenant(&server, TENANT).await?, 10, &mut published).await?;
+        publish(&mut Publisher::of_tenant(server.addr, TENANT).await?, 10, &mut published).await?;
         anyhow::Ok(listens)
     };
     let (listens, fleet) = tokio::join!(again, connect(addr, &tokens, sockets, &memories));

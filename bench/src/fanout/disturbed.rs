@@ -1,4 +1,5 @@
-//! What clients that stop reading, and a tenant that floods, do to the others.
+//! What clients that stop reading, and a tenant that floods, do to the others. Those who disturb have a thread of their own in this program,
+//! because what the others wait for is to be the server and not this program.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use super::paced::{in_turn, micros, paced, small_room};
-use super::target::{Publisher, Target, To, tidewire};
+use super::target::{Publisher, Target, To, connect, tidewire};
 use super::{DEADLINE, Scale};
-use crate::load::sockets::{Fleet, now_micros};
+use crate::load::sockets::now_micros;
 use crate::report::{Runs, rss};
 use crate::server::TENANT;
 
@@ -33,6 +35,28 @@ pub(super) async fn run(runs: &Runs, scale: &Scale) -> Result<()> {
     let name = "another tenant floods";
     let units = ["µs p99 alone", "µs p99 beside it", "times", "deliveries/s of the noisy one"];
     runs.repeat_each(name, units, async |_| flood(scale, name).await).await
+}
+
+/// The thread of those who disturb.
+struct Aside(Option<Runtime>);
+
+impl Aside {
+    fn start() -> Result<Self> {
+        Ok(Self(Some(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)))
+    }
+
+    /// Runs there, with all that it spawns.
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+        let runtime = self.0.as_ref().context("it has ended")?;
+        runtime.spawn(work).await.context("it panicked")?
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // The usual end would block, which is not allowed here.
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
 }
 
 /// Publishes on until it is told to stop.
@@ -76,9 +100,10 @@ async fn stop_reading(scale: &Scale, name: &str) -> Result<[f64; 4]> {
     let others = scale.large * 99 / 1_000 * 10;
     let mut tokens = server.tokens(TENANT, others, small_room).await?;
     let slow_tokens = server.tokens(TENANT, others + slow, |_| SLOW.to_owned()).await?.split_off(others);
+    let (addr, aside) = (server.addr, Aside::start()?);
     let target = Target::Tidewire(Box::new(server));
     let fleet = target.connect(std::mem::take(&mut tokens)).await?;
-    let slow_fleet = target.connect(slow_tokens).await?;
+    let slow_fleet = aside.run(connect(addr, slow_tokens)).await?;
     fleet.measure_latency();
     let mut p99 = [0.0; 2];
     let mut grown = 0;
@@ -89,7 +114,10 @@ async fn stop_reading(scale: &Scale, name: &str) -> Result<[f64; 4]> {
         if index == 1 {
             slow_fleet.stop_reading();
         }
-        let load = Load::start(target.publisher().await?, vec![To::Room(SLOW.to_owned())], LARGE, pause);
+        let publisher = Publisher::of_tenant(addr, TENANT);
+        let load = aside
+            .run(async move { Ok(Load::start(publisher.await?, vec![To::Room(SLOW.to_owned())], LARGE, pause)) })
+            .await?;
         paced(&target, &fleet, RATE, scale.time, SMALL_ROOM, in_turn(others)).await?;
         let latency = fleet.take_latency();
         // Before the load ends: whoever has not taken anything for 30 s is closed, and then nothing can be seen of it.
@@ -118,14 +146,10 @@ async fn flood(scale: &Scale, name: &str) -> Result<[f64; 4]> {
     let server = tidewire().await?;
     let sockets = scale.small;
     let noisy_tokens = server.tokens(NOISY, sockets, |_| "all".to_owned()).await?;
-    let addr = server.addr;
-    let mut publishers = Vec::new();
-    for _ in 0..8 {
-        publishers.push(Publisher::of_tenant(&server, NOISY).await?);
-    }
+    let (addr, aside) = (server.addr, Aside::start()?);
     let target = Target::Tidewire(Box::new(server));
     let fleet = target.fleet(sockets, small_room).await?;
-    let noisy = Fleet::connect(addr, "/socket.io/", "/", sockets, |index| noisy_tokens[index].clone(), 64).await?;
+    let noisy = aside.run(connect(addr, noisy_tokens)).await?;
     fleet.measure_latency();
     let quiet = async || -> Result<f64> {
         paced(&target, &fleet, RATE, scale.time, SMALL_ROOM, in_turn(sockets)).await?;
@@ -133,10 +157,15 @@ async fn flood(scale: &Scale, name: &str) -> Result<[f64; 4]> {
     };
     let alone = quiet().await?;
     let begin = std::time::Instant::now();
-    let loads: Vec<Load> = publishers
-        .into_iter()
-        .map(|publisher| Load::start(publisher, vec![To::Room("all".to_owned())], 270, Duration::ZERO))
-        .collect();
+    let loads = aside.run(async move {
+        let mut loads = Vec::new();
+        for _ in 0..8 {
+            let publisher = Publisher::of_tenant(addr, NOISY).await?;
+            loads.push(Load::start(publisher, vec![To::Room("all".to_owned())], 270, Duration::ZERO));
+        }
+        Ok(loads)
+    });
+    let loads = loads.await?;
     let beside = quiet().await?;
     let (received, elapsed) = (noisy.received(), begin.elapsed());
     let mut events = 0;

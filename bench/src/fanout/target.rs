@@ -106,7 +106,7 @@ impl Target {
             Self::Tidewire(server) => server.addr,
             Self::Peer(_) => SocketAddr::from(([127, 0, 0, 1], PEER_PORT)),
         };
-        Fleet::connect(addr, "/socket.io/", "/", tokens.len(), |index| tokens[index].clone(), CONNECTING).await
+        connect(addr, tokens).await
     }
 
     /// `n` connected clients; `room_of` says which room each is in.
@@ -122,6 +122,11 @@ impl Target {
         };
         Ok(Publisher { connection: Connection::open(addr).await?, speaks })
     }
+}
+
+/// Connected clients, one with each token.
+pub(super) async fn connect(addr: SocketAddr, tokens: Vec<String>) -> Result<Fleet> {
+    Fleet::connect(addr, "/socket.io/", "/", tokens.len(), |index| tokens[index].clone(), CONNECTING).await
 }
 
 /// Our own server, with everything on that the issue of speed and memory asks for.
@@ -144,8 +149,8 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// One of our own server, for another tenant.
-    pub(super) async fn of_tenant(server: &Server, tenant: &'static str) -> Result<Self> {
-        Ok(Self { connection: Connection::open(server.addr).await?, speaks: Speaks::Tidewire(tenant) })
+    pub(super) async fn of_tenant(server: SocketAddr, tenant: &'static str) -> Result<Self> {
+        Ok(Self { connection: Connection::open(server).await?, speaks: Speaks::Tidewire(tenant) })
     }
 
     /// Publishes one event of 300 bytes to each of `to` with one request, and waits for the answer. `t` is when they were due.
