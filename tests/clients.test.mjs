@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { join, resolve } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
@@ -30,9 +31,10 @@ const VERDICTS = {
 };
 
 // Both programs do the same: each item is a way in which a handler can behave. They say on their output what happens.
-const NODE = `
-import { work, NonRetryable } from ${JSON.stringify(pathToFileURL(join(CLIENTS, "node/worker.mjs")).href)};
+const node = (file, before, settings) => `
+import * as worker from ${JSON.stringify(pathToFileURL(join(CLIENTS, "node", file)).href)};
 
+const { work, NonRetryable } = worker;
 const verdicts = ${JSON.stringify(VERDICTS)};
 const say = (what, { id, attempt }) => console.log(JSON.stringify({ what, id, attempt }));
 async function ship(job, signal) {
@@ -40,6 +42,7 @@ async function ship(job, signal) {
   const { itemId } = job.data;
   if (itemId === "broken") throw new Error("the carrier is closed");
   if (itemId === "unknown") throw new NonRetryable("there is no such item");
+  if (itemId === "second try" && job.attempt === 1) throw new Error("not yet");
   if (itemId === "unwritable") return 1n;
   if (itemId === "half a word") throw new Error("half \\ud800 a word");
   if (itemId === "half an answer") return "half \\ud800 an answer";
@@ -56,15 +59,16 @@ async function ship(job, signal) {
   }
   return { shipped: itemId };
 }
-await work({ ship }, { concurrency: 3, leaseMs: ${LEASE_MS}, graceMs: ${GRACE_MS} });
+await work(${before}{ ship }, { concurrency: 3, leaseMs: ${LEASE_MS}${settings} });
 process.exit();
 `;
 
-const PYTHON = `
-import json, sys, threading, time
-from worker import NonRetryable, work
+const python = (module, before, settings) => `
+import json, os, sys, threading, time
+import ${module} as worker
 
 verdicts = json.loads("""${JSON.stringify(VERDICTS)}""")
+reading, words = threading.Lock(), []
 
 def say(what, job):
     print(json.dumps({"what": what, "id": job["id"], "attempt": job["attempt"]}), flush=True)
@@ -75,7 +79,9 @@ def ship(job, cancelled):
     if item == "broken":
         raise ValueError("the carrier is closed")
     if item == "unknown":
-        raise NonRetryable("there is no such item")
+        raise worker.NonRetryable("there is no such item")
+    if item == "second try" and job["attempt"] == 1:
+        raise ValueError("not yet")
     if item == "unwritable":
         return {1, 2}
     if item == "half a word":
@@ -89,7 +95,9 @@ def ship(job, cancelled):
     if item in verdicts:
         return verdicts[item]
     if item == "last word":
-        sys.stdin.readline()
+        with reading:
+            if not words:
+                words.append(sys.stdin.readline())
     if item == "long":
         time.sleep(${(LEASE_MS * 2.5) / 1000})
     if item == "deaf":
@@ -100,11 +108,11 @@ def ship(job, cancelled):
         raise RuntimeError("told to leave")
     return {"shipped": item}
 
-work({"ship": ship}, concurrency=3, lease_seconds=${LEASE_MS / 1000}, grace_seconds=${GRACE_MS / 1000})
+worker.work(${before}{"ship": ship}, concurrency=3, ${settings})
 `;
 
-const python = spawnSync("python3", ["-c", "import sys; sys.exit(sys.version_info < (3, 9))"]);
-const noPython = python.status !== 0 && "python3 3.9 or newer is not installed";
+const version = spawnSync("python3", ["-c", "import sys; sys.exit(sys.version_info < (3, 9))"]);
+const noPython = version.status !== 0 && "python3 3.9 or newer is not installed";
 // On a build machine a worker that nobody ran is a failure; at a desk it is only said aloud.
 if (noPython && process.env.CI === "true") throw new Error(noPython);
 
@@ -155,25 +163,74 @@ class Worker {
   }
 }
 
+/**
+ * A tenant whose workers reach its server through somebody in between. `meddle` is asked with the path and the body of each call;
+ * what it answers, if anything, is the answer, and the server does not hear of the call.
+ */
+async function between(tenant, meddle) {
+  const proxy = createServer(async (request, response) => {
+    const body = Buffer.concat(await request.toArray()).toString();
+    const { authorization } = request.headers;
+    const hungUp = new AbortController();
+    response.once("close", () => hungUp.abort());
+    const pass = () =>
+      fetch(tenant.server.url + request.url, { method: "POST", headers: { authorization }, body, signal: hungUp.signal });
+    try {
+      const answer = (await meddle(request.url, JSON.parse(body))) ?? (await pass());
+      response.writeHead(answer.status, { "content-type": "application/json" }).end(await answer.text());
+    } catch {
+      response.destroy();
+    }
+  });
+  await new Promise((done) => proxy.listen(0, "127.0.0.1", done));
+  proxies.add(proxy);
+  return { key: tenant.key, server: { url: `http://127.0.0.1:${proxy.address().port}` } };
+}
+
 let server;
+const proxies = new Set();
 const workers = new Set();
 before(async () => {
   server = await start({ app: shop() });
 });
-after(() => Promise.all([...workers].map((worker) => worker.end("SIGKILL"))));
+after(async () => {
+  await Promise.all([...workers].map((worker) => worker.end("SIGKILL")));
+  for (const proxy of proxies) proxy.close().closeAllConnections();
+});
 process.once("exit", () => workers.forEach(({ child }) => child.kill("SIGKILL")));
 
 const directory = temporaryDirectory();
-writeFileSync(join(directory, "ship.mjs"), NODE);
-writeFileSync(join(directory, "ship.py"), PYTHON);
-
-const languages = {
-  node: (tenant) => new Worker(process.execPath, [join(directory, "ship.mjs")], tenant),
-  python: (tenant) =>
-    new Worker("python3", ["-B", join(directory, "ship.py")], tenant, { PYTHONPATH: resolve(CLIENTS, "python") }),
+// The minimal ones are told the server and the key by their caller.
+const PLACE = {
+  node: "process.env.TIDEWIRE_URL, process.env.TIDEWIRE_KEY, ",
+  python: 'os.environ["TIDEWIRE_URL"], os.environ["TIDEWIRE_KEY"], ',
 };
+const seconds = `lease_seconds=${LEASE_MS / 1000}, grace_seconds=${GRACE_MS / 1000}`;
+writeFileSync(join(directory, "ship.mjs"), node("worker.mjs", "", `, graceMs: ${GRACE_MS}`));
+writeFileSync(join(directory, "ship.py"), python("worker", "", seconds));
+writeFileSync(join(directory, "ship-minimal.mjs"), node("minimal.mjs", PLACE.node, ""));
+writeFileSync(join(directory, "ship-minimal.py"), python("minimal", PLACE.python, `lease_ms=${LEASE_MS}`));
 
-for (const [language, launch] of Object.entries(languages)) {
+const inNode = (program) => (tenant) => new Worker(process.execPath, [join(directory, program)], tenant);
+const inPython = (program) => (tenant) =>
+  new Worker("python3", ["-B", join(directory, program)], tenant, { PYTHONPATH: resolve(CLIENTS, "python") });
+
+const languages = [
+  { name: "the worker in node", launch: inNode("ship.mjs") },
+  { name: "the worker in python", launch: inPython("ship.py"), skip: noPython },
+  { name: "the minimal worker in node", launch: inNode("ship-minimal.mjs"), isMinimal: true },
+  { name: "the minimal worker in python", launch: inPython("ship-minimal.py"), isMinimal: true, skip: noPython },
+];
+
+test("the minimal workers have at most 40 lines of at most 120 columns", () => {
+  for (const file of ["node/minimal.mjs", "python/minimal.py"]) {
+    const lines = readFileSync(join(CLIENTS, file), "utf8").trimEnd().split("\n");
+    assert.ok(lines.length <= 40, `${file} has ${lines.length} lines`);
+    for (const [index, line] of lines.entries()) assert.ok(line.length <= 120, `${file}:${index + 1} has ${line.length} columns`);
+  }
+});
+
+for (const { name, launch, isMinimal = false, skip = false } of languages) {
   const started = (tenant) => {
     const worker = launch(tenant);
     workers.add(worker);
@@ -187,7 +244,10 @@ for (const [language, launch] of Object.entries(languages)) {
       return job.state === state && job;
     });
 
-  describe(`the worker in ${language}`, { skip: language === "python" && noPython }, () => {
+  // What a minimal worker leaves to the complete one.
+  const further = isMinimal ? () => {} : test;
+
+  describe(name, { skip }, () => {
     test("completes jobs with what their handler returns, several at once", async () => {
       const tenant = server.newTenant();
       const stuck = [await ship(tenant, "patient"), await ship(tenant, "patient")];
@@ -203,7 +263,7 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.equal((await worker.begun(ids)).length, ids.length);
     });
 
-    test("tries again after an error, and never after one that is not retryable", async () => {
+    further("tries again after an error, and never after one that is not retryable", async () => {
       const tenant = server.newTenant();
       const [broken, unknown, unwritable] = [await ship(tenant, "broken"), await ship(tenant, "unknown"), await ship(tenant, "unwritable")];
       started(tenant);
@@ -216,7 +276,51 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.match((await inState(tenant, unwritable, "dead")).error, /serializ/);
     });
 
-    test("lives on after errors and answers that cannot be sent, and so do its other jobs", async () => {
+    test("tries again after an error and completes then", async () => {
+      const tenant = server.newTenant();
+      const id = await ship(tenant, "second try");
+      started(tenant);
+      const job = await inState(tenant, id, "completed");
+      assert.deepEqual([job.attempt, job.result, job.failedAttempts.length], [2, { shipped: "second try" }, 1]);
+      assert.match(job.failedAttempts[0].error, /not yet/);
+    });
+
+    test("leases many in one call, and settles together what ends during a settle call", async () => {
+      const tenant = server.newTenant();
+      const ids = [await ship(tenant, "a"), await ship(tenant, "b"), await ship(tenant, "c")];
+      const [asked, settled] = [[], []];
+      const worker = started(
+        await between(tenant, async (path, body) => {
+          if (path === "/v1/leases") asked.push(body.max);
+          if (path !== "/v1/leases/settle") return;
+          settled.push(...body.results.map(() => body.results.length));
+          // All that the worker has must have ended when its first settle call returns.
+          await worker.begun(ids);
+        }),
+      );
+      for (const id of ids) assert.equal((await inState(tenant, id, "completed")).attempt, 1);
+      assert.equal(asked[0], 3);
+      assert.equal(settled.length, 3);
+      assert.ok(Math.max(...settled) > 1, `settled in calls of ${settled}`);
+    });
+
+    test("asks again when the server is too busy, and loses no result", async () => {
+      const tenant = server.newTenant();
+      const id = await ship(tenant, "item");
+      const calls = {};
+      const worker = started(
+        await between(tenant, (path, { results }) => {
+          calls[path] = (calls[path] ?? 0) + 1;
+          if (calls[path] === 1) return new Response("<h1>Bad Gateway</h1>", { status: 502 });
+          const entry = ({ id }) => ({ id, error: { code: "store.busy", detail: "too much at once" } });
+          if (results && calls[path] === 2) return Response.json({ results: results.map(entry) });
+        }),
+      );
+      const job = await inState(tenant, id, "completed");
+      assert.deepEqual([job.attempt, job.result, (await worker.begun([id])).length], [1, { shipped: "item" }, 1]);
+    });
+
+    further("lives on after errors and answers that cannot be sent, and so do its other jobs", async () => {
       const tenant = server.newTenant();
       const odd = ["half a word", "half an answer", "long story", "wordless"];
       const ids = await Promise.all([...odd, "fine"].map((itemId) => ship(tenant, itemId)));
@@ -232,7 +336,7 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.equal(worker.child.exitCode, null);
     });
 
-    test("does what its handler answers in place of a result", async () => {
+    further("does what its handler answers in place of a result", async () => {
       const tenant = server.newTenant();
       const [gift, sleepy, closed, forbidden] = await Promise.all(
         ["gift", "sleepy", "closed", "forbidden"].map((itemId) => ship(tenant, itemId)),
@@ -251,7 +355,7 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.equal((await inState(tenant, forbidden, "failed")).error, "it may not leave the country");
     });
 
-    test("tells a job why its effects were refused", async () => {
+    further("tells a job why its effects were refused", async () => {
       const tenant = server.newTenant();
       const [nameless, senseless] = [await ship(tenant, "nameless"), await ship(tenant, "senseless")];
       started(tenant);
@@ -262,7 +366,7 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.deepEqual(await tenant.log(), []);
     });
 
-    test("that was stopped for longer than its lease can no longer settle", async () => {
+    further("that was stopped for longer than its lease can no longer settle", async () => {
       const tenant = server.newTenant();
       // All its places are taken: a call that waits for jobs would be given them again, as nobody knows that it is stopped.
       const id = await ship(tenant, "last word");
@@ -324,7 +428,7 @@ for (const [language, launch] of Object.entries(languages)) {
       assert.match(error, /told to leave/);
     });
 
-    test("lets jobs finish at a stop and gives back those that take too long", async () => {
+    further("lets jobs finish at a stop and gives back those that take too long", async () => {
       const tenant = server.newTenant();
       const [last, patient, deaf] = [await ship(tenant, "last word"), await ship(tenant, "patient"), await ship(tenant, "deaf")];
       const worker = started(tenant);
@@ -340,6 +444,29 @@ for (const [language, launch] of Object.entries(languages)) {
       }
     });
 
+    // The complete ones bound it, as the test before says.
+    const unbounded = isMinimal ? test : () => {};
+    unbounded("finishes at a stop what runs, however long it takes, and takes no more", async () => {
+      const tenant = server.newTenant();
+      const last = await ship(tenant, "last word");
+      const worker = started(tenant);
+      await worker.begun([last]);
+      const renewed = async () => {
+        const { leaseUntil } = await tenant.job(last);
+        await eventually("the lease to be renewed", async () => (await tenant.job(last)).leaseUntil > leaseUntil);
+      };
+      worker.child.kill("SIGTERM");
+      // Two of its three places are free all the time. Its first renewal after the signal says that it knows of the stop.
+      await renewed();
+      const late = await ship(tenant, "item");
+      for (let n = 0; n < 4; n += 1) await renewed();
+      worker.child.stdin.write("finish\n");
+      assert.deepEqual(await within(15_000, "the worker to end", worker.ended), { code: 0, signal: null });
+      const [done, left] = [await tenant.job(last), await tenant.job(late)];
+      assert.deepEqual([done.state, done.attempt, done.result], ["completed", 1, { shipped: "last word" }]);
+      assert.deepEqual([left.state, left.attempt], ["pending", 0]);
+    });
+
     test("that is idle stops at once", async () => {
       const tenant = server.newTenant();
       const worker = started(tenant);
@@ -351,7 +478,7 @@ for (const [language, launch] of Object.entries(languages)) {
       const worker = started({ server, key: "a-key-that-nobody-has-given-out" });
       const { code } = await within(15_000, "the worker to give up", worker.ended);
       assert.equal(code, 1);
-      assert.match(worker.err, /\/leases 401 .*auth\./);
+      assert.match(worker.err, /auth\./);
     });
 
     test("waits for a server that restarts and settles then", async () => {
