@@ -68,7 +68,7 @@ struct State {
     whole_log: bool,
     closed: bool,
     /// What was to be kept when it closed: it has left its rooms since.
-    parting: Option<Saved>,
+    parting: Option<Box<Saved>>,
 }
 
 #[derive(Clone, Debug)]
@@ -418,7 +418,7 @@ impl Socket {
     /// What a client that takes this socket's place needs. The socket may be closing at this moment.
     pub(crate) fn saved(&self) -> Saved {
         let state = self.state.lock();
-        state.parting.clone().unwrap_or_else(|| state.to_save())
+        state.parting.as_deref().cloned().unwrap_or_else(|| state.to_save())
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -437,7 +437,7 @@ impl Socket {
                 shared.stats.behind.down();
             }
             let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
-            state.parting = Some(saved.clone());
+            state.parting = Some(Box::new(saved.clone()));
             if !is_replaced {
                 self.write_last(&mut state, saved, closing);
             }

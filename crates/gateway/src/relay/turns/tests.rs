@@ -98,11 +98,31 @@ fn the_log_is_read_in_turns_too_before_what_waits() {
     let all = u32::try_from(TURN).expect("small");
     assert_eq!(turns.next(|_| false), Some((noisy.clone(), Work::Read(Position(7), all))));
     assert!(turns.spend(TURN / 4), "the turn goes on");
-    assert_eq!(turns.next(|_| false), Some((noisy.clone(), Work::Read(Position(7), 3))), "what it can pay for at that price");
+    assert_eq!(
+        turns.next(|_| false),
+        Some((noisy.clone(), Work::Read(Position(7), 3))),
+        "what it can pay for at that price"
+    );
     assert!(!turns.spend(TURN), "the turn is over");
     assert_eq!(turns.next(|_| false), Some((tenant("quiet"), Work::Item(0))));
     turns.spend(1);
     assert!(matches!(turns.next(|_| false), Some((_, Work::Read(Position(7), _)))));
     turns.reached(&noisy);
     assert_eq!(turns.next(|_| false), Some((noisy, Work::Item(0))));
+}
+
+#[test]
+fn who_has_enough_on_the_way_is_passed_over() {
+    let mut turns = Turns::default();
+    let (full, other) = (tenant("full"), tenant("other"));
+    fill(&mut turns, "full", 3, WIDE);
+    fill(&mut turns, "other", 2, WIDE);
+    let is_full = |tenant: &TenantId| *tenant == full;
+    for _ in 0..2 {
+        // So dear that it has to save up for many turns, and still nobody else has one.
+        assert_eq!(turns.next(is_full).map(|(tenant, _)| tenant), Some(other.clone()));
+        turns.spend(100 * TURN);
+    }
+    assert_eq!(turns.next(is_full), None);
+    assert_eq!(turns.next(|_| false).map(|(tenant, _)| tenant), Some(full));
 }
