@@ -1,9 +1,9 @@
 //! From the store's writer to the sockets: bounded queues, one task that fans out, and the log for whatever the queues could not take.
 //!
 //! There is one fan-out at a time. So a tenant's events reach every socket in the order of the log, ephemeral ones keep their place
-//! between them, and "has this socket seen this event" is one number per socket. The work per copy is small: the connections' own
-//! tasks write. Tenants take turns ([`turns`]), also with what is read from the log, so that one that floods waits for itself; events
-//! of different tenants have no order among them.
+//! between them, and "has this socket seen this event" is one number per socket. The work per copy is small: it is
+//! queued, and [`writers`] write. Tenants take turns ([`turns`]), also with what is read from the log, so that one that floods waits for
+//! itself; events of different tenants have no order among them.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};

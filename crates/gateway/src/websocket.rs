@@ -1,7 +1,7 @@
 //! WebSocket: the handshake, the upgrade from polling, and the one task per connection.
 //!
 //! The task is one small state machine. An idle connection owns no buffer: it reads into a buffer of its thread, and what it writes are
-//! shared frames. All frames that wait are written with one call.
+//! shared frames. All frames that wait are written with one call, answers by this task and events by the relay's writers.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
