@@ -412,7 +412,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Line<S> {
                 }
             }
             // A client that does not take its answers gets to ask for no more.
-            if session.outbox.bytes() > session.shared.options.max_backlog {
+            if session.outbox.is_stuck(session.shared.options.max_backlog) {
                 return Poll::Pending;
             }
             let_go(&mut self.input);
