@@ -114,6 +114,8 @@ impl Socket {
                 if let Some(Numbered { number, .. }) = numbered {
                     state.across.take(number);
                 }
+                // What is sent from now on must not carry an earlier offset, also while the fan-out goes on.
+                state.fed = state.fed.max(at.position);
                 return cast.count(len);
             }
             (Pushed::Full, Some(position), _) => Position(position.0 - 1),
