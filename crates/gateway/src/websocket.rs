@@ -483,8 +483,8 @@ mod tests {
 
     #[test]
     fn an_idle_connection_holds_one_line_and_little_else() {
-        assert!(size_of::<Line<Tcp>>() <= 136, "a line has {} bytes", size_of::<Line<Tcp>>());
-        assert!(task(run) <= 192, "the task has {} bytes", task(run));
+        assert!(size_of::<Line<Tcp>>() <= 80, "a line has {} bytes", size_of::<Line<Tcp>>());
+        assert!(task(run) <= 136, "the task has {} bytes", task(run));
     }
 
     #[test]

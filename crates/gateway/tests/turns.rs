@@ -68,3 +68,23 @@ async fn ephemeral_events_keep_their_place_over_the_turns() {
         assert_eq!(socket.event().await[1]["n"], n);
     }
 }
+
+#[tokio::test]
+async fn a_tenant_with_much_on_the_way_goes_on_when_it_has_been_written() {
+    let server = Server::start().await;
+    let mut sockets = Vec::new();
+    // More than are written to in one turn, so that the relay fills their list again before it is empty.
+    for _ in 0..100 {
+        sockets.push(Socket::connect(server.address, "p1/ann/").await.0);
+    }
+    // More copies than may be on the way at once.
+    for n in 0..FLOOD / 5 {
+        server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n })).await;
+    }
+    for socket in &mut sockets {
+        for n in 0..FLOOD / 5 {
+            assert_eq!(socket.event().await[1]["n"], n);
+        }
+    }
+    assert_eq!(server.gateway.stats().relay_lagged, 0);
+}
