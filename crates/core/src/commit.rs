@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use expand::cycle;
 pub use expand::{Expander, Expansion, Origin, Subscription, publication, rule_job};
 pub use schedules::{NewSchedule, ScheduleWrite, Scheduled};
 
@@ -23,6 +24,8 @@ use crate::{Id, Json, TenantId, Timestamp};
 
 /// The most events and jobs that one commit may hold, expansion included.
 pub const MAX_OPS: usize = 20_000;
+/// The most jobs that one job may name to wait for. The last job of a flow waits for all the others.
+pub(crate) const MAX_AFTER: usize = 1_000;
 /// The largest data of one event or job, in bytes.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;
 /// How many causes may follow from each other before the chain is cut: event -> job -> event -> …
@@ -416,6 +419,8 @@ pub struct FlowHead {
     pub given_id: bool,
     /// For people.
     pub name: Option<Box<str>>,
+    /// The asked-for event that it follows from, by index; absent when it was asked for itself.
+    pub root: Option<usize>,
 }
 
 /// The atomic unit as a store writes it: checked, expanded, complete.
@@ -431,8 +436,10 @@ pub struct Commit {
     pub asked_events: usize,
     /// How many jobs, from the front, the caller asked for.
     pub asked_jobs: usize,
-    /// The flow that those of the jobs belong to that say so.
-    pub flow: Option<FlowHead>,
+    /// The flows that those of the jobs belong to that say so.
+    pub flows: Vec<FlowHead>,
+    /// How many flows, from the front, the caller asked for: one or none.
+    pub asked_flows: usize,
     /// What to do to schedules; no two of these are about the same one.
     pub schedules: Vec<ScheduleWrite>,
     /// The most schedules that the tenant may have when another one is put; absent for no bound.
@@ -452,7 +459,8 @@ impl Commit {
             jobs: Vec::new(),
             asked_events: 0,
             asked_jobs: 0,
-            flow: None,
+            flows: Vec::new(),
+            asked_flows: 0,
             schedules: Vec::new(),
             most_schedules: None,
             dedup: None,
@@ -542,14 +550,17 @@ pub struct Caused {
     /// Events published by rules.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub events: Vec<Appended>,
-    /// Jobs enqueued by rules and durable handlers.
+    /// Jobs enqueued by rules and durable handlers, and by flows of their own accord.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub jobs: Vec<Enqueued>,
+    /// Flows begun by rules.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub flows: Vec<Id>,
 }
 
 impl Caused {
     fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.jobs.is_empty()
+        self.events.is_empty() && self.jobs.is_empty() && self.flows.is_empty()
     }
 }
 

@@ -146,25 +146,36 @@ impl<R: Rows> Writer<R> {
             let list = if index < commit.asked_events { &mut committed.events } else { &mut committed.caused.events };
             list.push(appended);
         }
-        let has_ties = commit.flow.is_some() || commit.jobs.iter().any(|job| !job.after.is_empty());
+        let has_ties = !commit.flows.is_empty() || commit.jobs.iter().any(|job| !job.after.is_empty());
+        let is_repeated = |root: Option<usize>| root.is_some_and(|root| repeated.contains(&root));
         let mut ties = Vec::new();
         for (index, job) in commit.jobs.into_iter().enumerate() {
-            if job.root.is_some_and(|root| repeated.contains(&root)) {
+            if is_repeated(job.root) {
                 continue;
             }
+            let flow = job.rare.as_ref().and_then(|rare| rare.flow.clone());
             let tie = has_ties.then(|| (job.id.clone(), job.after.clone()));
             let enqueued = self.enqueue(tenant, &commit.tenant, job)?;
             if let Some((asked, after)) = tie {
                 let (id, state) = (enqueued.id.clone(), enqueued.state);
-                ties.push(Tie { asked, id, is_new: !enqueued.deduplicated, state, after });
+                ties.push(Tie { asked, id, is_new: !enqueued.deduplicated, state, after, flow });
             }
             let list = if index < commit.asked_jobs { &mut committed.jobs } else { &mut committed.caused.jobs };
             list.push(enqueued);
         }
         if has_ties {
-            self.tie_all(tenant, commit.flow.as_ref(), &ties)?;
-            committed.flow = commit.flow.map(|flow| flow.id);
-            for enqueued in committed.jobs.iter_mut().filter(|job| job.state == State::Blocked) {
+            let mut begun = commit.flows;
+            for (index, flow) in begun.iter().enumerate() {
+                if index < commit.asked_flows {
+                    committed.flow = Some(flow.id.clone());
+                } else if !is_repeated(flow.root) {
+                    committed.caused.flows.push(flow.id.clone());
+                }
+            }
+            begun.retain(|flow| !is_repeated(flow.root));
+            self.tie_all(tenant, &begun, &ties)?;
+            let caused = committed.caused.jobs.iter_mut();
+            for enqueued in committed.jobs.iter_mut().chain(caused).filter(|job| job.state == State::Blocked) {
                 if let Some(seq) = self.find_job(tenant, &enqueued.id)?
                     && let Some(row) = self.job_row(seq)?
                 {

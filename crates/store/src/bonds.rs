@@ -22,6 +22,8 @@ pub(crate) struct Tie {
     /// The state of the job that stands for it, which may be forgotten.
     pub(crate) state: State,
     pub(crate) after: Vec<After>,
+    /// The flow that it belongs to if it is new.
+    pub(crate) flow: Option<Id>,
 }
 
 /// How many keys one turn looks through for jobs that may go on after a limit was changed; the next turn goes on.
@@ -265,8 +267,8 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    /// Ties the jobs of a commit, all of which are enqueued, to those they wait for, and makes their flow of them.
-    pub(crate) fn tie_all(&mut self, tenant: NameId, flow: Option<&FlowHead>, ties: &[Tie]) -> Result<()> {
+    /// Ties the jobs of a commit, all of which are enqueued, to those they wait for, and makes their flows of them.
+    pub(crate) fn tie_all(&mut self, tenant: NameId, flows: &[FlowHead], ties: &[Tie]) -> Result<()> {
         let mut seqs: HashMap<&Id, Seq> = HashMap::new();
         let mut forgotten: HashMap<&Id, &Tie> = HashMap::new();
         for tie in ties {
@@ -277,9 +279,9 @@ impl<R: Rows> Writer<R> {
         }
         // A job with a known id or unique key keeps its own ties and its own flow.
         let new = || ties.iter().filter(|tie| tie.is_new);
-        if let Some(head) = flow {
+        for head in flows {
             let mut flow = self.rows.add_flow(tenant, &head.id, head.name.as_deref(), self.now)?;
-            for tie in new() {
+            for tie in new().filter(|tie| tie.flow.as_ref() == Some(&head.id)) {
                 if let Some(seq) = seqs.get(&tie.asked) {
                     self.join(&mut flow, *seq)?;
                 }

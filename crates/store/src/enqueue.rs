@@ -24,10 +24,10 @@ enum Contest {
 impl<R: Rows> Writer<R> {
     /// Whether the jobs of a commit can be enqueued. Codes `job.missing_parent`, `flow.exists`, `queue.backlog_full`.
     pub(crate) fn check_jobs(&mut self, tenant: NameId, commit: &Commit) -> Outcome<()> {
-        if let Some(flow) = commit.flow.as_ref().filter(|flow| flow.given_id)
-            && self.rows.flow(tenant, &flow.id)?.is_some()
-        {
-            return Ok(Err(Error::conflict("flow.exists", format!("there is a flow {} already", flow.id))));
+        for flow in commit.flows.iter().filter(|flow| flow.given_id) {
+            if self.rows.flow(tenant, &flow.id)?.is_some() {
+                return Ok(Err(Error::conflict("flow.exists", format!("there is a flow {} already", flow.id))));
+            }
         }
         if commit.jobs.iter().any(|job| !job.after.is_empty()) {
             let own: HashSet<&Id> = commit.jobs.iter().map(|job| &job.id).collect();

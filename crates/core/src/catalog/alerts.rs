@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::raw::Table;
 use super::realtime::{Events, Roots, publication};
-use super::work::{Jobs, rule_job};
+use super::rules::rule_job;
+use super::work::Jobs;
 use super::{AlertOn, Alerts, Auth};
 
 /// `[alerts]`

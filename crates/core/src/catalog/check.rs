@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Catalog, Join, Pattern, RuleJob};
+use super::{Catalog, Join, Pattern, Rule, RuleJob};
 use crate::FieldError;
 use crate::expr::Expr;
 use crate::room::RoomTemplate;
@@ -97,7 +97,7 @@ fn work(catalog: &Catalog, findings: &mut Vec<Finding>) {
             warn(findings, format!("queue {name:?}: no job waits in it"));
         }
     }
-    let by_rule = catalog.rules.iter().filter_map(|rule| rule.enqueue.as_ref());
+    let by_rule = catalog.rules.iter().flat_map(Rule::jobs);
     let by_message = catalog.messages.values().flat_map(|message| &message.enqueue);
     let by_schedule = catalog.schedules.values().map(|schedule| &*schedule.job);
     let by_alert = catalog.alerts.iter().filter_map(|alerts| alerts.enqueue.as_ref());
@@ -132,9 +132,12 @@ fn rules(catalog: &Catalog, findings: &mut Vec<Finding>) {
         let read = catalog.event(on).and_then(|event| event.data.as_ref());
         let reader = Reader { label: format!("rule {index} on {on:?}"), from: "event", read };
         let published = rule.publish.iter().flat_map(|publish| publish.params.values().chain([&publish.data]));
-        reader.paths(published.chain(rule.enqueue.iter().map(|enqueue| &enqueue.data)), findings);
-        if let Some(enqueue) = &rule.enqueue {
-            reader.fills(enqueue, rule.when.as_ref(), catalog, findings);
+        let names = rule.flow.iter().filter_map(|flow| flow.name.as_ref());
+        reader.paths(published.chain(rule.jobs().map(|job| &job.data)).chain(names), findings);
+        // A flow has one condition for all its jobs.
+        let of_flow = rule.flow.as_ref().and_then(|flow| flow.when.as_ref());
+        for job in rule.jobs() {
+            reader.fills(job, rule.when.iter().chain(of_flow), catalog, findings);
         }
     }
 }
@@ -155,7 +158,7 @@ fn messages(catalog: &Catalog, findings: &mut Vec<Finding>) {
         let published = message.publish.iter().flat_map(|publish| publish.params.values().chain([&publish.data]));
         reader.paths(published.chain(message.enqueue.iter().map(|enqueue| &enqueue.data)), findings);
         for enqueue in &message.enqueue {
-            reader.fills(enqueue, None, catalog, findings);
+            reader.fills(enqueue, None.into_iter(), catalog, findings);
         }
     }
 }
@@ -186,8 +189,14 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the job gets all that it needs; `when` is the condition of the whole.
-    fn fills(&self, enqueue: &RuleJob, when: Option<&Expr>, catalog: &Catalog, findings: &mut Vec<Finding>) {
+    /// Whether the job gets all that it needs; `when` are the conditions of the whole.
+    fn fills<'c>(
+        &self,
+        enqueue: &'c RuleJob,
+        when: impl Iterator<Item = &'c Expr> + Clone,
+        catalog: &Catalog,
+        findings: &mut Vec<Finding>,
+    ) {
         let Some(schema) = catalog.job(&enqueue.job).and_then(|job| job.data.as_ref()) else { return };
         let Some(given) = enqueue.data.keys() else { return };
         let (label, job) = (&self.label, &enqueue.job);
@@ -197,7 +206,7 @@ impl Reader<'_> {
         }
         let maybe_absent = |path: &str| {
             let field = path.strip_prefix("data.").and_then(|name| self.read?.field(name));
-            let asked = when.into_iter().chain(&enqueue.when).any(|when| when.source().contains(path));
+            let asked = when.clone().chain(&enqueue.when).any(|when| when.source().contains(path));
             field.is_some_and(Schema::is_optional) && !asked
         };
         for (field, path) in schema.required_fields().filter_map(|field| Some((field, enqueue.data.hole(field)?))) {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::alerts::alerts;
 use super::raw::{Fields, Item, Node, Place, Report, Table, join};
-use super::{Catalog, realtime, work};
+use super::{Catalog, realtime, rules, work};
 
 /// The most files of one catalog, `app.toml` among them.
 const MOST_FILES: usize = 32;
@@ -207,7 +207,7 @@ fn resolve(root: &Fields, start: Place, report: &Report) -> Catalog {
     let jobs = work::jobs(&top, &queues);
     let messages = realtime::messages(&top, &auth, &rooms, &events, &jobs);
     let schedules = work::schedules(&top, &app, &jobs);
-    let rules = work::rules(&top, &auth, &events, &jobs);
+    let rules = rules::rules(&top, &auth, &events, &jobs);
     let alerts = alerts(&top, &auth, &events, &jobs);
     let caches = work::caches(&top);
     top.finish();

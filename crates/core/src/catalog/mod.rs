@@ -9,6 +9,7 @@ mod check;
 mod load;
 mod raw;
 mod realtime;
+mod rules;
 mod settings;
 mod work;
 
@@ -23,7 +24,7 @@ pub use load::{LoadError, Problem, load, parse};
 pub use settings::{QueueSettings, TenantSettings};
 
 use crate::expr::Expr;
-use crate::job::{OnConflict, States};
+use crate::job::{OnConflict, OnFailure, States};
 use crate::limit::Rate;
 use crate::retry::Backoff;
 use crate::room::RoomTemplate;
@@ -506,8 +507,55 @@ pub struct Rule {
     pub enqueue: Option<RuleJob>,
     /// The event it publishes.
     pub publish: Option<Publication>,
+    /// The flow it begins.
+    pub flow: Option<RuleFlow>,
     /// One line for people.
     pub description: String,
+}
+
+impl Rule {
+    /// Every job that it can enqueue.
+    pub fn jobs(&self) -> impl Iterator<Item = &RuleJob> {
+        self.enqueue.iter().chain(self.flow.iter().flat_map(RuleFlow::jobs))
+    }
+}
+
+/// The flow that a rule begins. Its references are unique and there are no circles.
+#[derive(Debug)]
+pub struct RuleFlow {
+    /// For people; a text with holes.
+    pub name: Option<Template>,
+    /// Its jobs, at least one.
+    pub steps: Vec<RuleStep>,
+    /// Runs when all of them have completed.
+    pub then: Option<RuleJob>,
+    /// Runs when all of them have ended, however they did.
+    pub finally: Option<RuleJob>,
+    /// Only if this holds.
+    pub when: Option<Expr>,
+}
+
+impl RuleFlow {
+    /// Every job that it enqueues.
+    pub fn jobs(&self) -> impl Iterator<Item = &RuleJob> {
+        let steps = self.steps.iter().flat_map(|step| [Some(&step.job), step.compensate.as_ref()]);
+        steps.chain([self.then.as_ref(), self.finally.as_ref()]).flatten()
+    }
+}
+
+/// A job of a rule's flow.
+#[derive(Debug)]
+pub struct RuleStep {
+    /// What it is.
+    pub job: RuleJob,
+    /// What the others call it.
+    pub reference: Option<String>,
+    /// The references of those it waits for.
+    pub after: Vec<String>,
+    /// What its failure means for those that wait for it.
+    pub on_failure: OnFailure,
+    /// The job that undoes it.
+    pub compensate: Option<RuleJob>,
 }
 
 /// The job that a rule, a message or an alert enqueues.

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::load::{named_entries, report_name};
 use super::raw::{Node, Place, Table};
-use super::work::{Jobs, rule_job};
+use super::rules::rule_job;
+use super::work::Jobs;
 use super::{App, Auth, CredentialSource, EventType, Join, Jwt, Message, Profile, Publication, Realtime, Room, View};
 use crate::expr::Expr;
 use crate::limit::Rate;

@@ -1,4 +1,4 @@
-//! Resolving what runs in the background: queues, jobs, schedules, rules and caches.
+//! Resolving what runs in the background: queues, jobs, schedules and caches.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::alerts::alert_on;
 use super::load::named_entries;
 use super::raw::{Item, Node, Table, join};
-use super::realtime::{Events, Roots, condition, publication, schema, template};
-use super::{AlertOn, App, Auth, Cache, JobType, Keep, Pattern, Per, Queue, Rule, RuleJob, ScheduleSpec, UniqueRule};
+use super::realtime::schema;
+use super::{AlertOn, App, Cache, JobType, Keep, Per, Queue, ScheduleSpec, UniqueRule};
 use crate::job::OnConflict;
 use crate::retry::{Backoff, Jitter};
 use crate::room::RoomTemplate;
@@ -29,7 +29,7 @@ const MOST_WAITING: i64 = 1_000_000_000;
 /// The most runs of a job.
 const MOST_ATTEMPTS: i64 = 1_000;
 
-const PRIORITIES: std::ops::RangeInclusive<i64> = 1..=5;
+pub(super) const PRIORITIES: std::ops::RangeInclusive<i64> = 1..=5;
 
 pub(super) type Queues = BTreeMap<Arc<str>, Queue>;
 pub(super) type Jobs = BTreeMap<Arc<str>, JobType>;
@@ -273,7 +273,7 @@ fn job_key(table: &Table<'_>, data: Option<&Schema>) -> Option<RoomTemplate> {
 }
 
 /// The declared job that `key` names.
-fn job_named(table: &Table<'_>, key: &'static str, jobs: &Jobs) -> Option<Arc<str>> {
+pub(super) fn job_named(table: &Table<'_>, key: &'static str, jobs: &Jobs) -> Option<Arc<str>> {
     let name = table.required_text(key)?;
     let job = jobs.get(name).map(|job| job.name.clone());
     if job.is_none() {
@@ -353,54 +353,6 @@ fn timing(table: &Table<'_>, app: &App) -> (Option<Timing>, Per) {
         }
     }
     (cron.or(every).or(at), per)
-}
-
-pub(super) fn rules(top: &Table<'_>, auth: &Auth, events: &Events, jobs: &Jobs) -> Vec<Rule> {
-    let roots = Roots { templates: &["data", "params", "tenant", "event"], conditions: &["data", "params", "tenant"] };
-    let mut rules = Vec::new();
-    for table in top.tables("rules") {
-        let on = pattern(&table, events);
-        let when = condition(&table, "when", roots.conditions, auth);
-        let enqueue = table.table("enqueue").and_then(|table| rule_job(table, &roots, auth, jobs));
-        let publish = table.table("publish").and_then(|table| publication(table, &roots, auth, events));
-        if !table.all().iter().any(|(key, _)| key == "enqueue" || key == "publish") {
-            table.report.note(table.place, &table.key, "does nothing; expected enqueue or publish");
-        }
-        let description = table.description();
-        table.finish();
-        rules.extend(on.map(|on| Rule { on, when, enqueue, publish, description }));
-    }
-    rules
-}
-
-/// The events of a rule: at least one declared one, and none that is only a reply.
-fn pattern(table: &Table<'_>, events: &Events) -> Option<Pattern> {
-    let text = table.required_text("on")?;
-    let Some(pattern) = Pattern::parse(text) else {
-        table.wrong("on", format!("expected an event or a pattern with one * at its end, got {text:?}"));
-        return None;
-    };
-    match (&pattern, events.get(text)) {
-        (Pattern::Exact(_), Some(event)) if event.reply => {
-            table.wrong("on", format!("{text:?} is a reply to the socket that asked and is never published"));
-        }
-        (Pattern::Exact(_), None) => table.unknown("on", "event", text, events.keys().map(|name| &**name)),
-        (Pattern::Prefix(_), _) if !events.values().any(|event| pattern.matches(&event.name) && !event.reply) => {
-            table.wrong("on", format!("{text:?} is no event that can be published"));
-        }
-        (Pattern::Exact(_) | Pattern::Prefix(_), _) => {}
-    }
-    Some(pattern)
-}
-
-/// A job that a rule, a message or an alert enqueues.
-pub(super) fn rule_job(table: Table<'_>, roots: &Roots<'_>, auth: &Auth, jobs: &Jobs) -> Option<RuleJob> {
-    let job = job_named(&table, "job", jobs);
-    let data = template(&table, "data", roots.templates);
-    let when = condition(&table, "when", roots.conditions, auth);
-    let (delay, priority) = (table.duration("delay"), table.integer("priority", PRIORITIES));
-    table.finish();
-    Some(RuleJob { job: job?, data: data?, when, delay, priority })
 }
 
 pub(super) fn caches(top: &Table<'_>) -> BTreeMap<Arc<str>, Cache> {

@@ -11,14 +11,15 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
-    Append, Commit, Enqueue, Idempotency, MAX_DATA_BYTES, MAX_DEPTH, MAX_OPS, NewEvent, NewJob, ParamValue, Request,
-    ScheduleWrite,
+    Append, Commit, Enqueue, FlowHead, Idempotency, MAX_DATA_BYTES, MAX_DEPTH, MAX_OPS, NewEvent, NewFlow, NewJob,
+    ParamValue, Request, ScheduleWrite,
 };
-use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleJob};
+use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleFlow, RuleJob, RuleStep};
 use crate::event::Ephemeral;
 use crate::id::Ids;
 use crate::schema::Schema;
 use crate::{Error, FieldError, Json, Kind, Result, TenantId, Timestamp};
+pub(crate) use flow::cycle;
 
 /// Where a request comes from.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +83,7 @@ impl Expander {
             now,
             events: Vec::with_capacity(request.events.len()),
             jobs: Vec::with_capacity(request.jobs.len()),
+            flows: Vec::new(),
             schedules: Vec::with_capacity(request.schedules.len()),
             scheduled: HashSet::new(),
             ephemeral: Vec::new(),
@@ -94,12 +96,14 @@ impl Expander {
             run.event(event, at, origin, None)?;
         }
         let asked_events = run.events.len();
-        let (asked_jobs, flow) = run.asked_jobs(request.jobs, request.flow, is_alone, origin)?;
+        let place = |index| Place::asked("jobs", index, is_alone);
+        let asked_jobs = run.tied_jobs(request.jobs, request.flow, place, origin, None)?;
+        let asked_flows = run.flows.len();
         for (index, schedule) in request.schedules.into_iter().enumerate() {
             run.schedule(schedule, Place::asked("schedules", index, is_alone))?;
         }
         run.follow()?;
-        let Run { events, jobs, schedules, ephemeral, .. } = run;
+        let Run { events, jobs, flows, schedules, ephemeral, .. } = run;
         let dedup = request.dedup.map(|dedup| check_key("dedup.invalid", dedup.key).map(|key| (key, dedup.ttl.0)));
         let commit = Commit {
             tenant: tenant.clone(),
@@ -107,7 +111,8 @@ impl Expander {
             jobs,
             asked_events,
             asked_jobs,
-            flow,
+            flows,
+            asked_flows,
             schedules,
             most_schedules: Some(self.catalog.app.schedules),
             dedup: dedup.transpose()?,
@@ -175,6 +180,7 @@ struct Cause {
 enum Consequence {
     Event(Box<NewEvent>),
     Job(Box<NewJob>),
+    Flow(Box<NewFlow>, Vec<NewJob>),
 }
 
 struct Run<'a> {
@@ -183,6 +189,7 @@ struct Run<'a> {
     now: Timestamp,
     events: Vec<Append>,
     jobs: Vec<Enqueue>,
+    flows: Vec<FlowHead>,
     schedules: Vec<ScheduleWrite>,
     /// The keys and users of these schedules.
     scheduled: HashSet<(Arc<str>, Option<Box<str>>)>,
@@ -367,6 +374,7 @@ impl Run<'_> {
                     .and_then(|event| publication(event, &scope))
                     .map(Box::new)
                     .map(Consequence::Event),
+                rule.flow.as_ref().and_then(|flow| rule_flow(flow, &scope)),
             ];
             let requests = requests.into_iter().flatten();
             self.caused.extend(requests.map(|request| Cause { request, origin: origin.clone(), root }));
@@ -399,6 +407,9 @@ impl Run<'_> {
                 match request {
                     Consequence::Event(event) => self.event(*event, at, &origin, root)?,
                     Consequence::Job(job) => self.job(*job, at, &origin, root)?,
+                    Consequence::Flow(flow, jobs) => {
+                        self.tied_jobs(jobs, Some(*flow), |_| at, &origin, root)?;
+                    }
                 }
             }
         }
@@ -420,6 +431,38 @@ pub fn rule_job(job: &RuleJob, scope: &Value) -> Option<NewJob> {
         priority: job.priority.map(super::Priority),
         ..NewJob::new(&*job.job, job.data.render(scope))
     })
+}
+
+/// The flow that a rule begins, unless its condition says no.
+fn rule_flow(flow: &RuleFlow, scope: &Value) -> Option<Consequence> {
+    if !holds(flow.when.as_ref(), scope) {
+        return None;
+    }
+    let boxed = |job: &Option<RuleJob>| job.as_ref().and_then(|job| rule_job(job, scope)).map(Box::new);
+    let step = |step: &RuleStep| {
+        Some(NewJob {
+            reference: step.reference.clone(),
+            after: step.after.clone(),
+            on_failure: Some(step.on_failure),
+            compensate: boxed(&step.compensate),
+            ..rule_job(&step.job, scope)?
+        })
+    };
+    let name = flow.name.as_ref().and_then(|name| match name.render(scope) {
+        Value::Null => None,
+        Value::String(name) => Some(name),
+        other => Some(other.to_string()),
+    });
+    let head = NewFlow {
+        id: None,
+        name: name.map(|mut name| {
+            name.truncate(name.floor_char_boundary(MAX_TEXT_BYTES));
+            name
+        }),
+        then: boxed(&flow.then),
+        finally: boxed(&flow.finally),
+    };
+    Some(Consequence::Flow(Box::new(head), flow.steps.iter().filter_map(step).collect()))
 }
 
 /// The event that a rule or a client's message publishes, unless its condition says no.

@@ -1,11 +1,11 @@
 //! What operators change about one job: its place, its data, whether it is there at all; and what runs again when one is re-driven.
 
-use tidewire_core::commit::{After, Commit, Enqueue, FlowHead};
+use tidewire_core::commit::{After, Enqueue};
 use tidewire_core::job::{OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
 use tidewire_core::store::{Change, Control, Flow, Store};
 use tidewire_core::{Id, Json};
 
-use crate::world::{HOUR, LEASE, MINUTE, World, any, code, commit, done, id, job_ids, tenant, within};
+use crate::world::{HOUR, LEASE, MINUTE, World, any, code, commit, done, id, in_flow, job_ids, tenant, within};
 
 every_engine![
     a_waiting_job_gets_another_priority,
@@ -140,8 +140,7 @@ async fn flow(world: &World) {
         ..world.job("work")
     };
     let jobs = vec![member("one", None), member("two", Some("one")), member("three", Some("two"))];
-    let flow = Some(FlowHead { id: id("f"), given_id: true, name: None });
-    world.commit(Commit { flow, ..commit(&tenant("a"), Vec::new(), jobs) }).await;
+    world.commit(in_flow("f", commit(&tenant("a"), Vec::new(), jobs))).await;
 }
 
 async fn shown(store: &dyn Store) -> Flow {

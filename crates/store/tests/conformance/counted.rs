@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use tidewire_core::TenantId;
 use tidewire_core::catalog::Keep;
-use tidewire_core::commit::{After, Enqueue, FlowHead};
+use tidewire_core::commit::{After, Enqueue};
 use tidewire_core::job::{OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
 use tidewire_core::store::{Claim, Control, Counts, JobQuery, Leased, QueueLimits};
 
-use crate::world::{SECOND, World, any, commit, done, retry, tenant, within};
+use crate::world::{SECOND, World, any, commit, done, in_flow, retry, tenant, within};
 
 every_engine![any_life_of_jobs_is_counted_right, forgotten_jobs_are_no_longer_counted];
 
@@ -82,16 +82,16 @@ async fn step(world: &World, leased: &mut Vec<Leased>, random: &mut u64) {
             }
             let mut asked = commit(&own, Vec::new(), jobs);
             if draw(random, 2) == 0 {
-                let head = FlowHead { id: tidewire_core::id::Ids::next(&*world.ids), given_id: false, name: None };
+                let flow = tidewire_core::id::Ids::next(&*world.ids);
                 let mut undo = any_job(world, random);
                 let rare = undo.rare_mut();
                 (rare.compensates, rare.unique, rare.expires_at) = (Some(asked.jobs[0].id.clone()), None, None);
                 asked.jobs.push(undo);
                 for job in &mut asked.jobs {
-                    job.rare_mut().flow = Some(head.id.clone());
+                    job.rare_mut().flow = Some(flow.clone());
                     job.rare_mut().on_failure = OnFailure::Compensate;
                 }
-                asked.flow = Some(head);
+                asked = in_flow(&flow.to_string(), asked);
             }
             world.commit(asked).await;
         }

@@ -1,12 +1,12 @@
 //! Jobs that wait for jobs: order, results, what follows when one does not complete, and what a flow shows of all that.
 
 use tidewire_core::catalog::Keep;
-use tidewire_core::commit::{After, Commit, Enqueue, FlowHead};
+use tidewire_core::commit::{After, Commit, Enqueue};
 use tidewire_core::job::{Job, OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
 use tidewire_core::store::{Claim, Control, Flow, Leased, Parent, QueueLimits};
 use tidewire_core::{Id, Json, TenantId};
 
-use crate::world::{HOUR, MINUTE, World, any, code, commit, done, id, job_ids, retry, tenant, within};
+use crate::world::{HOUR, MINUTE, World, any, code, commit, done, id, in_flow, job_ids, retry, tenant, within};
 
 every_engine![
     a_diamond_runs_in_order_and_hands_on_its_results,
@@ -49,8 +49,7 @@ fn compensating(world: &World, name: &str, undoes: &str) -> Enqueue {
 }
 
 fn flow_of(tenant: &TenantId, jobs: Vec<Enqueue>) -> Commit {
-    let head = FlowHead { id: id("f"), given_id: true, name: Some("a flow".into()) };
-    Commit { flow: Some(head), ..commit(tenant, Vec::new(), jobs) }
+    in_flow("f", commit(tenant, Vec::new(), jobs))
 }
 
 async fn begin(world: &World, tenant: &TenantId, jobs: Vec<Enqueue>) {
@@ -97,7 +96,7 @@ async fn a_diamond_runs_in_order_and_hands_on_its_results(world: World) {
     ];
     begin(&world, &a, jobs).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.name.as_deref(), shown.finished_at), ("running", Some("a flow"), None));
+    assert_eq!((shown.state, shown.name.as_deref(), shown.finished_at), ("running", Some("flow f"), None));
     assert_eq!(shown.counts, [(State::Blocked, 3), (State::Pending, 1)].into());
     assert_eq!(shown.jobs[0].after, [id("left"), id("right")]);
     next(&world, "begin", result("1")).await;

@@ -1,11 +1,11 @@
 //! What the oracle found wrong, one test each.
 
 use tidewire_core::Id;
-use tidewire_core::commit::{After, Commit, Enqueue, FlowHead};
+use tidewire_core::commit::{After, Enqueue};
 use tidewire_core::job::{OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
 use tidewire_core::store::{Change, Control, Flow, QueueLimits};
 
-use crate::world::{HOUR, SECOND, World, any, commit, done, id, job_ids, tenant, within};
+use crate::world::{HOUR, SECOND, World, any, commit, done, id, in_flow, job_ids, tenant, within};
 
 every_engine![
     who_was_tied_to_what_had_ended_and_waits_for_it_again_goes_on,
@@ -104,8 +104,7 @@ fn member(world: &World, name: &str, change: impl FnOnce(&mut Rare)) -> Enqueue 
 }
 
 async fn begin(world: &World, jobs: Vec<Enqueue>) {
-    let head = FlowHead { id: id("f"), given_id: true, name: None };
-    world.commit(Commit { flow: Some(head), ..commit(&tenant("a"), Vec::new(), jobs) }).await;
+    world.commit(in_flow("f", commit(&tenant("a"), Vec::new(), jobs))).await;
 }
 
 async fn flow(world: &World) -> Flow {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tidewire_core::commit::{Append, Commit, Committed, Enqueue, Enqueued};
+use tidewire_core::commit::{Append, Commit, Committed, Enqueue, Enqueued, FlowHead};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::id::{Ids, UuidV7};
 use tidewire_core::job::{FailedAttempt, Job, State, Verdict};
@@ -280,6 +280,12 @@ pub(crate) fn id(text: &str) -> Id {
 pub(crate) fn commit(tenant: &TenantId, events: Vec<Append>, jobs: Vec<Enqueue>) -> Commit {
     let (asked_events, asked_jobs) = (events.len(), jobs.len());
     Commit { events, jobs, asked_events, asked_jobs, ..Commit::empty(tenant.clone()) }
+}
+
+/// The commit with a flow, named after its id, of those of its jobs that say so.
+pub(crate) fn in_flow(flow: &str, commit: Commit) -> Commit {
+    let head = FlowHead { id: id(flow), given_id: true, name: Some(format!("flow {flow}").into()), root: None };
+    Commit { flows: vec![head], asked_flows: 1, ..commit }
 }
 
 /// A claim of whatever is due, for a worker on another machine.

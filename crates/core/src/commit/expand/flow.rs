@@ -4,13 +4,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::jobs::option;
-use super::{Origin, Place, Run};
-use crate::commit::{After, Enqueue, FlowHead, NewFlow, NewJob};
+use super::{Origin, Place, Run, check_texts};
+use crate::commit::{After, Enqueue, FlowHead, MAX_AFTER, NewFlow, NewJob};
 use crate::job::{OnConflict, OnFailure, Rare, State};
 use crate::{Error, Id, Result};
-
-/// The most jobs that one job may name to wait for. The last job of a flow waits for all the others.
-const MAX_AFTER: usize = 1_000;
 
 /// `compensate` and `onFailure` are about the other jobs of a flow.
 pub(super) fn needs_flow(at: Place) -> Error {
@@ -39,18 +36,20 @@ struct Member {
 }
 
 impl Run<'_> {
-    /// Expands the jobs that a caller asked for, with their references and their flow. Answers how many the caller named, and the flow.
-    pub(super) fn asked_jobs(
+    /// Expands jobs that are asked for together, with their references and their flow, which `root` has caused if it is there. Answers
+    /// how many jobs there are by then, but for those that the flow adds by itself.
+    pub(super) fn tied_jobs(
         &mut self,
         jobs: Vec<NewJob>,
         flow: Option<NewFlow>,
-        is_alone: bool,
+        place: impl Fn(usize) -> Place,
         origin: &Origin,
-    ) -> Result<(usize, Option<FlowHead>)> {
+        root: Option<usize>,
+    ) -> Result<usize> {
         let first = self.jobs.len();
         let mut members: Vec<Member> = Vec::new();
         for (index, mut job) in jobs.into_iter().enumerate() {
-            let at = Place::asked("jobs", index, is_alone);
+            let at = place(index);
             if flow.is_none() && (job.compensate.is_some() || job.on_failure == Some(OnFailure::Compensate)) {
                 return Err(option(at, "compensate: only a job of a flow can be undone"));
             }
@@ -62,14 +61,17 @@ impl Run<'_> {
         }
         let asked = self.jobs.len();
         self.resolve(first, &members)?;
-        let Some(flow) = flow else { return Ok((asked, None)) };
+        let Some(flow) = flow else { return Ok(asked) };
         if asked == first {
             return Err(Error::invalid("job.invalid_option", "flow: expected at least one job"));
         }
+        let own_place = |list| Place { list, index: 0, alone: true, is_caused: place(0).is_caused };
+        check_texts(own_place("flow"), [("name", &flow.name)])?;
         let head = FlowHead {
             given_id: flow.id.is_some(),
             id: flow.id.unwrap_or_else(|| self.expander.ids.next()),
             name: flow.name.map(Into::into),
+            root,
         };
         for (index, member) in members.into_iter().enumerate() {
             if let Some(job) = member.compensate {
@@ -88,14 +90,15 @@ impl Run<'_> {
         for (name, job, ignores_failure) in [("then", flow.then, false), ("finally", flow.finally, true)] {
             if let Some(job) = job {
                 let after = all(&self.jobs, ignores_failure);
-                let at = Place { list: name, index: 0, alone: true, is_caused: false };
-                self.follower(*job, at, origin, after, |_| {})?;
+                self.follower(*job, own_place(name), origin, after, |_| {})?;
             }
         }
         for job in &mut self.jobs[first..] {
             job.rare.get_or_insert_default().flow = Some(head.id.clone());
+            job.root = root;
         }
-        Ok((asked, Some(head)))
+        self.flows.push(head);
+        Ok(asked)
     }
 
     /// A job that the flow itself adds.
@@ -198,7 +201,7 @@ fn merged(jobs: &[Enqueue], mut before: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
 }
 
 /// Some jobs that wait for each other in a circle. `before[n]` are the jobs that job n waits for.
-fn cycle(before: &[Vec<usize>]) -> Option<Vec<usize>> {
+pub(crate) fn cycle(before: &[Vec<usize>]) -> Option<Vec<usize>> {
     let mut waits: Vec<usize> = before.iter().map(Vec::len).collect();
     let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); before.len()];
     for (index, jobs) in before.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidewire_core::catalog::Keep;
-use tidewire_core::commit::{After, Committed, Enqueue, FlowHead};
+use tidewire_core::commit::{After, Commit, Committed, Enqueue};
 use tidewire_core::job::{Job, OnFailure, Rare, State, States, Unique, Verdict};
 use tidewire_core::limit::Rate;
 use tidewire_core::retry::{Backoff, Jitter};
@@ -13,7 +13,7 @@ use tidewire_core::{Id, TenantId, Timestamp};
 use super::machine::{Machine, Modelled, Written};
 use super::program::{Bounds, End, New, Program, Step, TENANTS, What};
 use super::ties::{Asked, ONLY_WAITING, WINDOW_SECONDS};
-use crate::world::{SECOND, START, World, any, code, commit, id, tenant, within};
+use crate::world::{SECOND, START, World, any, code, commit, id, in_flow, tenant, within};
 
 /// Where the engine and the oracle part, in words.
 type Differs = String;
@@ -154,9 +154,12 @@ impl Bench {
                 job.rare.get_or_insert_default().flow = Some(id(flow));
             }
         }
-        let head = flow.as_ref().map(|name| FlowHead { id: id(name), given_id: false, name: None });
         let asked_for = commit(&self.tenants[tenant], Vec::new(), enqueues);
-        let asked_for = tidewire_core::commit::Commit { flow: head, asked_jobs: count, ..asked_for };
+        let asked_for = Commit { asked_jobs: count, ..asked_for };
+        let asked_for = match &flow {
+            Some(flow) => in_flow(flow, asked_for),
+            None => asked_for,
+        };
         let expected = self.oracle.commit(tenant, &asked, flow.as_deref(), count);
         let committed = self.world.try_commit(asked_for).await;
         same("what was written", &written(&committed.map_err(|error| error.to_string())?), &expected)
