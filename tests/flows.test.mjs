@@ -110,6 +110,105 @@ describe("a flow", () => {
     assert.deepEqual((await show(tenant, flow)).counts, { failed: 1, cancelled: 9_999 });
   });
 
+  test("is cancelled as a whole, and what comes last runs", async () => {
+    const tenant = server.newTenant();
+    const jobs = [step("a"), step("b", ["a"]), step("c", ["b"])];
+    const { flow } = await begin(tenant, { jobs, finally: { type: "pack", data: { step: "last" } } });
+    const [running] = await ready(tenant, "a");
+    const cancelled = await expectStatus(await tenant.api(`/v1/flows/${flow}/cancel`, { method: "POST" }), 200);
+    assert.deepEqual([cancelled.state, cancelled.unfinished], ["running", 2]);
+    assert.deepEqual(cancelled.counts, { processing: 1, cancelled: 2, blocked: 1 });
+    const { leases } = await expectStatus(await tenant.api("/v1/leases/renew", { body: { leases: [{ id: running.id, lease: running.lease }] } }), 200);
+    assert.equal(leases[0].cancelled, true);
+    await tenant.settle(running, "cancel");
+    await run(tenant, "last");
+    assert.deepEqual((await show(tenant, flow)).counts, { cancelled: 3, completed: 1 });
+    expectProblem(await tenant.api(`/v1/flows/${flow}/cancel`, { method: "POST" }), 409, "flow.wrong_state");
+    expectProblem(await tenant.api("/v1/flows/nobody/cancel", { method: "POST" }), 404, "flow.not_found");
+  });
+
+  test("goes on where it failed when it is retried", async () => {
+    const tenant = server.newTenant();
+    const { flow } = await begin(tenant, { jobs: [step("a"), step("b", ["a"]), step("c", ["b"])] });
+    await run(tenant, "a");
+    await run(tenant, "b", "fail");
+    assert.equal((await show(tenant, flow)).state, "failed");
+    const again = await expectStatus(await tenant.api(`/v1/flows/${flow}/retry`, { method: "POST" }), 200);
+    assert.deepEqual([again.state, again.counts], ["running", { completed: 1, pending: 1, blocked: 1 }]);
+    await run(tenant, "b");
+    await run(tenant, "c");
+    assert.equal((await show(tenant, flow)).state, "completed");
+    expectProblem(await tenant.api(`/v1/flows/${flow}/retry`, { method: "POST" }), 409, "flow.wrong_state");
+  });
+
+  test("is listed, the newest first", async () => {
+    const tenant = server.newTenant();
+    for (const name of ["one", "two", "three"]) await begin(tenant, { id: name, name, jobs: [{ type: "pack" }] });
+    await tenant.settle(await tenant.leaseOne(), "done");
+    const list = async (query) => expectStatus(await tenant.api(`/v1/flows?${query}`), 200);
+    const first = await list("limit=2");
+    assert.deepEqual(first.items.map(({ id, state, unfinished, jobs }) => [id, state, unfinished, jobs]), [
+      ["three", "running", 1, undefined], ["two", "running", 1, undefined],
+    ]);
+    assert.deepEqual((await list(`limit=2&cursor=${first.nextCursor}`)).items.map(({ id }) => id), ["one"]);
+    assert.deepEqual((await list("state=completed")).items.map(({ id }) => id), ["one"]);
+    assert.deepEqual((await list("name=two")).items.map(({ id }) => id), ["two"]);
+    assert.deepEqual((await expectStatus(await server.newTenant().api("/v1/flows"), 200)).items, []);
+    for (const query of ["state=over", "cursor=x", "limit=0"]) {
+      const code = query === "cursor=x" ? "cursor.invalid" : "request.invalid";
+      expectProblem(await tenant.api(`/v1/flows?${query}`), 400, code);
+    }
+  });
+
+  test("has more results than a lease names", async () => {
+    const tenant = server.newTenant();
+    const jobs = Array.from({ length: 1_200 }, (_, n) => ({ type: "pack", ref: `r${n}` }));
+    await begin(tenant, { jobs, then: { type: "pack", data: { step: "then" } } });
+    for (let left = 1_200; left > 0;) {
+      const leased = await tenant.lease({ max: 400, wait: "10s" });
+      left -= leased.length;
+      const results = leased.map(({ id, lease, ref }) => ({ id, lease, verdict: "done", result: { ref } }));
+      await expectStatus(await tenant.api("/v1/leases/settle", { body: { results } }), 200);
+    }
+    const [last] = await ready(tenant, "then");
+    assert.equal(last.parents.length, 1_000);
+    const first = await expectStatus(await tenant.api(`/v1/jobs/${last.id}/parents?limit=1000`), 200);
+    assert.deepEqual(first.items, last.parents);
+    const rest = await expectStatus(await tenant.api(`/v1/jobs/${last.id}/parents?limit=1000&cursor=${first.nextCursor}`), 200);
+    assert.deepEqual([rest.items.length, rest.nextCursor, rest.items[199].state], [200, null, "completed"]);
+    expectProblem(await tenant.api("/v1/jobs/nobody/parents"), 404, "job.not_found");
+  });
+
+  test("is begun by a rule of the catalog, once for each event", async () => {
+    const own = await start({
+      app: shop({
+        more: `
+[[rules]]
+on = "item:added"
+when = "data.amount > 1.0"
+[rules.flow]
+name = "item {{ data.itemId }}"
+jobs = [
+  { ref = "a", job = "pack", data = { step = "a" } },
+  { ref = "b", job = "pack", after = ["a"], data = { step = "{{ data.itemId }}" } },
+]
+finally = { job = "pack", data = { step = "last" } }
+`,
+      }),
+    });
+    const tenant = own.newTenant();
+    const event = { type: "item:added", id: "e1", data: { itemId: "i1", amount: 2 } };
+    const body = { events: [event, { ...event, id: "e2", data: { itemId: "i2", amount: 1 } }] };
+    const { caused } = await expectStatus(await tenant.api("/v1/commit", { body }), 201);
+    assert.deepEqual([caused.flows.length, caused.jobs.map(({ state }) => state)], [1, ["pending", "blocked", "blocked"]]);
+    const again = await expectStatus(await tenant.api("/v1/commit", { body }), 201);
+    assert.equal(again.caused, undefined);
+    for (const name of ["a", "i1", "last"]) await run(tenant, name);
+    const [shown] = (await expectStatus(await tenant.api("/v1/flows"), 200)).items;
+    assert.deepEqual([shown.id, shown.name, shown.state], [caused.flows[0], "item i1", "completed"]);
+    await own.stop();
+  });
+
   test("is its tenant's own", async () => {
     const [one, other] = [server.newTenant(), server.newTenant()];
     await begin(one, { id: "same", jobs: [step("a")] });

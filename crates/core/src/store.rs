@@ -4,6 +4,7 @@
 //! serve all tenants at once by their nature: dispatch, and listings for an administrator.
 
 mod figures;
+mod flow;
 mod operate;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use crate::schedule::{Overlap, Reached, Stored};
 use crate::{Id, Json, Result, TenantId, Timestamp};
 
 pub use figures::{Figures, QueueFigures};
+pub use flow::{Flow, FlowControl, FlowJob, FlowQuery, FlowState};
 pub use operate::{Bulk, Change, Changed, Control, JobQuery, Page, QueuePace, QueueTenant, Queues};
 
 /// The answer of a store, some time later.
@@ -188,7 +190,7 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// The most parents that a run is told of; a flow with more is read as a flow.
+    /// The most parents that a run is told of, and that are on one page of [`Jobs::parents`].
     pub const MOST: usize = 1_000;
 }
 
@@ -320,58 +322,6 @@ pub trait Lifecycle: Send + Sync {
     fn committed(&self, ephemeral: &[Ephemeral]);
 }
 
-/// A flow: jobs that wait for each other, and how far they are.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Flow {
-    /// Its id.
-    pub id: Id,
-    /// For people.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<Box<str>>,
-    /// When it began.
-    pub created_at: Timestamp,
-    /// When the last of its jobs ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Timestamp>,
-    /// `running`, `completed`, `failed`, or `undoing` while its compensating jobs run.
-    pub state: &'static str,
-    /// How many of its jobs are in each state.
-    pub counts: BTreeMap<State, u64>,
-    /// Its jobs in the order they were given, at most [`Flow::MOST_JOBS`].
-    pub jobs: Vec<FlowJob>,
-}
-
-impl Flow {
-    /// The most jobs that are listed with a flow.
-    pub const MOST_JOBS: usize = 10_000;
-}
-
-/// A job of a flow.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FlowJob {
-    /// Its id.
-    pub id: Id,
-    /// What the flow calls it.
-    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
-    pub reference: Option<Box<str>>,
-    /// Its type.
-    #[serde(rename = "type")]
-    pub kind: Arc<str>,
-    /// Where it is in its life.
-    pub state: State,
-    /// The ids of the jobs it waits for or waited for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub after: Vec<Id>,
-    /// The job that it undoes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compensates: Option<Id>,
-    /// When it ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Timestamp>,
-}
-
 /// What is different for one tenant in a queue. An absent value is the queue's.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TenantLimits {
@@ -398,6 +348,11 @@ pub trait Jobs: Send + Sync {
     fn observe(&self, lifecycle: Arc<dyn Lifecycle>);
     /// A flow with its jobs.
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
+    /// A page of flows without their jobs, newest first. Code `cursor.invalid`.
+    fn flows(&self, query: FlowQuery) -> Answer<'_, Page<Flow>>;
+    /// Does something to the jobs of a flow, to all of them in one transaction. Codes `flow.not_found`, `flow.wrong_state`, `flow.undone`,
+    /// `job.unique_taken`.
+    fn control_flow(&self, tenant: &TenantId, id: &Id, control: FlowControl) -> Answer<'_, ()>;
     /// Sets what the engine enforces for each queue, from now on.
     fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()>;
     /// Leases due jobs: by priority, fair over tenants by their weights inside a priority, first in first out inside a tenant,
@@ -413,6 +368,15 @@ pub trait Jobs: Send + Sync {
     fn job(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<(Job, Vec<FailedAttempt>)>>;
     /// A page of jobs.
     fn jobs(&self, query: JobQuery) -> Answer<'_, Page<Job>>;
+    /// A page of the jobs that a job waited for and how they ended, in the order in which they were enqueued, from where `cursor` says
+    /// and at most `limit`, bounded by [`Parent::MOST`]; nothing when there is no such job.
+    fn parents(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: u32,
+    ) -> Answer<'_, Option<Page<Parent>>>;
     /// Changes one job. Codes `job.not_found`, `job.wrong_state`, `job.unique_taken`.
     fn control(&self, tenant: &TenantId, id: &Id, control: Control) -> Answer<'_, Job>;
     /// Does the same to the next jobs that match `query`, the oldest first, at most [`Bulk::MAX`] of them and each alone: one that is

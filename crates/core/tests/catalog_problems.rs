@@ -257,6 +257,51 @@ fn bad_values_are_reported_with_what_was_expected() {
 }
 
 #[test]
+fn flows_of_rules_are_checked_as_a_whole() {
+    let flow = |flow: &str| {
+        let head =
+            "[events.e]\n[queues.q]\n[jobs.j]\nqueue = \"q\"\ndata = { id = \"string\" }\n[[rules]]\non = \"e\"\n";
+        with_app(&format!("{head}[rules.flow]\n{flow}\n"))
+    };
+    let catalog =
+        flow("jobs = [{ ref = \"a\", job = \"j\", data = { id = \"x\" } }, { job = \"j\", after = [\"a\"] }]");
+    let found: Vec<String> = lint(&catalog.expect("catalog")).iter().map(ToString::to_string).collect();
+    assert!(found.iter().any(|found| found.contains("rule 0 on \"e\": the job \"j\" needs data.id")), "{found:#?}");
+    for (toml, expected) in [
+        ("", "11: rules[0].flow.jobs: expected at least one job"),
+        ("jobs = []", "12: rules[0].flow.jobs: expected at least one job"),
+        ("jobs = [{ job = \"k\" }]", "12: rules[0].flow.jobs[0].job: unknown job \"k\"; did you mean \"j\"?"),
+        (
+            "jobs = [{ ref = \"one\", job = \"j\" }, { job = \"j\", after = [\"on\"] }]",
+            "12: rules[0].flow.jobs[1].after: unknown ref \"on\"; did you mean \"one\"?",
+        ),
+        (
+            "jobs = [{ ref = \"a\", job = \"j\" }, { ref = \"a\", job = \"j\" }]",
+            "12: rules[0].flow.jobs[1].ref: another job of the flow has the ref \"a\"",
+        ),
+        (
+            "jobs = [{ ref = \"a\", job = \"j\", after = [\"b\"] }, { ref = \"b\", job = \"j\", after = [\"a\"] }]",
+            "12: rules[0].flow.jobs: these jobs wait for each other: a after b after a",
+        ),
+        (
+            "jobs = [{ job = \"j\", when = \"true\" }]",
+            "12: rules[0].flow.jobs[0].when: a job of a flow has no condition of its own; give one to the flow",
+        ),
+        (
+            "jobs = [{ job = \"j\", onFailure = \"stop\" }]",
+            "12: rules[0].flow.jobs[0].onFailure: expected one of fail, ignore, compensate, got \"stop\"",
+        ),
+        (
+            "jobs = [{ job = \"j\" }]\nthen = { job = \"j\", after = [\"a\"] }",
+            "13: rules[0].flow.then.after: unknown key, expected one of job, data, when, delay, priority",
+        ),
+    ] {
+        let found = flow(toml).expect_err(toml).to_string();
+        assert!(found.contains(&format!("app.toml:{expected}")), "expected {expected}\nfound {found}");
+    }
+}
+
+#[test]
 fn schedules_say_when_they_fire() {
     let schedule = |when: &str| {
         let found = with_app(&format!("[queues.q]\n[jobs.j]\nqueue = \"q\"\n[schedules.s]\njob = \"j\"\n{when}\n"));

@@ -63,9 +63,27 @@ impl JobContext {
         &self.0.lease
     }
 
-    /// The jobs it waited for and what they returned, at most [`Parent::MOST`].
+    /// The jobs it waited for and what they returned, the first [`Parent::MOST`]; see [`all_parents`](Self::all_parents).
     pub fn parents(&self) -> &[Parent] {
         &self.0.parents
+    }
+
+    /// All jobs it waited for, however many: read from the store where [`parents`](Self::parents) does not have them all.
+    pub async fn all_parents(&self) -> Result<Vec<Parent>> {
+        if self.0.parents.len() < Parent::MOST {
+            return Ok(self.0.parents.clone());
+        }
+        let mut all = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page = self.0.store.parents(self.tenant(), &self.0.job.id, cursor, Parent::MOST as u32).await?;
+            let Some(page) = page else { return Ok(all) };
+            all.extend(page.items);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return Ok(all);
+            }
+        }
     }
 
     /// Whose job it is; everything staged belongs to the same tenant.

@@ -1,15 +1,14 @@
-//! What ties jobs together: who waits for whom, what follows when a job has ended, and flows.
+//! What ties jobs together: who waits for whom, and what follows when a job has ended.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use tidewire_core::commit::{After, Expansion, FlowHead};
-use tidewire_core::job::{Job, OnFailure, State, Unique};
+use tidewire_core::job::{Job, State, Unique};
 use tidewire_core::store::{Moment, QueueLimits};
-use tidewire_core::{Id, Result, Timestamp};
+use tidewire_core::{Id, Result};
 
-use crate::claims::Kept;
-use crate::rows::{Edge, EndedJob, FlowRow, JobRow, Member, NameId, Rows, Seq, Taken};
+use crate::rows::{Edge, JobRow, NameId, Rows, Seq, Taken};
 use crate::writer::Writer;
 
 /// A job of a commit and whom it waits for.
@@ -317,114 +316,6 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    fn join(&mut self, flow: &mut FlowRow, seq: Seq) -> Result<()> {
-        let Some(row) = self.job_row(seq)? else { return Ok(()) };
-        let rare = row.job.rare.as_deref();
-        let compensates = rare.and_then(|rare| rare.compensates.clone());
-        let member = Member {
-            seq,
-            id: row.job.id.clone(),
-            reference: rare.and_then(|rare| rare.reference.clone()),
-            kind: row.job.kind.clone(),
-            compensates: compensates.clone(),
-            ended: None,
-        };
-        self.rows.add_member(flow.number, &member)?;
-        if row.job.state.is_final() {
-            // Another job of the same commit has taken its unique key.
-            self.rows.end_member(flow.number, seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
-            flow.failed += u32::from(counts_as_failed(&row.job));
-        } else if compensates.is_none() {
-            flow.unfinished += 1;
-        }
-        Ok(())
-    }
-
-    fn member_ended(&mut self, row: &JobRow, id: &Id) -> Result<()> {
-        let Some(mut flow) = self.rows.flow(row.keys.tenant, id)? else { return Ok(()) };
-        self.rows.end_member(flow.number, row.seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
-        let Some(rare) = &row.job.rare else { return Ok(()) };
-        if rare.compensates.is_none() {
-            flow.unfinished = flow.unfinished.saturating_sub(1);
-            if row.job.state == State::Completed {
-                if flow.undoing {
-                    self.undo(&flow, |member| member.compensates.as_ref() == Some(&row.job.id))?;
-                }
-            } else {
-                flow.failed += u32::from(counts_as_failed(&row.job));
-                if rare.on_failure == OnFailure::Compensate && !flow.undoing {
-                    flow.undoing = true;
-                    self.undo(&flow, |_| true)?;
-                }
-            }
-        }
-        if flow.unfinished == 0 {
-            self.end_flow(&mut flow)?;
-        }
-        self.rows.update_flow(&flow)
-    }
-
-    /// Lets those compensating jobs go on whose job has completed, the last completed first and one after the other.
-    fn undo(&mut self, flow: &FlowRow, wanted: impl Fn(&Member) -> bool) -> Result<()> {
-        let members = self.rows.members(flow.number)?;
-        let completed: HashMap<&Id, Timestamp> = members
-            .iter()
-            .filter_map(|member| match member.ended {
-                Some((State::Completed, at)) => Some((&member.id, at)),
-                _ => None,
-            })
-            .collect();
-        let undoes = |member: &Member| Some((*completed.get(member.compensates.as_ref()?)?, member.seq));
-        let mut order: Vec<(Timestamp, Seq)> =
-            members.iter().filter(|member| member.ended.is_none() && wanted(member)).filter_map(undoes).collect();
-        order.sort_unstable_by(|one, other| other.cmp(one));
-        let mut before: Option<Seq> = None;
-        for (_, seq) in order {
-            match before {
-                None => self.let_go(seq)?,
-                Some(before) => self.tie(seq, &[(before, true)])?,
-            }
-            before = Some(seq);
-        }
-        Ok(())
-    }
-
-    /// A compensating job no longer waits for its flow to fail.
-    fn let_go(&mut self, seq: Seq) -> Result<()> {
-        self.alter(seq, |row| row.job.rare_mut().waits_for = 0)?;
-        self.unblock(seq).map(drop)
-    }
-
-    /// All jobs of a flow have ended, but perhaps for those that undo others. Those that have nothing to undo are forgotten.
-    fn end_flow(&mut self, flow: &mut FlowRow) -> Result<()> {
-        let members = self.rows.members(flow.number)?;
-        let has_completed = |member: &&Member| member.ended.is_some_and(|(state, _)| state == State::Completed);
-        let completed: HashSet<&Id> = members.iter().filter(has_completed).map(|member| &member.id).collect();
-        let mut is_undoing = false;
-        for member in members.iter().filter(|member| member.ended.is_none()) {
-            let Some(undone) = &member.compensates else { continue };
-            self.write_fresh()?;
-            let row = self.job_row(member.seq)?;
-            // One that somebody ran again is wanted, whatever became of the flow.
-            let has_gone_on = row.as_ref().is_some_and(|row| {
-                row.job.state != State::Blocked || row.job.rare.as_ref().is_none_or(|rare| rare.waits_for == 0)
-            });
-            if flow.undoing && completed.contains(undone) || has_gone_on {
-                is_undoing = true;
-                continue;
-            }
-            self.rows.delete_member(flow.number, member.seq)?;
-            if let Some(row) = row {
-                self.recent.take(member.seq);
-                self.forget(Kept::unknown(EndedJob { seq: row.seq, keys: row.keys, state: row.job.state }))?;
-            }
-        }
-        if !is_undoing {
-            flow.finished_at = Some(self.now);
-        }
-        Ok(())
-    }
-
     /// Lets the next blocked jobs of a key go on, as many as its limit allows and at most [`KEYS_AT_ONCE`]. Answers how many.
     pub(crate) fn free_key(&mut self, queue: NameId, tenant: NameId, key: &str) -> Result<usize> {
         self.write_fresh()?;
@@ -479,11 +370,6 @@ impl<R: Rows> Writer<R> {
         }
         Ok(())
     }
-}
-
-/// Whether the end of a job that did not complete is one of its flow: not if the flow was told to ignore it.
-pub(crate) fn counts_as_failed(job: &Job) -> bool {
-    job.rare.as_ref().is_none_or(|rare| rare.on_failure != OnFailure::Ignore)
 }
 
 fn ended_moment(state: State) -> Moment {

@@ -5,9 +5,8 @@ use std::collections::HashSet;
 use tidewire_core::commit::MAX_DATA_BYTES;
 use tidewire_core::job::{Job, State};
 use tidewire_core::store::Change;
-use tidewire_core::{Error, Kind, Result};
+use tidewire_core::{Error, Kind, Result, Timestamp};
 
-use crate::bonds::counts_as_failed;
 use crate::claims::Kept;
 use crate::rows::{EndedJob, JobRow, NameId, Rows, Seq, Taken};
 use crate::writer::{Outcome, Writer};
@@ -108,8 +107,13 @@ impl<R: Rows> Writer<R> {
 
     /// Runs an ended job again. Code `job.unique_taken`.
     pub(crate) fn redrive(&mut self, mut row: JobRow) -> Outcome<Job> {
-        if let Err(refused) = self.retake_unique(&row)? {
-            return Ok(Err(refused));
+        let until = match self.unique_again(&row)? {
+            Ok(until) => until,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if let Some(unique) = row.job.rare.as_ref().and_then(|rare| rare.unique.as_ref()) {
+            let taken = Taken { seq: row.seq, id: row.job.id.clone(), until, ended: None };
+            self.rows.put_unique(row.keys.tenant, row.keys.kind, &unique.key, &taken)?;
         }
         let before = row.job.state;
         let waits_for = self.wait_again(&row)?;
@@ -130,9 +134,10 @@ impl<R: Rows> Writer<R> {
         Ok(Ok(row.job))
     }
 
-    /// A job that is the only one of its key takes the key again, unless another keeps it out.
-    fn retake_unique(&mut self, row: &JobRow) -> Outcome<()> {
-        let Some(unique) = row.job.rare.as_ref().and_then(|rare| rare.unique.as_ref()) else { return Ok(Ok(())) };
+    /// Whether a job that is the only one of its key, if it has one, may take it again, and until when its window lasts. Code
+    /// `job.unique_taken`.
+    pub(crate) fn unique_again(&mut self, row: &JobRow) -> Outcome<Option<Timestamp>> {
+        let Some(unique) = row.job.rare.as_ref().and_then(|rare| rare.unique.as_ref()) else { return Ok(Ok(None)) };
         let keys = row.keys;
         let taken = self.rows.unique(keys.tenant, keys.kind, &unique.key)?;
         let mut until = unique.window.map(|window| row.job.created_at + window).filter(|until| *until > self.now);
@@ -150,9 +155,7 @@ impl<R: Rows> Writer<R> {
                 }
             }
         }
-        let taken = Taken { seq: row.seq, id: row.job.id.clone(), until, ended: None };
-        self.rows.put_unique(keys.tenant, keys.kind, &unique.key, &taken)?;
-        Ok(Ok(()))
+        Ok(Ok(until))
     }
 
     /// Ties a job again to those it waited for, as they are now. Answers how many of them have not ended.
@@ -174,19 +177,5 @@ impl<R: Rows> Writer<R> {
             }
         }
         Ok(waits_for)
-    }
-
-    /// The flow of a job that runs again is unfinished again.
-    fn rejoin(&mut self, row: &JobRow) -> Result<()> {
-        let Some(rare) = &row.job.rare else { return Ok(()) };
-        let Some(id) = &rare.flow else { return Ok(()) };
-        let Some(mut flow) = self.rows.flow(row.keys.tenant, id)? else { return Ok(()) };
-        self.rows.reopen_member(flow.number, row.seq)?;
-        if rare.compensates.is_none() {
-            flow.unfinished += 1;
-            flow.failed = flow.failed.saturating_sub(u32::from(counts_as_failed(&row.job)));
-        }
-        flow.finished_at = None;
-        self.rows.update_flow(&flow)
     }
 }

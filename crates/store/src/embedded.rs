@@ -11,9 +11,9 @@ use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_LOG_LINES};
 use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
-    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Figures, Fire, Fired, Flow, Follower, JobQuery,
-    Jobs, Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
-    Schedules, Sessions, Settle, Settled, Store,
+    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Figures, Fire, Fired, Flow, FlowControl,
+    FlowQuery, Follower, JobQuery, Jobs, Leased, Lifecycle, Log, LogQuery, Page, Parent, QueueLimits, QueuePace,
+    QueueTenant, Queues, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
@@ -45,6 +45,14 @@ pub(crate) trait Reader: Send + Sync + 'static {
     fn queue_tenants(&self, queue: &str, limit: u32) -> Answer<'_, Vec<QueueTenant>>;
     fn counts(&self, tenant: Option<&TenantId>) -> Answer<'_, Counts>;
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
+    fn flows(&self, query: FlowQuery) -> Answer<'_, Page<Flow>>;
+    fn parents(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Answer<'_, Option<Page<Parent>>>;
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>>;
     fn tenants(&self, after: Option<&TenantId>, limit: u32) -> Answer<'_, Vec<TenantId>>;
     fn next_due(&self) -> Answer<'_, Option<Timestamp>>;
@@ -176,6 +184,25 @@ impl<R: Rows, Rd: Reader> Jobs for Embedded<R, Rd> {
 
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>> {
         self.reader.flow(tenant, id)
+    }
+
+    fn flows(&self, query: FlowQuery) -> Answer<'_, Page<Flow>> {
+        self.reader.flows(query)
+    }
+
+    fn parents(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: u32,
+    ) -> Answer<'_, Option<Page<Parent>>> {
+        self.reader.parents(tenant, id, cursor, (limit as usize).clamp(1, Parent::MOST))
+    }
+
+    fn control_flow(&self, tenant: &TenantId, id: &Id, control: FlowControl) -> Answer<'_, ()> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        ask(&self.inbox, |reply| Call::Operate(Operation::Flow { tenant, id, control, reply }))
     }
 
     fn limit_queues(&self, limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()> {

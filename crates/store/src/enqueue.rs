@@ -325,6 +325,7 @@ fn merged(old: Option<Box<Rare>>, new: Option<&Rare>) -> Option<Box<Rare>> {
         waits_for: old.waits_for,
         on_failure: old.on_failure,
         compensates: old.compensates,
+        finally: old.finally,
         has_parents: old.has_parents,
         has_dependents: old.has_dependents,
         has_log: old.has_log,

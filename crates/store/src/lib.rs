@@ -23,6 +23,7 @@ mod dispatch;
 mod embedded;
 mod enqueue;
 mod failpoint;
+mod flows;
 mod inbox;
 mod key_rates;
 mod lease;

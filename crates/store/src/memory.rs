@@ -15,7 +15,8 @@ use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, LogLine, MAX_FAILED_ATTEMPTS, State, States};
 use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
-    Answer, Counts, Durability, Flow, FlowJob, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
+    Answer, Counts, Durability, Flow, FlowJob, FlowQuery, JobQuery, LogQuery, Page, Parent, QueueTenant, ScheduleQuery,
+    Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
@@ -24,7 +25,10 @@ use uuid::Uuid;
 use self::bonds::BondTables;
 use self::operate::DeskTables;
 use crate::embedded::{Embedded, Identity, Reader, Size};
-use crate::rows::{Found, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_state};
+use crate::rows::{
+    FlowNumber, Found, JobRow, LaneKey, NameId, NameKind, Place, Rows, Seq, blocking_key, flow_page, numbered_page,
+    read_cursor,
+};
 
 /// A store that keeps everything in memory and loses it with the process.
 pub struct Memory;
@@ -509,15 +513,35 @@ impl Reader for MemoryReader {
             });
         }
         jobs.truncate(Flow::MOST_JOBS);
-        ready(Ok(Some(Flow {
-            id: flow.id.clone(),
-            name: flow.name.clone(),
-            created_at: flow.created_at,
-            finished_at: flow.row.finished_at,
-            state: flow_state(&flow.row),
-            counts,
-            jobs,
-        })))
+        ready(Ok(Some(Flow { counts, jobs, ..flow.shown() })))
+    }
+
+    fn parents(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Answer<'_, Option<Page<Parent>>> {
+        let tables = self.tables.read();
+        let page = read_cursor(cursor.as_deref(), 0).map(|after| {
+            let child = *tables.job_ids.get(&(tables.tenant(tenant)?, id.clone()))?;
+            let parents = tables.bonds.ended_parents(child).filter(|(parent, _)| *parent > after);
+            let some = parents.take(limit + 1).map(|(parent, ended)| (parent, ended.clone())).collect();
+            Some(numbered_page(some, limit))
+        });
+        ready(page)
+    }
+
+    fn flows(&self, query: FlowQuery) -> Answer<'_, Page<Flow>> {
+        let tables = self.tables.read();
+        let flows = read_cursor(query.cursor.as_deref(), FlowNumber::MAX).and_then(|before| {
+            let tenant = tables.tenant(&query.tenant);
+            let own = (1..).zip(&tables.bonds.flows).filter(|(_, flow)| tenant == Some(flow.tenant));
+            let own: Vec<_> = own.filter(|(number, _)| *number < before).collect();
+            flow_page(own.into_iter().rev().map(|(number, flow)| Ok((number, flow.shown()))), &query)
+        });
+        ready(flows)
     }
 
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {

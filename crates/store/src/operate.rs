@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidewire_core::catalog::QueueSettings;
 use tidewire_core::job::{MAX_LOG_BYTES, MAX_LOG_LINES, MAX_PROGRESS_BYTES, State};
-use tidewire_core::store::{Bulk, Changed, Control, Moment, QueueLimits, QueuePace};
+use tidewire_core::store::{Bulk, Changed, Control, FlowControl, Moment, QueueLimits, QueuePace};
 use tidewire_core::{Error, Id, Json, Kind, Result, TenantId, Timestamp};
 
 use crate::answer::{Call, Pending, Reply};
@@ -36,6 +36,12 @@ pub(crate) enum Operation {
         states: Vec<State>,
         action: Bulk,
         reply: Reply<Changed>,
+    },
+    Flow {
+        tenant: TenantId,
+        id: Id,
+        control: FlowControl,
+        reply: Reply<()>,
     },
     PatchQueue {
         queue: Arc<str>,
@@ -72,6 +78,9 @@ impl<R: Rows> Writer<R> {
                 Operation::Bulk { seqs, states, action, reply } => {
                     self.bulked = self.batch;
                     Pending::later(reply, Ok(self.bulk(seqs, &states, action)?))
+                }
+                Operation::Flow { tenant, id, control, reply } => {
+                    Pending::later(reply, self.control_flow(&tenant, &id, control)?)
                 }
                 Operation::PatchQueue { queue, declared, patch, reply } => {
                     Pending::later(reply, self.patch_queue(queue, declared, &patch)?)

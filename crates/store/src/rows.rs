@@ -5,11 +5,12 @@ mod finished;
 mod operate;
 mod schedules;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tidewire_core::event::{Event, Position};
-use tidewire_core::job::{FailedAttempt, Held, Job, LogLine, State};
-use tidewire_core::store::{JobQuery, Page};
+use tidewire_core::job::{FailedAttempt, Held, Job, State};
+use tidewire_core::store::{Flow, FlowQuery, FlowState, JobQuery, Page};
 use tidewire_core::{Error, Id, Result, Timestamp};
 
 pub(crate) use bonds::{Bonds, Edge, FlowNumber, FlowRow, Member, Taken};
@@ -98,12 +99,12 @@ pub(crate) fn read_cursor(cursor: Option<&str>, first: Seq) -> Result<Seq> {
     cursor.map_or(Ok(first), |cursor| cursor.parse().map_err(wrong))
 }
 
-/// A page of a log from its lines with their numbers, one more than fit when there are more.
-pub(crate) fn log_page(mut lines: Vec<(i64, LogLine)>, limit: usize) -> Page<LogLine> {
-    let is_more = lines.len() > limit;
-    lines.truncate(limit);
-    let next_cursor = lines.last().filter(|_| is_more).map(|(number, _)| number.to_string());
-    Page { items: lines.into_iter().map(|(_, line)| line).collect(), next_cursor }
+/// A page of what has numbers in its order, one more than fit when there are more.
+pub(crate) fn numbered_page<T>(mut items: Vec<(i64, T)>, limit: usize) -> Page<T> {
+    let is_more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| is_more).map(|(number, _)| number.to_string());
+    Page { items: items.into_iter().map(|(_, item)| item).collect(), next_cursor }
 }
 
 /// The key that holds a blocked job back, if it is its key.
@@ -112,14 +113,47 @@ pub(crate) fn blocking_key(job: &Job) -> Option<&str> {
     job.key().filter(|_| job.state == State::Blocked && !is_tied)
 }
 
-/// What a flow is shown as.
-pub(crate) fn flow_state(flow: &FlowRow) -> &'static str {
-    match (flow.finished_at, flow.failed) {
-        (None, _) if flow.undoing => "undoing",
-        (None, _) => "running",
-        (Some(_), 0) => "completed",
-        (Some(_), _) => "failed",
+/// A flow as operators see it, without its jobs.
+pub(crate) fn shown_flow(row: &FlowRow, id: Id, name: Option<Box<str>>, created_at: Timestamp) -> Flow {
+    let state = match (row.finished_at, row.failed) {
+        (None, _) if row.undoing => FlowState::Undoing,
+        (None, _) => FlowState::Running,
+        (Some(_), 0) => FlowState::Completed,
+        (Some(_), _) => FlowState::Failed,
+    };
+    Flow {
+        id,
+        name,
+        created_at,
+        finished_at: row.finished_at,
+        state,
+        unfinished: row.unfinished,
+        failed: row.failed,
+        counts: BTreeMap::new(),
+        jobs: Vec::new(),
     }
+}
+
+/// Fills a page with the flows that are wanted, from those of the tenant with their numbers, newest first.
+pub(crate) fn flow_page<E>(
+    flows: impl Iterator<Item = std::result::Result<(FlowNumber, Flow), E>>,
+    query: &FlowQuery,
+) -> std::result::Result<Page<Flow>, E> {
+    let limit = query.limit.clamp(1, FlowQuery::MAX) as usize;
+    let (mut items, mut last) = (Vec::new(), 0);
+    for (looked_at, flow) in flows.enumerate() {
+        let (number, flow) = flow?;
+        if items.len() >= limit || looked_at >= FlowQuery::MAX_LOOKED_AT as usize {
+            // There is one more, so the page ends here and another begins after it.
+            return Ok(Page { items, next_cursor: Some(last.to_string()) });
+        }
+        last = number;
+        let is_named = query.name.is_none() || query.name.as_deref() == flow.name.as_deref();
+        if is_named && query.state.is_none_or(|state| state == flow.state) {
+            items.push(flow);
+        }
+    }
+    Ok(Page { items, next_cursor: None })
 }
 
 /// Who holds a lease.

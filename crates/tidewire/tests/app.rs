@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewire::store::{Control, JobQuery, LogQuery};
+use tidewire::store::{Control, FlowState, JobQuery, LogQuery, Parent};
 use tidewire::{
     App, Builder, Error, HandlerError, Id, Job, JobContext, NewEvent, NewFlow, NewJob, Request, Stop, TenantId, done,
     done_with, fail, retry, snooze,
@@ -384,24 +384,34 @@ async fn a_job_that_waited_for_others_reads_what_they_returned() {
     let kept = seen.clone();
     let pack_it = |job: Pack, _: JobContext| async move { done_with(job.order_id) };
     let read = move |_: Ship, cx: JobContext| {
-        let results = cx.parents().iter().map(|parent| parent.result.as_ref().map(|json| json.get().to_owned()));
-        kept.lock().expect("a lock").extend(results.flatten());
-        async { done() }
+        let kept = kept.clone();
+        async move {
+            let all = cx.all_parents().await?;
+            assert_eq!(cx.parents().len(), Parent::MOST);
+            let results = all.iter().map(|parent| parent.result.as_ref().map(|json| json.get().to_owned()));
+            kept.lock().expect("a lock").extend(results.flatten());
+            done()
+        }
     };
     let app = shop.builder().job(pack_it).job(read).build().await.expect("an app");
     let order =
         |name: &str| NewJob { reference: Some(name.to_owned()), ..NewJob::new("pack", json!({ "orderId": name })) };
-    let jobs = vec![order("a"), order("b")];
+    // More than the run is told of without asking.
+    let names: Vec<String> = (0..Parent::MOST + 100).map(|number| number.to_string()).collect();
+    let jobs = names.iter().map(|name| order(name)).collect();
     let flow = NewFlow { then: Some(Box::new(NewJob::new("slow", json!({})))), ..NewFlow::default() };
     let request = Request { jobs, flow: Some(flow), ..Request::default() };
     let id = app.commit(&shop.tenant, request).await.expect("begun").flow.expect("a flow");
     let ended = async {
-        while app.store().flow(&shop.tenant, &id).await.expect("a store").expect("the flow").state != "completed" {
+        while app.store().flow(&shop.tenant, &id).await.expect("a store").expect("the flow").state
+            != FlowState::Completed
+        {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), ended).await.expect("the flow ends");
-    assert_eq!(*seen.lock().expect("a lock"), ["\"a\"", "\"b\""]);
+    let results: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    assert_eq!(*seen.lock().expect("a lock"), results);
     app.stop().await;
 }
 

@@ -21,10 +21,11 @@ use serde::Serialize;
 
 pub use check::{Finding, Severity, lint};
 pub use load::{LoadError, Problem, load, parse};
+pub use rules::{Pattern, Rule, RuleFlow, RuleJob, RuleStep};
 pub use settings::{QueueSettings, TenantSettings};
 
 use crate::expr::Expr;
-use crate::job::{OnConflict, OnFailure, States};
+use crate::job::{OnConflict, States};
 use crate::limit::Rate;
 use crate::retry::Backoff;
 use crate::room::RoomTemplate;
@@ -496,83 +497,6 @@ impl ScheduleSpec {
     }
 }
 
-/// `[[rules]]`
-#[derive(Debug)]
-pub struct Rule {
-    /// An event type, or a pattern such as `ticket.*`.
-    pub on: Pattern,
-    /// Only if this holds: CEL over `data`, `params` and `tenant`.
-    pub when: Option<Expr>,
-    /// The job it enqueues.
-    pub enqueue: Option<RuleJob>,
-    /// The event it publishes.
-    pub publish: Option<Publication>,
-    /// The flow it begins.
-    pub flow: Option<RuleFlow>,
-    /// One line for people.
-    pub description: String,
-}
-
-impl Rule {
-    /// Every job that it can enqueue.
-    pub fn jobs(&self) -> impl Iterator<Item = &RuleJob> {
-        self.enqueue.iter().chain(self.flow.iter().flat_map(RuleFlow::jobs))
-    }
-}
-
-/// The flow that a rule begins. Its references are unique and there are no circles.
-#[derive(Debug)]
-pub struct RuleFlow {
-    /// For people; a text with holes.
-    pub name: Option<Template>,
-    /// Its jobs, at least one.
-    pub steps: Vec<RuleStep>,
-    /// Runs when all of them have completed.
-    pub then: Option<RuleJob>,
-    /// Runs when all of them have ended, however they did.
-    pub finally: Option<RuleJob>,
-    /// Only if this holds.
-    pub when: Option<Expr>,
-}
-
-impl RuleFlow {
-    /// Every job that it enqueues.
-    pub fn jobs(&self) -> impl Iterator<Item = &RuleJob> {
-        let steps = self.steps.iter().flat_map(|step| [Some(&step.job), step.compensate.as_ref()]);
-        steps.chain([self.then.as_ref(), self.finally.as_ref()]).flatten()
-    }
-}
-
-/// A job of a rule's flow.
-#[derive(Debug)]
-pub struct RuleStep {
-    /// What it is.
-    pub job: RuleJob,
-    /// What the others call it.
-    pub reference: Option<String>,
-    /// The references of those it waits for.
-    pub after: Vec<String>,
-    /// What its failure means for those that wait for it.
-    pub on_failure: OnFailure,
-    /// The job that undoes it.
-    pub compensate: Option<RuleJob>,
-}
-
-/// The job that a rule, a message or an alert enqueues.
-#[derive(Debug)]
-pub struct RuleJob {
-    /// The job type.
-    pub job: Arc<str>,
-    /// Its data. In a rule it is rendered over `data`, `params`, `tenant` and `event` (`id`, `type`, `userId`).
-    pub data: Template,
-    /// Only if this holds.
-    pub when: Option<Expr>,
-    /// Waits this long.
-    pub delay: Option<Duration>,
-    /// Overrides the job type's priority.
-    pub priority: Option<u8>,
-}
-
 /// `[caches.NAME]`
 #[derive(Debug)]
 pub struct Cache {
@@ -584,32 +508,4 @@ pub struct Cache {
     pub key: Option<String>,
     /// One line for people.
     pub description: String,
-}
-
-/// An event type, or a prefix of types that ends in `*`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pattern {
-    /// Exactly this type.
-    Exact(Arc<str>),
-    /// Every type that begins with this text (`ticket.*` has `ticket.`, `*` has the empty text).
-    Prefix(Arc<str>),
-}
-
-impl Pattern {
-    /// Reads a type or a pattern; a `*` may only stand at the end.
-    pub fn parse(text: &str) -> Option<Self> {
-        match text.strip_suffix('*') {
-            Some(prefix) if !prefix.contains('*') => Some(Self::Prefix(prefix.into())),
-            None if !text.is_empty() && !text.contains('*') => Some(Self::Exact(text.into())),
-            Some(_) | None => None,
-        }
-    }
-
-    /// Whether `event` is meant.
-    pub fn matches(&self, event: &str) -> bool {
-        match self {
-            Self::Exact(name) => &**name == event,
-            Self::Prefix(prefix) => event.starts_with(&**prefix),
-        }
-    }
 }

@@ -45,6 +45,9 @@ pub struct Rare {
     /// The job of the flow that it undoes; it runs only when the flow fails after that one was completed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compensates: Option<Id>,
+    /// Whether it comes at the end of its flow, however that ends.
+    #[serde(skip_serializing_if = "is_default")]
+    pub finally: bool,
     /// Whether it waits or waited for others.
     #[serde(skip_serializing_if = "is_default")]
     pub has_parents: bool,

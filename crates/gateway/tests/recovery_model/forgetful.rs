@@ -12,9 +12,9 @@ use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::job::{FailedAttempt, Job, LogLine};
 use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
-    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
-    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
-    Schedules, Sessions, Settle, Settled, Store,
+    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, FlowControl, FlowQuery,
+    Follower, JobQuery, Jobs, Leased, Lifecycle, Log, LogQuery, Page, Parent, QueueLimits, QueuePace, QueueTenant,
+    Queues, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
 
@@ -125,6 +125,9 @@ impl Jobs for Forgetful {
     inner! {
         fn observe(lifecycle: Arc<dyn Lifecycle>);
         fn flow(tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>>;
+        fn flows(query: FlowQuery) -> Answer<'_, Page<Flow>>;
+        fn control_flow(tenant: &TenantId, id: &Id, control: FlowControl) -> Answer<'_, ()>;
+        fn parents(tenant: &TenantId, id: &Id, cursor: Option<String>, limit: u32) -> Answer<'_, Option<Page<Parent>>>;
         fn limit_queues(limits: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()>;
         fn claim(claim: Claim) -> Answer<'_, Vec<Leased>>;
         fn settle(settle: Settle) -> Answer<'_, Settled>;

@@ -12,9 +12,9 @@ use tidewire_core::event::{Epoch, Event, Position};
 use tidewire_core::job::{FailedAttempt, Job, LogLine};
 use tidewire_core::schedule::{Reached, Stored};
 use tidewire_core::store::{
-    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, Follower, JobQuery, Jobs,
-    Leased, Lifecycle, Log, LogQuery, Page, QueueLimits, QueuePace, QueueTenant, Queues, Renewed, ScheduleQuery,
-    Schedules, Sessions, Settle, Settled, Store,
+    Answer, Bulk, Changed, Claim, Commits, Control, Counts, Durability, Fire, Fired, Flow, FlowControl, FlowQuery,
+    Follower, JobQuery, Jobs, Leased, Lifecycle, Log, LogQuery, Page, Parent, QueueLimits, QueuePace, QueueTenant,
+    Queues, Renewed, ScheduleQuery, Schedules, Sessions, Settle, Settled, Store,
 };
 use tidewire_core::time::{Clock, SystemClock};
 use tidewire_core::{Error, Id, Json, Kind, TenantId, Timestamp};
@@ -183,6 +183,15 @@ impl Sessions for Fake {
 impl Jobs for Fake {
     fn observe(&self, _: Arc<dyn Lifecycle>) {}
     fn flow(&self, _: &TenantId, _: &Id) -> Answer<'_, Option<Flow>> {
+        unused()
+    }
+    fn flows(&self, _: FlowQuery) -> Answer<'_, Page<Flow>> {
+        unused()
+    }
+    fn control_flow(&self, _: &TenantId, _: &Id, _: FlowControl) -> Answer<'_, ()> {
+        unused()
+    }
+    fn parents(&self, _: &TenantId, _: &Id, _: Option<String>, _: u32) -> Answer<'_, Option<Page<Parent>>> {
         unused()
     }
     fn limit_queues(&self, _: BTreeMap<Arc<str>, QueueLimits>) -> Answer<'_, ()> {

@@ -7,9 +7,9 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use tidewire_core::job::State as JobState;
 use tidewire_core::store::{Bulk, Changed, JobQuery};
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Result, Timestamp};
 
-use super::jobs::sought;
+use super::jobs::{owner, owner_or_all, sought};
 use super::{Answer, Api};
 use crate::auth::Caller;
 
@@ -27,7 +27,7 @@ const MOST_IDS: usize = 10_000;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Chosen {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     ids: Option<Vec<Id>>,
     queue: Option<String>,
     #[serde(rename = "type")]
@@ -58,8 +58,8 @@ impl Chosen {
     pub(super) fn query(self, api: &Api, caller: &Caller, usual: &[JobState]) -> Result<JobQuery> {
         // An id says which job it is only together with its tenant.
         let tenant = match &self.ids {
-            Some(_) => Some(caller.tenant(self.tenant.as_ref(), api.tenants.as_deref())?),
-            None => caller.tenant_or_all(self.tenant.as_ref(), api.tenants.as_deref())?,
+            Some(_) => Some(owner(self.tenant.as_deref(), api, caller)?),
+            None => owner_or_all(self.tenant.as_deref(), api, caller)?,
         };
         if let Some(ids) = &self.ids
             && (ids.is_empty() || ids.len() > MOST_IDS)

@@ -9,15 +9,27 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use tidewire_core::commit::{NewFlow, NewJob};
+use tidewire_core::store::{FlowControl, FlowQuery, FlowState};
 use tidewire_core::{Error, Id, TenantId, commit};
 
-use super::extract::{Call, PathText, Query, Tenant};
-use super::{Answer, Shared, events};
+use super::extract::{Call, PathText, Query, page_limit};
+use super::jobs::{Owner, owner};
+use super::{Answer, Api, Shared, events};
 use crate::auth::Caller;
 use crate::config::Scope;
 
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/flows", post(begin)).route("/flows/{id}", get(one))
+    Router::new()
+        .route("/flows", post(begin).get(list))
+        .route("/flows/{id}", get(one))
+        .route(
+            "/flows/{id}/cancel",
+            post(|state, caller, path, query| control(FlowControl::Cancel, state, caller, path, query)),
+        )
+        .route(
+            "/flows/{id}/retry",
+            post(|state, caller, path, query| control(FlowControl::Retry, state, caller, path, query)),
+        )
 }
 
 /// A flow: what it is, and the jobs it is made of.
@@ -42,11 +54,47 @@ async fn begin(State(api): State<Shared>, request: Request<Body>) -> Answer {
     Ok((StatusCode::CREATED, Json(json!({ "flow": committed.flow, "jobs": committed.jobs }))).into_response())
 }
 
-async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Tenant>) -> Answer {
+async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Owner>) -> Answer {
     caller.require(Scope::Read)?;
-    let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
-    let id = Id::parse(&id)?;
-    let flow = api.publisher.store().flow(&tenant, &id).await?;
+    let tenant = query.resolve(&api, &caller)?;
+    shown(&api, &tenant, &Id::parse(&id)?).await
+}
+
+async fn shown(api: &Api, tenant: &TenantId, id: &Id) -> Answer {
+    let flow = api.publisher.store().flow(tenant, id).await?;
     let flow = flow.ok_or_else(|| Error::not_found("flow.not_found", format!("there is no flow {id}")))?;
     Ok(Json(flow).into_response())
+}
+
+/// Which flows.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FlowsQuery {
+    tenant: Option<String>,
+    state: Option<FlowState>,
+    name: Option<String>,
+    cursor: Option<String>,
+    limit: Option<u32>,
+}
+
+async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<FlowsQuery>) -> Answer {
+    caller.require(Scope::Read)?;
+    let FlowsQuery { tenant, state, name, cursor, limit } = query;
+    let tenant = owner(tenant.as_deref(), &api, &caller)?;
+    let query = FlowQuery { tenant, state, name, cursor, limit: page_limit(limit, 50, FlowQuery::MAX)? };
+    Ok(Json(api.publisher.store().flows(query).await?).into_response())
+}
+
+async fn control(
+    control: FlowControl,
+    State(api): State<Shared>,
+    caller: Caller,
+    PathText(id): PathText,
+    Query(query): Query<Owner>,
+) -> Answer {
+    caller.require(Scope::Enqueue)?;
+    let tenant = query.resolve(&api, &caller)?;
+    let id = Id::parse(&id)?;
+    api.publisher.store().control_flow(&tenant, &id, control).await?;
+    shown(&api, &tenant, &id).await
 }

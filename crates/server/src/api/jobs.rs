@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire_core::commit::{Delay, NewJob, Priority};
 use tidewire_core::job::{FailedAttempt, Job, MAX_LOG_LINES, State as JobState};
-use tidewire_core::store::{Bulk, Change, Control, JobQuery};
+use tidewire_core::store::{Bulk, Change, Control, JobQuery, Parent};
 use tidewire_core::{Error, Id, Json as RawJson, Result, TenantId, Timestamp, commit};
 
 use super::bulk::{Chosen, answer, run};
@@ -35,6 +35,7 @@ pub(super) fn routes() -> Router<Shared> {
         )
         .route("/jobs/{id}/progress", post(progress))
         .route("/jobs/{id}/logs", post(log).get(logs))
+        .route("/jobs/{id}/parents", get(parents))
         .route(
             "/jobs/{id}/retry",
             post(|state, caller, path, query| control(Control::Redrive, state, caller, path, query)),
@@ -62,7 +63,7 @@ async fn enqueue(State(api): State<Shared>, request: Request<Body>) -> Answer {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ListQuery {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     queue: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -85,7 +86,7 @@ impl ListQuery {
     /// The query of the store. An administrator who names no tenant sees all of them.
     pub(super) fn resolve(self, api: &Api, caller: &Caller, default_states: &[JobState]) -> Result<JobQuery> {
         caller.require(Scope::Read)?;
-        let tenant = caller.tenant_or_all(self.tenant.as_ref(), api.tenants.as_deref())?;
+        let tenant = owner_or_all(self.tenant.as_deref(), api, caller)?;
         let states = match &self.state {
             Some(states) => states.split(',').map(str::parse).collect::<Result<_>>()?,
             None => default_states.to_vec(),
@@ -158,12 +159,12 @@ impl Flat {
 
 /// Whose job it is that a call is about. A key for all tenants may also say `$app`, as lists show the jobs of app-wide schedules.
 #[derive(Deserialize)]
-struct Owner {
+pub(super) struct Owner {
     tenant: Option<String>,
 }
 
 impl Owner {
-    fn resolve(&self, api: &Api, caller: &Caller) -> Result<TenantId> {
+    pub(super) fn resolve(&self, api: &Api, caller: &Caller) -> Result<TenantId> {
         owner(self.tenant.as_deref(), api, caller)
     }
 }
@@ -176,6 +177,14 @@ pub(super) fn owner(named: Option<&str>, api: &Api, caller: &Caller) -> Result<T
         Some(named) => caller.tenant(Some(&TenantId::new(named)?), api.tenants.as_deref()),
         None => caller.tenant(None, api.tenants.as_deref()),
     }
+}
+
+/// The tenant that a caller names, or the app; all of them when a caller for all tenants names none. Codes as for [`owner`].
+pub(super) fn owner_or_all(named: Option<&str>, api: &Api, caller: &Caller) -> Result<Option<TenantId>> {
+    if named.is_none() && caller.tenant.is_none() {
+        return Ok(None);
+    }
+    owner(named, api, caller).map(Some)
 }
 
 async fn one(State(api): State<Shared>, caller: Caller, PathText(id): PathText, Query(query): Query<Owner>) -> Answer {
@@ -305,7 +314,7 @@ async fn log(State(api): State<Shared>, PathText(id): PathText, request: Request
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LogsQuery {
+struct PartQuery {
     tenant: Option<String>,
     cursor: Option<String>,
     limit: Option<u32>,
@@ -315,7 +324,7 @@ async fn logs(
     State(api): State<Shared>,
     caller: Caller,
     PathText(id): PathText,
-    Query(query): Query<LogsQuery>,
+    Query(query): Query<PartQuery>,
 ) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = Owner { tenant: query.tenant }.resolve(&api, &caller)?;
@@ -324,4 +333,19 @@ async fn logs(
     let page = api.publisher.store().logs(&tenant, &id, query.cursor, limit).await?;
     let page = page.ok_or_else(|| not_found(&id))?;
     Ok(Json(page).into_response())
+}
+
+/// What a job waited for. A worker reads it, too: its lease names only the first.
+async fn parents(
+    State(api): State<Shared>,
+    caller: Caller,
+    PathText(id): PathText,
+    Query(query): Query<PartQuery>,
+) -> Answer {
+    caller.require(Scope::Read).or_else(|_| caller.require(Scope::Work))?;
+    let tenant = Owner { tenant: query.tenant }.resolve(&api, &caller)?;
+    let id = Id::parse(&id)?;
+    let limit = page_limit(query.limit, 100, Parent::MOST as u32)?;
+    let page = api.publisher.store().parents(&tenant, &id, query.cursor, limit).await?;
+    Ok(Json(page.ok_or_else(|| not_found(&id))?).into_response())
 }

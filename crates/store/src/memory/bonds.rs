@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tidewire_core::job::{Job, State};
-use tidewire_core::store::Parent;
+use tidewire_core::store::{Flow, Parent};
 use tidewire_core::{Id, Result, Timestamp};
 
 use super::MemoryRows;
-use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken};
+use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken, shown_flow};
 
 /// The tables of this part.
 #[derive(Default)]
@@ -30,6 +30,12 @@ pub(super) struct FlowEntry {
     pub(super) members: BTreeMap<Seq, Member>,
 }
 
+impl FlowEntry {
+    pub(super) fn shown(&self) -> Flow {
+        shown_flow(&self.row, self.id.clone(), self.name.clone(), self.created_at)
+    }
+}
+
 impl BondTables {
     pub(super) fn flow(&self, tenant: NameId, id: &Id) -> Option<&FlowEntry> {
         self.flows.iter().find(|flow| flow.tenant == tenant && flow.id == *id)
@@ -46,6 +52,12 @@ impl BondTables {
             self.edges.remove(&(child, parent));
             self.open.remove(&(parent, child));
         }
+    }
+
+    /// The jobs that `child` waited for and how they ended.
+    pub(super) fn ended_parents(&self, child: Seq) -> impl Iterator<Item = (Seq, &Parent)> {
+        let edges = self.edges.range((child, Seq::MIN)..=(child, Seq::MAX));
+        edges.filter_map(|((_, parent), (_, ended))| Some((*parent, ended.as_ref()?)))
     }
 
     /// The jobs that `child` waits or waited for.
@@ -124,8 +136,7 @@ impl Bonds for MemoryRows {
     }
 
     fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>> {
-        let edges = self.tables().bonds.edges.range((child, Seq::MIN)..=(child, Seq::MAX));
-        Ok(edges.filter_map(|(_, (_, ended))| ended.clone()).take(limit).collect())
+        Ok(self.tables().bonds.ended_parents(child).map(|(_, ended)| ended.clone()).take(limit).collect())
     }
 
     fn flow(&mut self, tenant: NameId, id: &Id) -> Result<Option<FlowRow>> {

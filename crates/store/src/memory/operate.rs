@@ -11,7 +11,7 @@ use tidewire_core::{Error, Id, Json, Result, TenantId, Timestamp};
 
 use super::{MemoryRows, Tables};
 use crate::embedded::Size;
-use crate::rows::{Desk, Found, JobRow, NameId, Seq, cursor, log_page, page, read_cursor};
+use crate::rows::{Desk, Found, JobRow, NameId, Seq, cursor, numbered_page, page, read_cursor};
 
 /// The tables of this part.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl Tables {
             return Ok(None);
         };
         let lines = self.desk.logs.get(seq).into_iter().flatten().filter(|(number, _)| *number > after);
-        Ok(Some(log_page(lines.take(limit + 1).cloned().collect(), limit)))
+        Ok(Some(numbered_page(lines.take(limit + 1).cloned().collect(), limit)))
     }
 
     /// What was changed about each queue.

@@ -73,7 +73,7 @@ pub(crate) trait Bonds {
     fn parents_of(&mut self, child: Seq) -> Result<Vec<Seq>>;
     /// Forgets how a job ended that another one waited for: it has not.
     fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()>;
-    /// The jobs that a job waited for and how they ended, at most `limit`.
+    /// The jobs that a job waited for and how they ended, the first `limit`.
     fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>>;
 
     fn flow(&mut self, tenant: NameId, id: &Id) -> Result<Option<FlowRow>>;

@@ -9,6 +9,22 @@ use super::columns::{IdColumn, Micros, conversion, optional_id, parse, state, te
 use super::rows::SqliteRows;
 use crate::rows::{Bonds, Edge, FlowNumber, FlowRow, Member, NameId, Seq, Taken};
 
+/// The jobs that a job waited for behind a number, and how they ended; [`parent`] reads them.
+pub(super) const PARENTS: &str = "SELECT e.id, e.ref, n.name, e.state, e.result, e.error, e.parent FROM edges e JOIN names n ON n.id = e.type \
+     WHERE e.child = ?1 AND e.parent > ?2 AND e.state IS NOT NULL ORDER BY e.parent LIMIT ?3";
+
+pub(super) fn parent(row: &Row<'_>) -> rusqlite::Result<(Seq, Parent)> {
+    let parent = Parent {
+        id: optional_id(row, 0)?.ok_or_else(|| conversion("an edge without the id of its job"))?,
+        reference: text(row, 1)?,
+        kind: row.get_ref(2)?.as_str()?.into(),
+        state: state(row, 3)?,
+        result: row.get_ref(4)?.as_str_or_null()?.map(parse).transpose()?,
+        error: text(row, 5)?,
+    };
+    Ok((row.get(6)?, parent))
+}
+
 impl Bonds for SqliteRows {
     fn unique(&mut self, tenant: NameId, kind: NameId, key: &str) -> Result<Option<Taken>> {
         let sql = "SELECT job, id, until, state FROM uniques WHERE tenant = ?1 AND type = ?2 AND key = ?3";
@@ -76,18 +92,7 @@ impl Bonds for SqliteRows {
     }
 
     fn parents(&mut self, child: Seq, limit: usize) -> Result<Vec<Parent>> {
-        let sql = "SELECT e.id, e.ref, n.name, e.state, e.result, e.error FROM edges e JOIN names n ON n.id = e.type \
-             WHERE e.child = ?1 AND e.state IS NOT NULL ORDER BY e.parent LIMIT ?2";
-        self.all(sql, params![child, limit.cast_signed()], |row| {
-            Ok(Parent {
-                id: optional_id(row, 0)?.ok_or_else(|| conversion("an edge without the id of its job"))?,
-                reference: text(row, 1)?,
-                kind: row.get_ref(2)?.as_str()?.into(),
-                state: state(row, 3)?,
-                result: row.get_ref(4)?.as_str_or_null()?.map(parse).transpose()?,
-                error: text(row, 5)?,
-            })
-        })
+        self.all(PARENTS, params![child, Seq::MIN, limit.cast_signed()], |row| parent(row).map(|(_, parent)| parent))
     }
 
     fn flow(&mut self, tenant: NameId, id: &Id) -> Result<Option<FlowRow>> {

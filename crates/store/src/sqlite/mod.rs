@@ -3,6 +3,7 @@
 mod bonds;
 mod columns;
 mod finished;
+mod flows;
 mod fold;
 mod operate;
 mod read;
@@ -24,7 +25,7 @@ use tidewire_core::id::Ids;
 use tidewire_core::job::{FailedAttempt, Job, LogLine};
 use tidewire_core::schedule::Stored;
 use tidewire_core::store::{
-    Answer, Counts, Durability, Flow, JobQuery, LogQuery, Page, QueueTenant, ScheduleQuery, Store,
+    Answer, Counts, Durability, Flow, FlowQuery, JobQuery, LogQuery, Page, Parent, QueueTenant, ScheduleQuery, Store,
 };
 use tidewire_core::time::Clock;
 use tidewire_core::{Error, Id, Kind, Result, TenantId, Timestamp};
@@ -39,10 +40,11 @@ use crate::rows::{Found, read_cursor};
 use crate::writer::OnFatal;
 
 /// The version of `schema.sql`. A file of an older one is brought to it, a file of a newer one is refused.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// What leads from each version to the next: the first from 1 to 2. They never change once they are released.
-const MIGRATIONS: [&str; 2] = [include_str!("migrate-2.sql"), include_str!("migrate-3.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("migrate-2.sql"), include_str!("migrate-3.sql"), include_str!("migrate-4.sql")];
 
 /// Where and how to open a SQLite store.
 pub struct Options {
@@ -278,7 +280,25 @@ impl Reader for SqliteReader {
 
     fn flow(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Flow>> {
         let (tenant, id) = (tenant.clone(), id.clone());
-        Box::pin(self.readers.read(move |connection| read::flow(connection, &tenant, &id)))
+        Box::pin(self.readers.read(move |connection| flows::flow(connection, &tenant, &id)))
+    }
+
+    fn parents(
+        &self,
+        tenant: &TenantId,
+        id: &Id,
+        cursor: Option<String>,
+        limit: usize,
+    ) -> Answer<'_, Option<Page<Parent>>> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        Box::pin(self.readers.read(move |connection| {
+            let after = read_cursor(cursor.as_deref(), 0)?;
+            flows::parents(connection, &tenant, &id, after, limit)
+        }))
+    }
+
+    fn flows(&self, query: FlowQuery) -> Answer<'_, Page<Flow>> {
+        Box::pin(self.readers.read(move |connection| flows::flows(connection, &query)))
     }
 
     fn due(&self, now: Timestamp, limit: u32) -> Answer<'_, Vec<Stored>> {

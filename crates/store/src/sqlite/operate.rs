@@ -57,6 +57,12 @@ pub(super) fn size(connection: &Connection, path: &Path) -> Result<Size> {
 }
 
 /// A page of a job's log.
+pub(super) fn job_seq(connection: &Connection, tenant: &TenantId, id: &Id) -> Result<Option<Seq>> {
+    let sql = "SELECT seq FROM jobs WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND id = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    statement.query_row(params![tenant.as_str(), IdColumn(id)], |row| row.get(0)).optional().map_err(fault)
+}
+
 pub(super) fn logs(
     connection: &Connection,
     tenant: &TenantId,
@@ -64,10 +70,7 @@ pub(super) fn logs(
     after: i64,
     limit: usize,
 ) -> Result<Option<Page<LogLine>>> {
-    let sql = "SELECT seq FROM jobs WHERE tenant = (SELECT id FROM tenants WHERE name = ?1) AND id = ?2";
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
-    let seq = statement.query_row(params![tenant.as_str(), IdColumn(id)], |row| row.get::<_, Seq>(0));
-    let Some(seq) = seq.optional().map_err(fault)? else { return Ok(None) };
+    let Some(seq) = job_seq(connection, tenant, id)? else { return Ok(None) };
     let sql = "SELECT rowid, time, attempt, text FROM logs WHERE job = ?1 AND rowid > ?2 ORDER BY rowid LIMIT ?3";
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let lines = statement.query_map(params![seq, after, limit.cast_signed() + 1], |row| {
@@ -75,7 +78,7 @@ pub(super) fn logs(
         Ok((row.get(0)?, LogLine { time, attempt: row.get(2)?, text: row.get_ref(3)?.as_str()?.into() }))
     });
     let lines: Vec<(i64, LogLine)> = lines.and_then(Iterator::collect).map_err(fault)?;
-    Ok(Some(crate::rows::log_page(lines, limit)))
+    Ok(Some(crate::rows::numbered_page(lines, limit)))
 }
 
 /// What was changed about each queue.

@@ -1,6 +1,5 @@
 //! The read side: a few connections of its own, so that reading never waits for writing.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,16 +8,14 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tidewire_core::event::{Event, Position};
 use tidewire_core::job::{FailedAttempt, Job};
-use tidewire_core::store::{Counts, Flow, FlowJob, LogQuery};
+use tidewire_core::store::{Counts, LogQuery};
 use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use tokio::sync::Semaphore;
 
-use super::bonds::member;
 use super::columns::{
-    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row, state, text,
+    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row, state,
 };
 use crate::inbox::closed;
-use crate::rows::{FlowRow, Seq, flow_state};
 
 /// How many reads run at once; more wait.
 const CONNECTIONS: usize = 4;
@@ -168,57 +165,6 @@ pub(super) fn counts(connection: &Connection, tenant: Option<&TenantId>) -> Resu
         counts.entry(queue).or_default().insert(state, count.unsigned_abs());
     }
     Ok(counts)
-}
-
-/// A flow with its jobs. A job that has been forgotten since is still known by how it ended.
-pub(super) fn flow(connection: &Connection, tenant: &TenantId, id: &Id) -> Result<Option<Flow>> {
-    let sql = "SELECT f.number, f.unfinished, f.failed, f.undoing, f.finished_at, f.name, f.created_at FROM flows f \
-         WHERE f.tenant = (SELECT id FROM tenants WHERE name = ?1) AND f.id = ?2";
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
-    let head = statement.query_row(params![tenant.as_str(), IdColumn(id)], |row| {
-        let flow = FlowRow {
-            number: row.get(0)?,
-            unfinished: row.get(1)?,
-            failed: row.get(2)?,
-            undoing: row.get(3)?,
-            finished_at: row.get::<_, Option<Micros>>(4)?.map(|at| at.0),
-        };
-        Ok((flow, text(row, 5)?, row.get::<_, Micros>(6)?.0))
-    });
-    let Some((flow, name, created_at)) = head.optional().map_err(fault)? else { return Ok(None) };
-
-    let sql = "SELECT coalesce(m.state, j.state, 7), count(*) FROM flow_jobs m LEFT JOIN jobs j ON j.seq = m.seq \
-         WHERE m.flow = ?1 GROUP BY 1";
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
-    let counts = statement.query_map([flow.number], |row| Ok((state(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())));
-    let counts = counts.and_then(Iterator::collect).map_err(fault)?;
-
-    let sql = "SELECT m.seq, m.id, m.ref, n.name, m.compensates, m.state, m.finished_at, coalesce(m.state, j.state, 7) \
-         FROM flow_jobs m JOIN names n ON n.id = m.type LEFT JOIN jobs j ON j.seq = m.seq \
-         WHERE m.flow = ?1 ORDER BY m.seq LIMIT ?2";
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
-    let members = statement
-        .query_map(params![flow.number, Flow::MOST_JOBS.cast_signed()], |row| Ok((member(row)?, state(row, 7)?)));
-    let members: Vec<_> = members.and_then(Iterator::collect).map_err(fault)?;
-    let ids: HashMap<Seq, Id> = members.iter().map(|(member, _)| (member.seq, member.id.clone())).collect();
-    let mut statement =
-        connection.prepare_cached("SELECT parent FROM edges WHERE child = ?1 ORDER BY parent").map_err(fault)?;
-    let mut jobs = Vec::with_capacity(members.len());
-    for (member, state) in members {
-        let parents = statement.query_map([member.seq], |row| row.get::<_, Seq>(0)).and_then(Iterator::collect);
-        let parents: Vec<Seq> = parents.map_err(fault)?;
-        jobs.push(FlowJob {
-            id: member.id,
-            reference: member.reference,
-            kind: member.kind,
-            state,
-            after: parents.iter().filter_map(|parent| ids.get(parent).cloned()).collect(),
-            compensates: member.compensates,
-            finished_at: member.ended.map(|(_, at)| at),
-        });
-    }
-    let finished_at = flow.finished_at;
-    Ok(Some(Flow { id: id.clone(), name, created_at, finished_at, state: flow_state(&flow), counts, jobs }))
 }
 
 pub(super) fn session(connection: &Connection, tenant: &TenantId, sid: &str, now: Timestamp) -> Result<Option<String>> {

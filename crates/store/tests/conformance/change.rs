@@ -2,7 +2,7 @@
 
 use tidewire_core::commit::{After, Enqueue};
 use tidewire_core::job::{OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
-use tidewire_core::store::{Change, Control, Flow, Store};
+use tidewire_core::store::{Change, Control, Flow, FlowState, Store};
 use tidewire_core::{Id, Json};
 
 use crate::world::{HOUR, LEASE, MINUTE, World, any, code, commit, done, id, in_flow, job_ids, tenant, within};
@@ -158,7 +158,7 @@ async fn who_waits_for_a_deleted_job_is_cancelled(world: World) {
     assert!(!world.is_kept(&a, &id("one")).await);
     assert_eq!((state(&world, "two").await, state(&world, "three").await), (State::Cancelled, State::Cancelled));
     let flow = shown(&*world.store).await;
-    assert_eq!((flow.state, flow.finished_at), ("failed", Some(world.now())));
+    assert_eq!((flow.state, flow.finished_at), (FlowState::Failed, Some(world.now())));
     assert_eq!(flow.counts[&State::Cancelled], 3, "the flow remembers the one that is gone");
 }
 
@@ -220,12 +220,12 @@ async fn a_flow_goes_on_when_its_jobs_are_redriven(world: World) {
     let a = tenant("a");
     flow(&world).await;
     world.settle(&world.claim_one().await, Verdict::Fail { error: "never".to_owned() }).await;
-    assert_eq!(shown(&*world.store).await.state, "failed");
+    assert_eq!(shown(&*world.store).await.state, FlowState::Failed);
     assert_eq!(state(&world, "three").await, State::Cancelled);
 
     world.control(&a, &id("one"), Control::Redrive).await.expect("redrive");
     let running = shown(&*world.store).await;
-    assert_eq!((running.state, running.finished_at, running.counts[&State::Pending]), ("running", None, 1));
+    assert_eq!((running.state, running.finished_at, running.counts[&State::Pending]), (FlowState::Running, None, 1));
     // Those that waited for it wait again, in whatever order they are asked for.
     let three = world.control(&a, &id("three"), Control::Redrive).await.expect("redrive");
     assert_eq!(three.state, State::Pending, "nobody has asked for the one before it");
@@ -243,7 +243,7 @@ async fn a_flow_goes_on_when_its_jobs_are_redriven(world: World) {
         world.settle(&leased, done()).await;
     }
     let flow = shown(&*world.store).await;
-    assert_eq!((flow.state, flow.finished_at), ("completed", Some(world.now())));
+    assert_eq!((flow.state, flow.finished_at), (FlowState::Completed, Some(world.now())));
 }
 
 async fn a_blocked_job_is_not_promoted_and_says_why(world: World) {

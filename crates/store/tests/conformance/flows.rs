@@ -1,9 +1,9 @@
 //! Jobs that wait for jobs: order, results, what follows when one does not complete, and what a flow shows of all that.
 
 use tidewire_core::catalog::Keep;
-use tidewire_core::commit::{After, Commit, Enqueue};
+use tidewire_core::commit::{After, Append, Commit, Enqueue, FlowHead};
 use tidewire_core::job::{Job, OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
-use tidewire_core::store::{Claim, Control, Flow, Leased, Parent, QueueLimits};
+use tidewire_core::store::{Claim, Control, Flow, FlowState, Leased, Parent, QueueLimits};
 use tidewire_core::{Id, Json, TenantId};
 
 use crate::world::{HOUR, MINUTE, World, any, code, commit, done, id, in_flow, job_ids, retry, tenant, within};
@@ -30,16 +30,18 @@ every_engine![
     effects_may_be_a_flow,
     a_delayed_child_waits_for_both,
     tenants_have_flows_of_their_own,
+    a_commit_begins_several_flows,
+    a_known_event_begins_no_flow,
 ];
 
 /// A job of flow `f` that is called by its id.
-fn step(world: &World, name: &str, after: &[&str]) -> Enqueue {
+pub(crate) fn step(world: &World, name: &str, after: &[&str]) -> Enqueue {
     let rare = Rare { flow: Some(id("f")), reference: Some(name.into()), ..Rare::default() };
     let after = after.iter().map(|name| After { id: id(name), ignores_failure: false }).collect();
     Enqueue { id: id(name), given_id: true, rare: Some(Box::new(rare)), after, ..world.job("work") }
 }
 
-fn with(mut job: Enqueue, change: impl FnOnce(&mut Rare)) -> Enqueue {
+pub(crate) fn with(mut job: Enqueue, change: impl FnOnce(&mut Rare)) -> Enqueue {
     change(job.rare.as_mut().expect("rare"));
     job
 }
@@ -52,36 +54,36 @@ fn flow_of(tenant: &TenantId, jobs: Vec<Enqueue>) -> Commit {
     in_flow("f", commit(tenant, Vec::new(), jobs))
 }
 
-async fn begin(world: &World, tenant: &TenantId, jobs: Vec<Enqueue>) {
+pub(crate) async fn begin(world: &World, tenant: &TenantId, jobs: Vec<Enqueue>) {
     let committed = world.commit(flow_of(tenant, jobs)).await;
     assert_eq!(committed.flow, Some(id("f")));
 }
 
-async fn flow(world: &World, tenant: &TenantId) -> Flow {
+pub(crate) async fn flow(world: &World, tenant: &TenantId) -> Flow {
     within(world.store.flow(tenant, &id("f"))).await.expect("read").expect("the flow")
 }
 
-fn result(text: &str) -> Verdict {
+pub(crate) fn result(text: &str) -> Verdict {
     Verdict::Done { result: Some(Json::parse(text.to_owned()).expect("json")) }
 }
 
-fn fail() -> Verdict {
+pub(crate) fn fail() -> Verdict {
     Verdict::Fail { error: "no".to_owned() }
 }
 
 /// The one job that may run, which must be the one named, ends so.
-async fn next(world: &World, name: &str, verdict: Verdict) -> Leased {
+pub(crate) async fn next(world: &World, name: &str, verdict: Verdict) -> Leased {
     let mut leased = world.claim(any()).await;
     assert_eq!(job_ids(&leased), [name]);
     world.settle(&leased[0], verdict).await;
     leased.remove(0)
 }
 
-async fn job(world: &World, name: &str) -> Job {
+pub(crate) async fn job(world: &World, name: &str) -> Job {
     world.stored(&tenant("a"), &id(name)).await.0
 }
 
-fn seen(parents: &[Parent]) -> Vec<(String, State, Option<&str>)> {
+pub(crate) fn seen(parents: &[Parent]) -> Vec<(String, State, Option<&str>)> {
     parents.iter().map(|parent| (parent.id.to_string(), parent.state, parent.result.as_ref().map(Json::get))).collect()
 }
 
@@ -96,7 +98,7 @@ async fn a_diamond_runs_in_order_and_hands_on_its_results(world: World) {
     ];
     begin(&world, &a, jobs).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.name.as_deref(), shown.finished_at), ("running", Some("flow f"), None));
+    assert_eq!((shown.state, shown.name.as_deref(), shown.finished_at), (FlowState::Running, Some("flow f"), None));
     assert_eq!(shown.counts, [(State::Blocked, 3), (State::Pending, 1)].into());
     assert_eq!(shown.jobs[0].after, [id("left"), id("right")]);
     next(&world, "begin", result("1")).await;
@@ -112,7 +114,7 @@ async fn a_diamond_runs_in_order_and_hands_on_its_results(world: World) {
     assert_eq!(seen(&end.parents), expected);
     assert_eq!((end.parents[0].reference.as_deref(), &*end.parents[0].kind), (Some("left"), "work"));
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.finished_at), ("completed", Some(world.now())));
+    assert_eq!((shown.state, shown.finished_at), (FlowState::Completed, Some(world.now())));
     assert_eq!(shown.counts, [(State::Completed, 4)].into());
 }
 
@@ -139,7 +141,7 @@ async fn results_outlive_the_jobs_they_are_of(world: World) {
     let two = next(&world, "two", done()).await;
     assert_eq!(seen(&two.parents), [("one".to_owned(), State::Completed, Some("7"))]);
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.counts), ("completed", [(State::Completed, 2)].into()));
+    assert_eq!((shown.state, shown.counts), (FlowState::Completed, [(State::Completed, 2)].into()));
 }
 
 async fn who_waits_for_an_unknown_job_is_refused(world: World) {
@@ -164,7 +166,7 @@ async fn a_failure_cancels_a_chain_of_ten_thousand(world: World) {
     begin(&world, &a, jobs.collect()).await;
     next(&world, "00000", fail()).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.finished_at), ("failed", Some(world.now())));
+    assert_eq!((shown.state, shown.finished_at), (FlowState::Failed, Some(world.now())));
     assert_eq!(shown.counts, [(State::Cancelled, 9_999), (State::Failed, 1)].into());
     assert_eq!(job(&world, "00001").await.error.as_deref(), Some("job 00000, which it waits for, is failed"));
     assert_eq!(job(&world, "09999").await.error.as_deref(), Some("job 09998, which it waits for, is cancelled"));
@@ -198,7 +200,7 @@ async fn a_retry_is_no_failure(world: World) {
     assert_eq!((job(&world, "one").await.state, job(&world, "two").await.state), (State::Dead, State::Cancelled));
 }
 
-fn saga(world: &World) -> Vec<Enqueue> {
+pub(crate) fn saga(world: &World) -> Vec<Enqueue> {
     let last = with(step(world, "c", &["b"]), |rare| rare.on_failure = OnFailure::Compensate);
     vec![
         step(world, "a", &[]),
@@ -217,14 +219,14 @@ async fn undoing_goes_from_the_last_to_the_first_completed(world: World) {
     world.advance(MINUTE).await;
     next(&world, "b", done()).await;
     next(&world, "c", fail()).await;
-    assert_eq!(flow(&world, &a).await.state, "undoing");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Undoing);
     // What did not complete has nothing to undo.
     assert!(!world.is_kept(&a, &id("undo-c")).await);
     next(&world, "undo-b", done()).await;
     assert_eq!(flow(&world, &a).await.finished_at, None);
     next(&world, "undo-a", done()).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.finished_at), ("failed", Some(world.now())));
+    assert_eq!((shown.state, shown.finished_at), (FlowState::Failed, Some(world.now())));
     assert_eq!(shown.counts, [(State::Completed, 4), (State::Failed, 1)].into());
 }
 
@@ -244,10 +246,10 @@ async fn what_completes_while_the_flow_is_undone_is_undone_too(world: World) {
     world.settle(&leased[2], fail()).await;
     next(&world, "undo-first", done()).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.counts[&State::Blocked]), ("undoing", 1));
+    assert_eq!((shown.state, shown.counts[&State::Blocked]), (FlowState::Undoing, 1));
     world.settle(&leased[1], done()).await;
     next(&world, "undo-slow", done()).await;
-    assert_eq!(flow(&world, &a).await.state, "failed");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Failed);
 }
 
 async fn nothing_is_undone_when_all_goes_well(world: World) {
@@ -258,7 +260,7 @@ async fn nothing_is_undone_when_all_goes_well(world: World) {
     }
     assert!(world.claim(any()).await.is_empty());
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.counts), ("completed", [(State::Completed, 3)].into()));
+    assert_eq!((shown.state, shown.counts), (FlowState::Completed, [(State::Completed, 3)].into()));
     let counts = within(world.store.counts(Some(&a))).await.expect("counts");
     assert_eq!(counts["q"], [(State::Completed, 3)].into());
 }
@@ -282,7 +284,7 @@ async fn an_undo_obeys_its_key(world: World) {
     assert_eq!(job(&world, "undo-a").await.state, State::Blocked);
     world.settle(&leased[0], done()).await;
     next(&world, "undo-a", done()).await;
-    assert_eq!(flow(&world, &a).await.state, "failed");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Failed);
 }
 
 async fn a_failed_undo_lets_the_others_go_on(world: World) {
@@ -295,7 +297,7 @@ async fn a_failed_undo_lets_the_others_go_on(world: World) {
     next(&world, "undo-b", fail()).await;
     next(&world, "undo-a", done()).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.counts[&State::Failed]), ("failed", 2));
+    assert_eq!((shown.state, shown.counts[&State::Failed]), (FlowState::Failed, 2));
 }
 
 async fn what_follows_a_flow_of_ten_thousand_runs_after_all_of_them(world: World) {
@@ -322,7 +324,7 @@ async fn what_follows_a_flow_of_ten_thousand_runs_after_all_of_them(world: World
     let finally = next(&world, "finally", done()).await;
     assert_eq!(finally.parents.len(), Parent::MOST);
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.jobs.len()), ("failed", Flow::MOST_JOBS));
+    assert_eq!((shown.state, shown.jobs.len()), (FlowState::Failed, Flow::MOST_JOBS));
     assert_eq!(shown.counts, [(State::Completed, 10_000), (State::Failed, 1), (State::Cancelled, 1)].into());
 }
 
@@ -333,10 +335,10 @@ async fn a_blocked_job_can_be_cancelled(world: World) {
     world.control(&a, &id("two"), Control::Cancel).await.expect("cancel");
     assert_eq!(job(&world, "three").await.state, State::Cancelled);
     assert_eq!(code(world.control(&a, &id("three"), Control::Promote).await), "job.wrong_state");
-    assert_eq!(flow(&world, &a).await.state, "running");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Running);
     next(&world, "one", done()).await;
     assert!(world.claim(any()).await.is_empty());
-    assert_eq!(flow(&world, &a).await.state, "failed");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Failed);
 }
 
 async fn a_flow_id_is_taken_once(world: World) {
@@ -357,7 +359,7 @@ async fn a_member_that_is_there_already_is_waited_for_and_stays_its_own(world: W
     assert_eq!(flow(&world, &a).await.jobs.len(), 1);
     next(&world, "there", done()).await;
     next(&world, "child", done()).await;
-    assert_eq!(flow(&world, &a).await.state, "completed");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Completed);
 }
 
 fn unique(on_conflict: OnConflict) -> Option<Unique> {
@@ -383,7 +385,7 @@ async fn a_member_superseded_in_its_own_commit_fails_the_flow(world: World) {
     assert_eq!(job(&world, "child").await.state, State::Cancelled);
     next(&world, "two", done()).await;
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.counts), ("failed", [(State::Completed, 1), (State::Cancelled, 2)].into()));
+    assert_eq!((shown.state, shown.counts), (FlowState::Failed, [(State::Completed, 1), (State::Cancelled, 2)].into()));
 }
 
 async fn effects_may_be_a_flow(world: World) {
@@ -398,7 +400,7 @@ async fn effects_may_be_a_flow(world: World) {
     let one = next(&world, "one", done()).await;
     assert_eq!(seen(&one.parents), [("maker".to_owned(), State::Completed, Some("7"))]);
     next(&world, "two", done()).await;
-    assert_eq!(flow(&world, &a).await.state, "completed");
+    assert_eq!(flow(&world, &a).await.state, FlowState::Completed);
 }
 
 async fn a_delayed_child_waits_for_both(world: World) {
@@ -419,7 +421,7 @@ async fn tenants_have_flows_of_their_own(world: World) {
     let of = |tenant: &TenantId| Claim { tenant: Some(tenant.clone()), ..any() };
     let leased = world.claim(of(&a)).await;
     world.settle(&leased[0], fail()).await;
-    assert_eq!((flow(&world, &a).await.state, flow(&world, &b).await.state), ("failed", "running"));
+    assert_eq!((flow(&world, &a).await.state, flow(&world, &b).await.state), (FlowState::Failed, FlowState::Running));
     let mut leased = world.claim(any()).await;
     assert_eq!((job_ids(&leased), &leased[0].job.tenant), (vec!["one".to_owned()], &b));
     world.settle(&leased.remove(0), done()).await;
@@ -428,6 +430,49 @@ async fn tenants_have_flows_of_their_own(world: World) {
     let nobody: Option<Flow> =
         within(world.store.flow(&tenant("c"), &Id::parse("f").expect("id"))).await.expect("read");
     assert!(nobody.is_none());
+}
+
+/// Jobs of two flows in one commit, of which the caller asked for the first.
+fn two_flows(world: &World, tenant: &TenantId) -> Commit {
+    let mut jobs = vec![step(world, "one", &[]), step(world, "two", &["one"])];
+    jobs.push(with(step(world, "other", &[]), |rare| rare.flow = Some(id("g"))));
+    let mut commit = in_flow("f", commit(tenant, Vec::new(), jobs));
+    commit.asked_jobs = 2;
+    commit.flows.push(FlowHead { id: id("g"), given_id: false, name: None, root: None });
+    commit
+}
+
+async fn a_commit_begins_several_flows(world: World) {
+    let a = tenant("a");
+    let committed = world.commit(two_flows(&world, &a)).await;
+    assert_eq!((committed.flow, committed.caused.flows), (Some(id("f")), vec![id("g")]));
+    let other = within(world.store.flow(&a, &id("g"))).await.expect("read").expect("the other flow");
+    assert_eq!((other.unfinished, other.jobs.len()), (1, 1));
+    assert_eq!(flow(&world, &a).await.unfinished, 2);
+    let leased = world.claim(any()).await;
+    assert_eq!(job_ids(&leased), ["one", "other"]);
+    world.settle(&leased[1], fail()).await;
+    let other = within(world.store.flow(&a, &id("g"))).await.expect("read").expect("the other flow");
+    assert_eq!((other.state, flow(&world, &a).await.state), (FlowState::Failed, FlowState::Running));
+}
+
+async fn a_known_event_begins_no_flow(world: World) {
+    let a = tenant("a");
+    let told = Append { given_id: true, ..world.event("told") };
+    let mut commit = two_flows(&world, &a);
+    (commit.events, commit.asked_events) = (vec![told], 1);
+    (commit.asked_jobs, commit.asked_flows) = (0, 0);
+    commit.jobs.iter_mut().for_each(|job| job.root = Some(0));
+    commit.flows.iter_mut().for_each(|flow| flow.root = Some(0));
+    let first = world.commit(commit.clone()).await;
+    assert_eq!((first.flow, first.caused.flows.len(), first.caused.jobs.len()), (None, 2, 3));
+    assert_eq!(first.caused.jobs[1].state, State::Blocked);
+    for flow in &mut commit.flows {
+        (flow.id, flow.given_id) = (id("another"), false);
+    }
+    let again = world.commit(commit).await;
+    assert!(again.events[0].deduplicated && again.caused.flows.is_empty() && again.caused.jobs.is_empty());
+    assert!(within(world.store.flow(&a, &id("another"))).await.expect("read").is_none());
 }
 
 #[cfg(feature = "sqlite")]
@@ -452,5 +497,5 @@ async fn a_flow_goes_on_after_a_restart() {
     let world = disk.open().world;
     assert!(world.claim(any()).await.is_empty());
     let shown = flow(&world, &a).await;
-    assert_eq!((shown.state, shown.counts), ("failed", [(State::Completed, 4), (State::Failed, 1)].into()));
+    assert_eq!((shown.state, shown.counts), (FlowState::Failed, [(State::Completed, 4), (State::Failed, 1)].into()));
 }

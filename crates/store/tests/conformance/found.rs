@@ -3,7 +3,7 @@
 use tidewire_core::Id;
 use tidewire_core::commit::{After, Enqueue};
 use tidewire_core::job::{OnConflict, OnFailure, Rare, State, States, Unique, Verdict};
-use tidewire_core::store::{Change, Control, Flow, QueueLimits};
+use tidewire_core::store::{Change, Control, Flow, FlowState, QueueLimits};
 
 use crate::world::{HOUR, SECOND, World, any, commit, done, id, in_flow, job_ids, tenant, within};
 
@@ -121,7 +121,7 @@ async fn a_job_that_expires_with_the_one_it_waits_for_ends_once(world: World) {
     world.advance(SECOND).await;
     let child = world.stored(&tenant("a"), &id("child")).await.0;
     assert_eq!(child.error.as_deref(), Some("job parent, which it waits for, is cancelled"));
-    assert_eq!(flow(&world).await.state, "running", "one of its jobs has not ended");
+    assert_eq!(flow(&world).await.state, FlowState::Running, "one of its jobs has not ended");
 }
 
 async fn a_flow_whose_only_failure_was_ignored_has_completed(world: World) {
@@ -131,12 +131,12 @@ async fn a_flow_whose_only_failure_was_ignored_has_completed(world: World) {
     let fail = || Verdict::Fail { error: "no".to_owned() };
     world.settle(&world.claim_one().await, fail()).await;
     world.settle(&world.claim_one().await, done()).await;
-    assert_eq!(flow(&world).await.state, "completed");
+    assert_eq!(flow(&world).await.state, FlowState::Completed);
     // Run again it is unfinished again, and what comes of that is ignored, too.
     world.control(&tenant("a"), &id("ignored"), Control::Redrive).await.expect("redrive");
-    assert_eq!(flow(&world).await.state, "running");
+    assert_eq!(flow(&world).await.state, FlowState::Running);
     world.settle(&world.claim_one().await, fail()).await;
-    assert_eq!(flow(&world).await.state, "completed");
+    assert_eq!(flow(&world).await.state, FlowState::Completed);
 }
 
 async fn a_compensating_job_that_somebody_ran_again_is_neither_dropped_nor_counted_twice(world: World) {
@@ -157,7 +157,7 @@ async fn a_compensating_job_that_somebody_ran_again_is_neither_dropped_nor_count
     let expected = [(State::Processing, 1), (State::Completed, 1), (State::Failed, 1)];
     assert_eq!(counts["q"], expected.into(), "the run that goes on is still one");
     world.settle(&leased[2], done()).await;
-    assert_eq!(flow(&world).await.state, "failed");
+    assert_eq!(flow(&world).await.state, FlowState::Failed);
     assert_eq!(flow(&world).await.counts, [(State::Completed, 2), (State::Failed, 1)].into());
 }
 

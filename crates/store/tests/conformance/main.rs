@@ -52,4 +52,5 @@ mod tenants;
 #[cfg(feature = "sqlite")]
 mod together;
 mod unique;
+mod whole_flows;
 mod world;

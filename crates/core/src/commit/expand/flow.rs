@@ -90,7 +90,7 @@ impl Run<'_> {
         for (name, job, ignores_failure) in [("then", flow.then, false), ("finally", flow.finally, true)] {
             if let Some(job) = job {
                 let after = all(&self.jobs, ignores_failure);
-                self.follower(*job, own_place(name), origin, after, |_| {})?;
+                self.follower(*job, own_place(name), origin, after, |rare| rare.finally = ignores_failure)?;
             }
         }
         for job in &mut self.jobs[first..] {

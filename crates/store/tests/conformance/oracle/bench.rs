@@ -7,7 +7,9 @@ use tidewire_core::commit::{After, Commit, Committed, Enqueue};
 use tidewire_core::job::{Job, OnFailure, Rare, State, States, Unique, Verdict};
 use tidewire_core::limit::Rate;
 use tidewire_core::retry::{Backoff, Jitter};
-use tidewire_core::store::{Change, Claim, Control, Fire, JobQuery, Leased, QueueLimits, TenantLimits};
+use tidewire_core::store::{
+    Change, Claim, Control, Fire, FlowQuery, FlowState, JobQuery, Leased, QueueLimits, TenantLimits,
+};
 use tidewire_core::{Id, TenantId, Timestamp};
 
 use super::machine::{Machine, Modelled, Written};
@@ -57,6 +59,15 @@ impl Bench {
             Step::Settle { lease, end } => self.settle(*lease, end).await?,
             Step::Renew { lease, seconds } => self.renew(*lease, *seconds).await?,
             Step::Control { job, what } => self.control(*job, what).await?,
+            Step::Flow { flow, control } => {
+                if let Some(flow) = flow.checked_rem(self.oracle.flows.len()) {
+                    let (tenant, name) = (self.oracle.flows[flow].tenant, id(&self.oracle.flows[flow].name));
+                    let controlled =
+                        within(self.world.store.control_flow(&self.tenants[tenant], &name, *control)).await;
+                    let expected = self.oracle.control_flow(flow, *control);
+                    same("the control of a flow", &controlled.map_err(|error| error.code()), &expected)?;
+                }
+            }
             Step::Fire { tenant, key, slot, overlap } => {
                 let name = self.name();
                 let new = plain();
@@ -330,11 +341,20 @@ impl Bench {
             let expected = self.oracle.flow_state(at);
             same(&format!("flow {}", flow.name), &got.map(|flow| flow.state), &Some(expected))?;
             self.oracle.seen.insert(match expected {
-                "completed" => "flow completed",
-                "failed" => "flow failed",
-                "undoing" => "flow undoing",
-                _ => "flow running",
+                FlowState::Completed => "flow completed",
+                FlowState::Failed => "flow failed",
+                FlowState::Undoing => "flow undoing",
+                FlowState::Running => "flow running",
             });
+        }
+        for (index, tenant) in self.tenants.iter().enumerate() {
+            let query =
+                FlowQuery { tenant: tenant.clone(), state: None, name: None, cursor: None, limit: FlowQuery::MAX };
+            let listed = within(self.world.store.flows(query)).await.expect("flows").items;
+            let own = self.oracle.flows.iter().rev().filter(|flow| flow.tenant == index);
+            let expected: Vec<&str> = own.map(|flow| &*flow.name).collect();
+            let got: Vec<String> = listed.iter().map(|flow| flow.id.to_string()).collect();
+            same("the list of flows", &got.iter().map(String::as_str).collect(), &expected)?;
         }
         self.no_key_is_idle()
     }

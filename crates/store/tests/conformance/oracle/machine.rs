@@ -8,9 +8,10 @@ use tidewire_core::job::{Conflict, OnConflict, OnFailure, State};
 use tidewire_core::schedule::Overlap;
 use tidewire_core::store::{Fired, QueueLimits};
 
+use super::flows::Flow;
 use super::line::Line;
 use super::program::{Bounds, End, Limits, New, What};
-use super::ties::{Edge, Flow, Holder};
+use super::ties::{Edge, Holder};
 use crate::world::SECOND;
 
 pub(super) struct Machine {

@@ -5,6 +5,7 @@
 //! printed with its seed. `TIDEWIRE_SEED` chooses other programs, `TIDEWIRE_CASES` how many.
 
 mod bench;
+mod flows;
 mod line;
 mod machine;
 mod program;
@@ -25,7 +26,7 @@ const SEED: u64 = 20_261_121;
 const CASES: u64 = 100;
 
 /// What has to happen in the programs of a run for it to prove anything. Other programs than the usual ones may be too few for all of it.
-const EXPECTED: [&str; 33] = [
+const EXPECTED: [&str; 35] = [
     "aged",
     "blocked",
     "cancelled",
@@ -37,8 +38,10 @@ const EXPECTED: [&str; 33] = [
     "extended",
     "failed",
     "fired",
+    "flow cancelled",
     "flow completed",
     "flow failed",
+    "flow retried",
     "flow running",
     "flow undoing",
     "held by its key",

@@ -6,6 +6,7 @@ use proptest::prelude::{Just, Strategy, any as arbitrary};
 use proptest::prop_oneof;
 use tidewire_core::job::{OnConflict, OnFailure};
 use tidewire_core::schedule::Overlap;
+use tidewire_core::store::FlowControl;
 
 /// How many tenants there are.
 pub(super) const TENANTS: usize = 3;
@@ -45,6 +46,7 @@ pub(super) enum Step {
     Settle { lease: usize, end: End },
     Renew { lease: usize, seconds: u32 },
     Control { job: usize, what: What },
+    Flow { flow: usize, control: FlowControl },
     Fire { tenant: usize, key: u8, slot: u32, overlap: Overlap },
     Limit(Limits),
     Advance { seconds: u32 },
@@ -169,6 +171,8 @@ fn step() -> impl Strategy<Value = Step> {
         9 => (0..1000_usize, end()).prop_map(|(lease, end)| Step::Settle { lease, end }),
         1 => (0..1000_usize, 1..60_u32).prop_map(|(lease, seconds)| Step::Renew { lease, seconds }),
         3 => (0..1000_usize, what).prop_map(|(job, what)| Step::Control { job, what }),
+        1 => (0..1000_usize, prop_oneof![Just(FlowControl::Cancel), Just(FlowControl::Retry)])
+            .prop_map(|(flow, control)| Step::Flow { flow, control }),
         2 => (0..TENANTS, 0..2_u8, 0..100_u32, overlap)
             .prop_map(|(tenant, key, slot, overlap)| Step::Fire { tenant, key, slot, overlap }),
         1 => limits().prop_map(Step::Limit),

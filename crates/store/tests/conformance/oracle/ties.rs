@@ -1,8 +1,9 @@
-//! What ties jobs together: unique keys, who waits for whom, flows.
+//! What ties jobs together: unique keys, who waits for whom.
 
 use tidewire_core::Timestamp;
-use tidewire_core::job::{Conflict, OnConflict, OnFailure, State};
+use tidewire_core::job::{Conflict, OnConflict, State};
 
+use super::flows::Flow;
 use super::machine::{Machine, Written};
 use super::program::New;
 use crate::world::SECOND;
@@ -17,17 +18,10 @@ pub(super) struct Holder {
 }
 
 pub(super) struct Edge {
-    child: usize,
-    parent: usize,
+    pub(super) child: usize,
+    pub(super) parent: usize,
     ignores_failure: bool,
     has_ended: bool,
-}
-
-pub(super) struct Flow {
-    pub(super) name: String,
-    pub(super) tenant: usize,
-    pub(super) members: Vec<usize>,
-    undoing: bool,
 }
 
 /// A job of a commit with its name and whom it waits for, by name.
@@ -58,7 +52,7 @@ impl Machine {
         asked: usize,
     ) -> Vec<Written> {
         let flow = flow.map(|name| {
-            self.flows.push(Flow { name: name.to_owned(), tenant, members: Vec::new(), undoing: false });
+            self.flows.push(Flow::new(name, tenant));
             self.flows.len() - 1
         });
         let mut stands_for: Vec<(String, usize)> = Vec::new();
@@ -263,9 +257,9 @@ impl Machine {
         }
     }
 
-    /// An ended job takes its unique key again, unless another keeps it out.
-    pub(super) fn retake_unique(&mut self, job: usize) -> bool {
-        let Some((key, _)) = self.jobs[job].unique else { return true };
+    /// Until when the window of an ended job keeps others out when it takes its unique key again; an error when another keeps it out.
+    pub(super) fn unique_again(&self, job: usize) -> Result<Option<Timestamp>, ()> {
+        let Some((key, _)) = self.jobs[job].unique else { return Ok(None) };
         let (tenant, kind, now) = (self.jobs[job].tenant, self.jobs[job].kind, self.now);
         let own = WINDOW_SECONDS[kind].map(|seconds| self.jobs[job].created_at + SECOND * seconds);
         let mut until = own.filter(|until| *until > now);
@@ -277,16 +271,24 @@ impl Machine {
             } else if !self.jobs[other].is_forgotten {
                 let in_window = held.is_some_and(|held| held > now) && state != State::Cancelled;
                 if Self::keeps_out(kind, state) || in_window {
-                    return false;
+                    return Err(());
                 }
             }
         }
-        self.take_key(Holder { tenant, kind, key, job, until });
+        Ok(until)
+    }
+
+    /// An ended job takes its unique key again, unless another keeps it out.
+    pub(super) fn retake_unique(&mut self, job: usize) -> bool {
+        let Ok(until) = self.unique_again(job) else { return false };
+        if let Some((key, _)) = self.jobs[job].unique {
+            self.take_key(Holder { tenant: self.jobs[job].tenant, kind: self.jobs[job].kind, key, job, until });
+        }
         true
     }
 
     /// Makes a blocked job wait for others too.
-    fn tie(&mut self, child: usize, after: &[(usize, bool)]) {
+    pub(super) fn tie(&mut self, child: usize, after: &[(usize, bool)]) {
         if self.jobs[child].state != State::Blocked {
             return;
         }
@@ -364,83 +366,6 @@ impl Machine {
             }
         }
         flows.into_iter().for_each(|flow| self.end_flow(flow));
-    }
-
-    fn member_ended(&mut self, flow: usize, job: usize) {
-        let ended = self.jobs[job].clone();
-        if ended.compensates.is_none() && self.flows[flow].members.contains(&job) {
-            if ended.state == State::Completed && self.flows[flow].undoing {
-                self.undo(flow, |compensates| compensates == job);
-            }
-            if ended.state != State::Completed && ended.on_failure == OnFailure::Compensate && !self.flows[flow].undoing
-            {
-                self.flows[flow].undoing = true;
-                self.undo(flow, |_| true);
-            }
-        }
-    }
-
-    /// Lets what undoes completed jobs go on, the last completed first and one after the other.
-    fn undo(&mut self, flow: usize, wanted: impl Fn(usize) -> bool) {
-        self.seen.insert("compensated");
-        let undoes = |member: &usize| {
-            let compensates =
-                self.jobs[*member].compensates.filter(|undone| *undone != usize::MAX && wanted(*undone))?;
-            let undone = &self.jobs[compensates];
-            let is_due = undone.state == State::Completed && !self.jobs[*member].state.is_final();
-            is_due.then_some((undone.finished_at, *member))
-        };
-        let mut order: Vec<_> = self.flows[flow].members.iter().filter_map(undoes).collect();
-        order.sort_unstable_by(|one, other| other.cmp(one));
-        let mut before = None;
-        for (_, job) in order {
-            match before {
-                None => {
-                    self.jobs[job].waits_for = 0;
-                    self.unblock(job);
-                }
-                Some(before) => self.tie(job, &[(before, true)]),
-            }
-            before = Some(job);
-        }
-    }
-
-    /// When all that a flow does has ended, what has nothing to undo is forgotten.
-    fn end_flow(&mut self, flow: usize) {
-        if self.flows[flow]
-            .members
-            .iter()
-            .any(|job| self.jobs[*job].compensates.is_none() && !self.jobs[*job].state.is_final())
-        {
-            return;
-        }
-        let is_needed = |job: &usize| match self.jobs[*job].compensates {
-            // One that was let go, or that somebody ran again, is not dropped any more.
-            Some(undone) if self.jobs[*job].state == State::Blocked && self.jobs[*job].waits_for > 0 => {
-                self.flows[flow].undoing && undone != usize::MAX && self.jobs[undone].state == State::Completed
-            }
-            _ => true,
-        };
-        let (kept, dropped): (Vec<usize>, Vec<usize>) = self.flows[flow].members.iter().partition(|job| is_needed(job));
-        self.flows[flow].members = kept;
-        for job in dropped {
-            self.jobs[job].is_forgotten = true;
-        }
-    }
-
-    /// What a flow is shown as.
-    pub(super) fn flow_state(&self, flow: usize) -> &'static str {
-        let members = || self.flows[flow].members.iter().map(|job| &self.jobs[*job]);
-        let is_over = members().all(|job| job.state.is_final());
-        let is_broken = |job: &super::machine::Modelled| {
-            job.compensates.is_none() && job.state != State::Completed && job.on_failure != OnFailure::Ignore
-        };
-        match is_over {
-            false if self.flows[flow].undoing => "undoing",
-            false => "running",
-            true if members().any(is_broken) => "failed",
-            true => "completed",
-        }
     }
 
     /// Forgets a job that does not run. Others see it cancelled first.

@@ -26,6 +26,24 @@ unique = { key = "sync-{orderId}", while = "waiting", window = "30s", onConflict
 
 [jobs.plain]
 queue = "work"
+
+[rooms]
+"shop:{shopId}" = { join = "auto" }
+
+[events.placed]
+rooms = ["shop:{shopId}"]
+
+[[rules]]
+on = "placed"
+[rules.flow]
+name = "order {{ data.id }}"
+when = "data.id != 'dry'"
+jobs = [
+  { ref = "pay", job = "sync", data = { orderId = "{{ data.id }}" }, onFailure = "compensate" },
+  { ref = "ship", job = "plain", after = ["pay"], priority = 1, compensate = { job = "plain", data = { undo = true } } },
+]
+then = { job = "plain", delay = "5s" }
+finally = { job = "plain" }
 "#;
 
 fn jobs_of(request: Value) -> Result<crate::commit::Commit> {
@@ -98,7 +116,7 @@ fn references_are_ids_in_whatever_order_and_so_are_given_ids() {
     let commit = jobs_of(json!({ "jobs": jobs })).expect("expanded");
     let after: Vec<&Id> = commit.jobs[0].after.iter().map(|after| &after.id).collect();
     assert_eq!(after, [&commit.jobs[1].id, &commit.jobs[2].id]);
-    assert!(commit.flow.is_none());
+    assert!(commit.flows.is_empty());
 }
 
 #[test]
@@ -115,7 +133,8 @@ fn a_flow_adds_its_undoing_and_what_comes_last() {
         "compensate": { "type": "sync", "data": { "orderId": "o1", "note": "undo" } } });
     let flow = json!({ "id": "f", "name": "order", "then": { "type": "plain" }, "finally": { "type": "plain" } });
     let commit = jobs_of(json!({ "jobs": [step, plain("b", &["a"])], "flow": flow })).expect("expanded");
-    let head = commit.flow.expect("a flow");
+    assert_eq!((commit.flows.len(), commit.asked_flows), (1, 1));
+    let head = &commit.flows[0];
     assert_eq!((head.id.to_string().as_str(), head.given_id, head.name.as_deref()), ("f", true, Some("order")));
     assert_eq!((commit.asked_jobs, commit.jobs.len()), (2, 5));
     assert!(commit.jobs.iter().all(|job| job.rare.as_ref().and_then(|rare| rare.flow.as_ref()) == Some(&head.id)));
@@ -128,6 +147,35 @@ fn a_flow_adds_its_undoing_and_what_comes_last() {
         let after: Vec<_> = last.after.iter().map(|after| (&after.id, after.ignores_failure)).collect();
         assert_eq!(after, [(&step.id, ignores_failure), (&other.id, ignores_failure)]);
     }
+}
+
+#[test]
+fn a_rule_begins_a_flow_beside_the_one_that_was_asked_for() {
+    let placed = |id: &str| json!({ "type": "placed", "data": { "id": id } });
+    let commit = jobs_of(
+        json!({ "events": [placed("o1"), placed("dry"), placed("o2")], "jobs": [plain("own", &[])], "flow": {} }),
+    );
+    let commit = commit.expect("expanded");
+    assert_eq!((commit.asked_flows, commit.asked_jobs, commit.jobs.len()), (1, 1, 11));
+    let heads: Vec<_> = commit.flows.iter().map(|flow| (flow.name.as_deref(), flow.root)).collect();
+    assert_eq!(heads, [(None, None), (Some("order o1"), Some(0)), (Some("order o2"), Some(2))]);
+    let flow_of = |job: &Enqueue| job.rare.as_ref().and_then(|rare| rare.flow.clone());
+    assert_eq!(flow_of(&commit.jobs[0]).as_ref(), Some(&commit.flows[0].id));
+    let [pay, ship, undo, then, finally] = &commit.jobs[1..6] else { panic!("five jobs") };
+    assert!(
+        commit.jobs[1..6].iter().all(|job| flow_of(job).as_ref() == Some(&commit.flows[1].id) && job.root == Some(0))
+    );
+    assert!(
+        commit.jobs[6..].iter().all(|job| flow_of(job).as_ref() == Some(&commit.flows[2].id) && job.root == Some(2))
+    );
+    assert_eq!((pay.data.get(), ship.priority, undo.data.get()), (r#"{"orderId":"o1"}"#, 1, r#"{"undo":true}"#));
+    assert_eq!(pay.rare.as_ref().map(|rare| rare.on_failure), Some(OnFailure::Compensate));
+    assert_eq!(ship.after.iter().map(|after| &after.id).collect::<Vec<_>>(), [&pay.id]);
+    assert_eq!(undo.rare.as_ref().and_then(|rare| rare.compensates.as_ref()), Some(&ship.id));
+    assert_eq!((then.run_at, then.after.len()), (Some(NOW + Duration::from_secs(5)), 2));
+    assert!(finally.rare.as_ref().is_some_and(|rare| rare.finally));
+    // The event is the cause of all of them.
+    assert_eq!(pay.causation_id, Some(commit.events[0].id.to_string().into()));
 }
 
 /// Two jobs of one unique key, the first of which waits through another for the second.
@@ -175,6 +223,7 @@ fn what_is_wrong_with_a_flow_is_said() {
         (one_of_a_key("latest"), "flow.cycle", "first after between after first"),
         (json!({ "jobs": [plain("a", &[]), plain("a", &[])] }), "flow.duplicate_ref", "jobs[0] has the ref \"a\", too"),
         (json!({ "jobs": [], "flow": {} }), "job.invalid_option", "at least one job"),
+        (json!({ "jobs": [plain("a", &[])], "flow": { "name": "n".repeat(257) } }), "data.too_large", "name"),
         (json!({ "jobs": [with(json!({ "compensate": { "type": "plain" } }))] }), "job.invalid_option", "of a flow"),
         (json!({ "jobs": [with(json!({ "onFailure": "compensate" }))] }), "job.invalid_option", "of a flow"),
         (
