@@ -141,6 +141,16 @@ describe("a schedule of a tenant", () => {
     assert.equal(await post("/promote"), "pending");
 
     const tenant = server.newTenant();
+    await tenant.enqueue("tick", { n: 1 });
+    const listed = expectStatus(await server.api("/v1/jobs?tenant=$app&type=tick"), 200).items;
+    assert.ok(listed.some(({ id }) => id === jobs[0].id) && listed.every((listed) => listed.tenant === "$app"));
+    const many = async (verb, chosen) =>
+      expectStatus(await server.api(`/v1/jobs/${verb}`, { body: { tenant: "$app", ...chosen } }), 200).changed;
+    assert.equal(await many("cancel", { ids: [jobs[0].id] }), 1);
+    assert.equal(await many("retry", { type: "tick", states: ["cancelled"] }), 1);
+    assert.equal((await tenant.list("/v1/jobs"))[0].state, "pending");
+    const foreign = { body: { tenant: "$app", type: "tick" } };
+    expectProblem(await tenant.api("/v1/jobs/cancel", foreign), 400, "tenant.invalid");
     expectProblem(await tenant.api(job()), 400, "tenant.invalid");
     expectProblem(await tenant.api(job("/cancel"), { method: "POST" }), 400, "tenant.invalid");
     expectProblem(await server.api(job("", "$other")), 400, "tenant.invalid");
