@@ -151,7 +151,7 @@ impl<R: Rows> Writer<R> {
         })?;
         let Some(row) = row.filter(|_| was_blocked.get()) else { return Ok(None) };
         self.counts.moved(row.keys, Some(State::Blocked), Some(row.job.state));
-        self.place(&row)?;
+        self.place(&row);
         Ok(Some(row.job.state))
     }
 

@@ -53,7 +53,7 @@ impl<R: Rows> Writer<R> {
         self.counts.moved(row.keys, Some(old.job.state), Some(state));
         self.expect_expiry(&row.job);
         if !stays {
-            self.place(&row)?;
+            self.place(&row);
         }
         if state != State::Pending {
             self.leave_line(&old)?;
@@ -130,7 +130,7 @@ impl<R: Rows> Writer<R> {
         self.rows.update_job(&row)?;
         self.counts.moved(row.keys, Some(before), Some(row.job.state));
         self.rejoin(&row)?;
-        self.place(&row)?;
+        self.place(&row);
         Ok(Ok(row.job))
     }
 

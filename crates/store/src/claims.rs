@@ -47,11 +47,6 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    fn new(row: &JobRow) -> Self {
-        let job = EndedJob { seq: row.seq, keys: row.keys, state: row.job.state };
-        Self { job, may_have_more: row.job.error.is_some() || row.job.rare.is_some() }
-    }
-
     /// A job of which no more is known.
     pub(crate) fn unknown(job: EndedJob) -> Self {
         Self { job, may_have_more: true }
@@ -222,7 +217,7 @@ impl<R: Rows> Writer<R> {
         })?;
         if let Some(changed) = changed {
             self.counts.moved(keys, Some(State::Pending), Some(state));
-            self.place(&changed)?;
+            self.place(&changed);
         }
         self.leave_line(row)?;
         Ok(true)
@@ -391,7 +386,10 @@ impl<R: Rows> Writer<R> {
         }
         row.job.result = fate.result;
         let has_failed = fate.error.is_some();
-        row.job.error = fate.error.or(row.job.error.take());
+        // The last error stays while it runs again; a run that has completed has none.
+        let last_error = fate.error.or(row.job.error.take());
+        let may_have_more = last_error.is_some() || row.job.rare.is_some();
+        row.job.error = last_error.filter(|_| row.job.state != State::Completed);
         if fate.is_loss {
             row.job.rare_mut().lost += 1;
         }
@@ -400,26 +398,30 @@ impl<R: Rows> Writer<R> {
         if !row.job.state.is_final() {
             self.rows.update_job(row)?;
             self.expect_expiry(&row.job);
-            self.place(row)?;
+            self.place(row);
             if has_failed {
                 self.tell(Moment::Retrying, &row.job)?;
             }
             return Ok(row.job.state);
         }
         row.job.finished_at = Some(self.now);
+        let ended = EndedJob { seq: row.seq, keys: row.keys, state: row.job.state };
+        let kept = Kept { job: ended, may_have_more };
         if row.job.state == State::Completed && self.keeps_no_completed(row.keys.queue) {
             self.job_ended(row)?;
-            self.forget(Kept::new(row))?;
+            self.forget(kept)?;
             return Ok(State::Completed);
         }
         self.rows.update_job(row)?;
-        self.place(row)?;
+        if row.job.state == State::Completed {
+            self.keep_completed(row.keys.queue, kept)?;
+        }
         self.job_ended(row)?;
         Ok(row.job.state)
     }
 
-    /// Puts a written job where its state belongs: a lane, the timer, or the kept ones.
-    pub(crate) fn place(&mut self, row: &JobRow) -> Result<()> {
+    /// Puts a written job where its state belongs: a lane or the timer.
+    pub(crate) fn place(&mut self, row: &JobRow) {
         match row.job.state {
             State::Pending => {
                 let lane = LaneKey { keys: row.keys, priority: row.job.priority };
@@ -428,10 +430,8 @@ impl<R: Rows> Writer<R> {
             State::Scheduled => {
                 self.next_due = Some(self.next_due.map_or(row.job.run_at, |next| next.min(row.job.run_at)));
             }
-            State::Completed => self.keep_completed(row.keys.queue, Kept::new(row))?,
-            State::Processing | State::Blocked | State::Failed | State::Dead | State::Cancelled => {}
+            State::Processing | State::Blocked | State::Completed | State::Failed | State::Dead | State::Cancelled => {}
         }
-        Ok(())
     }
 
     fn keeps_no_completed(&self, queue: NameId) -> bool {
@@ -531,7 +531,7 @@ impl<R: Rows> Writer<R> {
                 row.job.state = State::Pending;
                 self.counts.moved(row.keys, Some(State::Scheduled), Some(State::Pending));
                 self.rows.update_job(&row)?;
-                self.place(&row)?;
+                self.place(&row);
             }
         }
         self.next_due = self.rows.next_due()?;

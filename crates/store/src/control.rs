@@ -71,7 +71,7 @@ impl<R: Rows> Writer<R> {
         self.rows.update_job(&row)?;
         self.counts.moved(row.keys, Some(state), Some(row.job.state));
         self.expect_expiry(&row.job);
-        self.place(&row)?;
+        self.place(&row);
         Ok(Ok(row.job))
     }
 

@@ -171,7 +171,7 @@ impl<R: Rows> Writer<R> {
         self.counts.moved(keys, None, Some(state));
         self.metering.enqueued(keys.queue, &row.job.queue);
         self.expect_expiry(&row.job);
-        self.place(&row)?;
+        self.place(&row);
         let told = self.cares(Moment::Enqueued, &row.job).then(|| row.job.clone());
         self.fresh.push(row);
         if let Some(behind) = behind {
@@ -306,7 +306,7 @@ impl<R: Rows> Writer<R> {
         self.counts.moved(row.keys, Some(old.job.state), Some(row.job.state));
         self.expect_expiry(&row.job);
         if !stays {
-            self.place(&row)?;
+            self.place(&row);
         }
         if row.job.state != State::Pending || row.job.key() != old.job.key() {
             self.leave_line(&old)?;

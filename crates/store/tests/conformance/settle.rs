@@ -20,6 +20,7 @@ every_engine![
     snooze_gives_the_attempt_back,
     release_gives_the_attempt_back_at_once,
     cancel_ends_it_without_an_error,
+    who_completes_has_no_error_and_keeps_its_failed_runs,
     the_error_text_is_bounded,
     the_last_failed_runs_are_kept_with_their_numbers,
     a_lease_settles_once,
@@ -140,6 +141,17 @@ async fn cancel_ends_it_without_an_error(world: World) {
     let (job, failed) = world.stored(&tenant("a"), &leased.job.id).await;
     assert_eq!((job.state, job.attempt, job.error, failed.len()), (State::Cancelled, 1, None, 0));
     assert_eq!(job.finished_at, Some(world.now()));
+}
+
+async fn who_completes_has_no_error_and_keeps_its_failed_runs(world: World) {
+    let a = tenant("a");
+    let leased = running(&world).await;
+    world.settle(&leased, Verdict::Retry { error: "not yet".to_owned(), delay: Some(Duration::ZERO) }).await;
+    let again = world.claim_one().await;
+    assert_eq!(again.job.error.as_deref(), Some("not yet"), "a handler sees why it runs again");
+    world.settle(&again, done()).await;
+    let (job, failed) = world.stored(&a, &leased.job.id).await;
+    assert_eq!((job.state, job.attempt, job.error, failed.len()), (State::Completed, 2, None, 1));
 }
 
 async fn the_error_text_is_bounded(world: World) {
