@@ -22,6 +22,8 @@ const PRODUCERS: u64 = 8;
 const FILL: usize = 1_000;
 /// Jobs of the idle server, all due long after the bench.
 const SCHEDULED: u64 = 1_000_000;
+/// Schedules of users of the idle server, none of which is due while it is watched.
+const SCHEDULES: u64 = 50_000;
 /// How long the server with them is watched.
 const IDLE: Duration = Duration::from_secs(20);
 const TENANTS: u64 = 10_000;
@@ -36,7 +38,8 @@ pub(super) async fn run(runs: &Runs, time: Duration, pending: u64) -> Result<()>
     );
     let name = format!("restart with {} waiting jobs, to the first lease", thousands(pending as f64));
     once.repeat(&name, "ms", async |_| waiting(time, pending).await).await?;
-    let name = format!("idle with {} scheduled jobs", thousands(SCHEDULED as f64));
+    let (jobs, schedules) = (thousands(SCHEDULED as f64), thousands(SCHEDULES as f64));
+    let name = format!("idle with {jobs} scheduled jobs and {schedules} schedules");
     once.repeat(&name, "% of a core", async |_| scheduled().await).await?;
     let name = format!("claims of {} tenants beside those of one", thousands(TENANTS as f64));
     once.repeat(&name, "of the rate", async |_| tenants().await).await?;
@@ -161,6 +164,7 @@ async fn scheduled() -> Result<f64> {
         (numbers.start < SCHEDULED).then(|| Value::Array(numbers.map(job).collect()).to_string().into())
     };
     produce(&server, body).await?;
+    put_schedules(&server).await?;
     // What writing them has left to do is not what is measured.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let cpu = server.peer.cpu()?;
@@ -168,6 +172,20 @@ async fn scheduled() -> Result<f64> {
     let percent = cpu.spent()?.as_secs_f64() / IDLE.as_secs_f64() * 100.0;
     println!("  server {} MB RSS, files {} MB", server.peer.rss()? / 1_000_000, size(server.data())? / 1_000_000);
     Ok(percent)
+}
+
+/// Puts the schedules, each of a user of its own and due once a year.
+async fn put_schedules(server: &Server) -> Result<()> {
+    let mut connection = Connection::open(server.addr).await?;
+    for call in 0..SCHEDULES / FILL as u64 {
+        let schedule = |n: u64| json!({ "key": "digest", "userId": format!("u{n}"), "job": "bench", "cron": format!("{} {} 1 1 *", n % 60, n / 60 % 24) });
+        let schedules: Vec<Value> = (call * FILL as u64..(call + 1) * FILL as u64).map(schedule).collect();
+        let body = json!({ "tenant": TENANT, "schedules": schedules }).to_string();
+        let answer = connection.exchange(&Server::post("/v1/commit", &body)).await?;
+        let said = || String::from_utf8_lossy(answer.body).into_owned();
+        ensure!(answer.status == 201, "putting schedules was answered {}: {}", answer.status, said());
+    }
+    Ok(())
 }
 
 /// The rate of claims over many tenants as a share of that of one tenant with as many jobs.
