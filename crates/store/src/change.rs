@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use tidewire_core::commit::MAX_DATA_BYTES;
-use tidewire_core::job::{Job, State};
+use tidewire_core::job::{Job, State, States};
 use tidewire_core::store::Change;
 use tidewire_core::{Error, Kind, Result, Timestamp};
 
@@ -131,6 +131,7 @@ impl<R: Rows> Writer<R> {
         self.counts.moved(row.keys, Some(before), Some(row.job.state));
         self.rejoin(&row)?;
         self.place(&row);
+        self.hold_back(&row)?;
         Ok(Ok(row.job))
     }
 
@@ -156,6 +157,27 @@ impl<R: Rows> Writer<R> {
             }
         }
         Ok(Ok(until))
+    }
+
+    /// Those that waited for a job and have not begun wait for it again.
+    fn hold_back(&mut self, parent: &JobRow) -> Result<()> {
+        for child in self.rows.children_of(parent.seq)? {
+            let Some(old) = self.rows.job(child)? else { continue };
+            if !States::WAITING.contains(old.job.state) || old.job.attempt > 0 {
+                continue;
+            }
+            // It may have ended before this one was tied to it, and know of nobody.
+            self.knows_dependents(parent)?;
+            self.rows.reopen_edge(child, parent.seq)?;
+            self.alter(child, |row| {
+                row.job.state = State::Blocked;
+                let rare = row.job.rare_mut();
+                rare.waits_for = rare.waits_for.saturating_add(1);
+            })?;
+            self.counts.moved(old.keys, Some(old.job.state), Some(State::Blocked));
+            self.leave_line(&old)?;
+        }
+        Ok(())
     }
 
     /// Ties a job again to those it waited for, as they are now. Answers how many of them have not ended.

@@ -44,13 +44,13 @@ impl<R: Rows> Writer<R> {
         }
     }
 
-    /// Runs again what did not complete, each job after those that it waits for.
+    /// Runs again what did not complete. In which order they are told does not matter: who has not begun waits for its parents again.
     fn retry_flow(&mut self, id: &Id, flow: &FlowRow, members: &[Member]) -> Outcome<()> {
         let conflict = |code, detail: String| Ok(Err(Error::conflict(code, detail)));
         if flow.undoing {
             return conflict("flow.undone", format!("what flow {id} had done was undone; begin it anew"));
         }
-        let mut again = HashMap::new();
+        let mut again = Vec::new();
         let mut unique = HashMap::new();
         for member in members.iter().filter(|member| member.ended.is_some_and(|(state, _)| state != State::Completed)) {
             let Some(row) = self.rows.job(member.seq)? else {
@@ -65,40 +65,18 @@ impl<R: Rows> Writer<R> {
                 let detail = format!("jobs {other} and {} of flow {id} have one unique key", row.job.id);
                 return conflict("job.unique_taken", detail);
             }
-            again.insert(member.seq, row);
+            again.push(row.seq);
         }
         if again.is_empty() {
             return conflict("flow.wrong_state", format!("flow {id} has no job that failed or was cancelled"));
         }
-        for seq in self.parents_first(&again)? {
-            if let Some(row) = again.remove(&seq) {
+        for seq in again {
+            if let Some(row) = self.rows.job(seq)? {
                 // Nothing refuses it: that was looked at before the first one was changed.
                 drop(self.control_row(row, &Control::Redrive)?);
             }
         }
         Ok(Ok(()))
-    }
-
-    /// The jobs in an order in which each comes after those that it waits for.
-    fn parents_first(&mut self, jobs: &HashMap<Seq, JobRow>) -> Result<Vec<Seq>> {
-        let mut order = Vec::with_capacity(jobs.len());
-        let mut seen = HashSet::new();
-        let mut first: Vec<Seq> = jobs.keys().copied().collect();
-        first.sort_unstable();
-        for seq in first {
-            // Each is entered with its parents above it and left when they are done.
-            let mut path = vec![(seq, false)];
-            while let Some((seq, is_left)) = path.pop() {
-                if is_left {
-                    order.push(seq);
-                } else if seen.insert(seq) {
-                    path.push((seq, true));
-                    let parents = self.rows.parents_of(seq)?;
-                    path.extend(parents.into_iter().filter(|seq| jobs.contains_key(seq)).map(|seq| (seq, false)));
-                }
-            }
-        }
-        Ok(order)
     }
 
     /// The flow of a job that runs again is unfinished again.

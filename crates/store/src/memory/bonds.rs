@@ -17,6 +17,8 @@ pub(super) struct BondTables {
     edges: BTreeMap<(Seq, Seq), (bool, Option<Parent>)>,
     /// By parent and child: the edges whose parent has not ended.
     open: BTreeSet<(Seq, Seq)>,
+    /// By parent and child: all edges.
+    children: BTreeSet<(Seq, Seq)>,
     pub(super) flows: Vec<FlowEntry>,
 }
 
@@ -51,6 +53,7 @@ impl BondTables {
         for parent in parents {
             self.edges.remove(&(child, parent));
             self.open.remove(&(parent, child));
+            self.children.remove(&(parent, child));
         }
     }
 
@@ -84,6 +87,7 @@ impl Bonds for MemoryRows {
     fn add_edge(&mut self, edge: Edge) -> Result<()> {
         let bonds = &mut self.tables().bonds;
         let (_, ended) = bonds.edges.entry((edge.child, edge.parent)).or_insert((edge.ignores_failure, None));
+        bonds.children.insert((edge.parent, edge.child));
         if ended.is_none() {
             bonds.open.insert((edge.parent, edge.child));
         }
@@ -124,6 +128,11 @@ impl Bonds for MemoryRows {
 
     fn parents_of(&mut self, child: Seq) -> Result<Vec<Seq>> {
         Ok(self.tables().bonds.before(child).collect())
+    }
+
+    fn children_of(&mut self, parent: Seq) -> Result<Vec<Seq>> {
+        let children = self.tables().bonds.children.range((parent, Seq::MIN)..=(parent, Seq::MAX));
+        Ok(children.map(|(_, child)| *child).collect())
     }
 
     fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()> {

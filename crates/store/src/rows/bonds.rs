@@ -71,6 +71,8 @@ pub(crate) trait Bonds {
     fn end_edges(&mut self, parent: Seq, outcome: &Job) -> Result<()>;
     /// Everybody that a job waits or waited for.
     fn parents_of(&mut self, child: Seq) -> Result<Vec<Seq>>;
+    /// Everybody that waits or waited for a job.
+    fn children_of(&mut self, parent: Seq) -> Result<Vec<Seq>>;
     /// Forgets how a job ended that another one waited for: it has not.
     fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()>;
     /// The jobs that a job waited for and how they ended, the first `limit`.

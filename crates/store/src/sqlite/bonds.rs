@@ -85,6 +85,10 @@ impl Bonds for SqliteRows {
         self.all("SELECT parent FROM edges WHERE child = ?1 ORDER BY parent", [child], |row| row.get(0))
     }
 
+    fn children_of(&mut self, parent: Seq) -> Result<Vec<Seq>> {
+        self.all("SELECT child FROM edges WHERE parent = ?1 ORDER BY child", [parent], |row| row.get(0))
+    }
+
     fn reopen_edge(&mut self, child: Seq, parent: Seq) -> Result<()> {
         let sql = "UPDATE edges SET id = NULL, ref = NULL, type = NULL, state = NULL, result = NULL, error = NULL \
              WHERE child = ?1 AND parent = ?2";

@@ -95,7 +95,7 @@ CREATE TABLE edges (
   error TEXT,
   PRIMARY KEY (child, parent)
 ) WITHOUT ROWID;
-CREATE INDEX edges_parent ON edges (parent) WHERE state IS NULL;
+CREATE INDEX edges_parent ON edges (parent);
 
 CREATE TABLE flows (
   number INTEGER PRIMARY KEY,

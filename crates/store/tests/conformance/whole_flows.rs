@@ -1,7 +1,7 @@
 //! What operators do to flows as a whole: cancel, run again, list.
 
 use tidewire_core::TenantId;
-use tidewire_core::job::{OnConflict, State, States, Unique, Verdict};
+use tidewire_core::job::{OnConflict, OnFailure, State, States, Unique, Verdict};
 use tidewire_core::store::{Claim, Control, FlowControl, FlowQuery, FlowState};
 
 use crate::flows::{begin, fail, flow, job, next, result, saga, seen, step, with};
@@ -11,6 +11,7 @@ every_engine![
     a_cancelled_flow_runs_what_comes_at_the_end,
     a_cancelled_flow_undoes_what_it_has_done,
     a_flow_goes_on_where_it_failed,
+    who_has_not_begun_waits_again_for_what_is_retried,
     what_cannot_be_retried_whole_is_left_as_it_is,
     flows_are_listed_newest_first,
 ];
@@ -85,6 +86,33 @@ async fn a_flow_goes_on_where_it_failed(world: World) {
     assert_eq!(seen(&last.parents)[1], ("aside".to_owned(), State::Completed, Some("1")));
     assert_eq!(flow(&world, &a).await.state, FlowState::Completed);
     assert_eq!(control(&world, FlowControl::Retry).await, "flow.wrong_state");
+}
+
+async fn who_has_not_begun_waits_again_for_what_is_retried(world: World) {
+    let a = tenant("a");
+    let ignored = |name: &str| with(step(&world, name, &[]), |rare| rare.on_failure = OnFailure::Ignore);
+    let after = |name: &str, before: &[&str]| {
+        let mut job = step(&world, name, before);
+        job.after.iter_mut().for_each(|after| after.ignores_failure = true);
+        job
+    };
+    // `child` still waits for `slow` when `quick` is retried, `due` waits for nothing more and has not begun.
+    let jobs =
+        vec![ignored("quick"), step(&world, "slow", &[]), after("child", &["quick", "slow"]), after("due", &["quick"])];
+    begin(&world, &a, jobs).await;
+    let leased = world.claim(Claim { max: 2, ..any() }).await;
+    assert_eq!(job_ids(&leased), ["quick", "slow"]);
+    world.settle(&leased[0], fail()).await;
+    assert_eq!(job(&world, "due").await.state, State::Pending);
+    assert_eq!(control(&world, FlowControl::Retry).await, "done");
+    assert_eq!(job(&world, "due").await.state, State::Blocked);
+    world.settle(&leased[1], done()).await;
+    next(&world, "quick", result("1")).await;
+    let leased = world.claim(any()).await;
+    assert_eq!(job_ids(&leased), ["child", "due"]);
+    assert_eq!(seen(&leased[1].parents), [("quick".to_owned(), State::Completed, Some("1"))]);
+    world.settle_all(&leased, &done()).await;
+    assert_eq!(flow(&world, &a).await.state, FlowState::Completed);
 }
 
 async fn what_cannot_be_retried_whole_is_left_as_it_is(world: World) {

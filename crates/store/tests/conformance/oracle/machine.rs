@@ -402,6 +402,7 @@ impl Machine {
         (job.attempt, job.finished_at, job.lost, job.waits_for) = (0, None, 0, waits_for);
         (job.expires_at, job.paced_until) = (None, None);
         self.wait(index, if waits_for > 0 { State::Blocked } else { State::Pending }, now);
+        self.hold_back(index);
         self.seen.insert("redriven");
         true
     }

@@ -319,6 +319,23 @@ impl Machine {
         self.edges.iter().filter(|edge| edge.child == child && !edge.has_ended).count()
     }
 
+    /// Those that waited for a job that runs again wait for it again, unless they have begun.
+    pub(super) fn hold_back(&mut self, parent: usize) {
+        let children: Vec<usize> =
+            self.edges.iter().filter(|edge| edge.parent == parent).map(|edge| edge.child).collect();
+        for child in children {
+            let job = &self.jobs[child];
+            if !job.is_waiting() || job.is_forgotten || job.attempt > 0 {
+                continue;
+            }
+            let run_at = job.run_at;
+            let is_it = |edge: &&mut Edge| (edge.child, edge.parent) == (child, parent);
+            self.edges.iter_mut().find(is_it).expect("an edge").has_ended = false;
+            self.jobs[child].waits_for += 1;
+            self.wait(child, State::Blocked, run_at);
+        }
+    }
+
     /// Ends a job that is not running, and what follows.
     pub(super) fn end_waiting(&mut self, job: usize, state: State) {
         self.stop(job, state);
