@@ -168,7 +168,7 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    fn stop_waiting(&mut self, row: &JobRow, state: State, why: &str) -> Result<Option<JobRow>> {
+    pub(crate) fn stop_waiting(&mut self, row: &JobRow, state: State, why: &str) -> Result<Option<JobRow>> {
         let now = self.now;
         let ended = self.alter(row.seq, |row| {
             row.job.state = state;
@@ -194,11 +194,12 @@ impl<R: Rows> Writer<R> {
             if let Some(unique) = &rare.unique {
                 self.free_unique(&row, unique)?;
             }
+            if let Some(flow) = &rare.flow {
+                // First, because what comes at the end of a flow may have to wait for more than this job.
+                ended.extend(self.member_ended(&row, flow)?);
+            }
             if rare.has_dependents {
                 self.free_dependents(&row, &mut ended)?;
-            }
-            if let Some(flow) = &rare.flow {
-                self.member_ended(&row, flow)?;
             }
         }
         Ok(())

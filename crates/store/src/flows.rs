@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tidewire_core::job::{Job, OnFailure, State};
+use tidewire_core::job::{Job, OnFailure, State, States};
 use tidewire_core::store::{Control, FlowControl};
-use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
+use tidewire_core::{Error, Id, Result, TenantId};
 
 use crate::claims::Kept;
 use crate::rows::{EndedJob, FlowRow, JobRow, Member, Rows, Seq};
@@ -19,11 +19,11 @@ impl<R: Rows> Writer<R> {
         let Some(flow) = self.rows.flow(tenant, id)? else {
             return Ok(Err(Error::not_found("flow.not_found", format!("there is no flow {id}"))));
         };
-        let mut members = self.rows.members(flow.number)?;
-        members.retain(|member| member.compensates.is_none());
+        let members = self.rows.members(flow.number)?;
+        let (members, undoing): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| member.compensates.is_none());
         match control {
             FlowControl::Cancel => self.cancel_flow(id, &members),
-            FlowControl::Retry => self.retry_flow(id, &flow, &members),
+            FlowControl::Retry => self.retry_flow(id, flow, &members, &undoing),
         }
     }
 
@@ -34,7 +34,7 @@ impl<R: Rows> Writer<R> {
             // The end of the one before may have ended it, and may have led to jobs that are not written.
             self.write_fresh()?;
             let row = self.rows.job(member.seq)?.filter(|row| !row.job.state.is_final());
-            if let Some(row) = row.filter(|row| !row.job.rare.as_ref().is_some_and(|rare| rare.finally)) {
+            if let Some(row) = row.filter(|row| !is_last(row)) {
                 cancelled |= self.control_row(row, &Control::Cancel)?.is_ok();
             }
         }
@@ -45,17 +45,27 @@ impl<R: Rows> Writer<R> {
     }
 
     /// Runs again what did not complete. In which order they are told does not matter: who has not begun waits for its parents again.
-    fn retry_flow(&mut self, id: &Id, flow: &FlowRow, members: &[Member]) -> Outcome<()> {
+    fn retry_flow(&mut self, id: &Id, mut flow: FlowRow, members: &[Member], undoing: &[Member]) -> Outcome<()> {
         let conflict = |code, detail: String| Ok(Err(Error::conflict(code, detail)));
-        if flow.undoing {
-            return conflict("flow.undone", format!("what flow {id} had done was undone; begin it anew"));
+        let gone =
+            |member: &Member| conflict("flow.wrong_state", format!("job {} of flow {id} is no longer kept", member.id));
+        let (mut dropped, mut others) = (Vec::new(), 0);
+        for member in undoing {
+            match member.ended {
+                Some((State::Cancelled, _)) => match self.rows.job(member.seq)? {
+                    Some(row) => dropped.push(row),
+                    None => return gone(member),
+                },
+                Some(_) | None => others += 1,
+            }
+        }
+        if flow.undoing && others > 0 {
+            return conflict("flow.undone", format!("what flow {id} had done is undone; begin it anew"));
         }
         let mut again = Vec::new();
         let mut unique = HashMap::new();
         for member in members.iter().filter(|member| member.ended.is_some_and(|(state, _)| state != State::Completed)) {
-            let Some(row) = self.rows.job(member.seq)? else {
-                return conflict("flow.wrong_state", format!("job {} of flow {id} is no longer kept", member.id));
-            };
+            let Some(row) = self.rows.job(member.seq)? else { return gone(member) };
             if let Err(refused) = self.unique_again(&row)? {
                 return Ok(Err(refused));
             }
@@ -70,6 +80,11 @@ impl<R: Rows> Writer<R> {
         if again.is_empty() {
             return conflict("flow.wrong_state", format!("flow {id} has no job that failed or was cancelled"));
         }
+        for row in dropped {
+            self.rest(&flow, &row)?;
+        }
+        flow.undoing = false;
+        self.rows.update_flow(&flow)?;
         for seq in again {
             if let Some(row) = self.rows.job(seq)? {
                 // Nothing refuses it: that was looked at before the first one was changed.
@@ -77,6 +92,18 @@ impl<R: Rows> Writer<R> {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// A compensating job that was dropped waits again for its flow to fail.
+    fn rest(&mut self, flow: &FlowRow, row: &JobRow) -> Result<()> {
+        self.alter(row.seq, |row| {
+            (row.job.state, row.job.attempt) = (State::Blocked, 0);
+            (row.job.finished_at, row.job.error) = (None, None);
+            let rare = row.job.rare_mut();
+            (rare.waits_for, rare.has_parents) = (1, false);
+        })?;
+        self.counts.moved(row.keys, Some(State::Cancelled), Some(State::Blocked));
+        self.rows.reopen_member(flow.number, row.seq)
     }
 
     /// The flow of a job that runs again is unfinished again.
@@ -117,54 +144,100 @@ impl<R: Rows> Writer<R> {
         Ok(())
     }
 
-    /// A job of a flow has ended.
-    pub(crate) fn member_ended(&mut self, row: &JobRow, id: &Id) -> Result<()> {
-        let Some(mut flow) = self.rows.flow(row.keys.tenant, id)? else { return Ok(()) };
+    /// A job of a flow has ended. Answers the jobs that ended because of that, as the flow is to be undone.
+    pub(crate) fn member_ended(&mut self, row: &JobRow, id: &Id) -> Result<Vec<JobRow>> {
+        let mut stopped = Vec::new();
+        let Some(mut flow) = self.rows.flow(row.keys.tenant, id)? else { return Ok(stopped) };
         self.rows.end_member(flow.number, row.seq, row.job.state, row.job.finished_at.unwrap_or(self.now))?;
-        let Some(rare) = &row.job.rare else { return Ok(()) };
+        let Some(rare) = &row.job.rare else { return Ok(stopped) };
         if rare.compensates.is_none() {
             flow.unfinished = flow.unfinished.saturating_sub(1);
-            if row.job.state == State::Completed {
-                if flow.undoing {
-                    self.undo(&flow, |member| member.compensates.as_ref() == Some(&row.job.id))?;
-                }
-            } else {
+            if row.job.state != State::Completed {
                 flow.failed += u32::from(counts_as_failed(&row.job));
                 if rare.on_failure == OnFailure::Compensate && !flow.undoing {
                     flow.undoing = true;
-                    self.undo(&flow, |_| true)?;
+                    stopped = self.stop_members(&flow, &row.job)?;
                 }
+            }
+            if flow.undoing && !rare.finally {
+                self.undo(&flow)?;
             }
         }
         if flow.unfinished == 0 {
             self.end_flow(&mut flow)?;
         }
-        self.rows.update_flow(&flow)
+        self.rows.update_flow(&flow)?;
+        Ok(stopped)
     }
 
-    /// Lets those compensating jobs go on whose job has completed, the last completed first and one after the other.
-    fn undo(&mut self, flow: &FlowRow, wanted: impl Fn(&Member) -> bool) -> Result<()> {
-        let members = self.rows.members(flow.number)?;
-        let completed: HashMap<&Id, Timestamp> = members
-            .iter()
-            .filter_map(|member| match member.ended {
-                Some((State::Completed, at)) => Some((&member.id, at)),
-                _ => None,
-            })
-            .collect();
-        let undoes = |member: &Member| Some((*completed.get(member.compensates.as_ref()?)?, member.seq));
-        let mut order: Vec<(Timestamp, Seq)> =
-            members.iter().filter(|member| member.ended.is_none() && wanted(member)).filter_map(undoes).collect();
-        order.sort_unstable_by(|one, other| other.cmp(one));
-        let mut before: Option<Seq> = None;
-        for (_, seq) in order {
-            match before {
-                None => self.let_go(seq)?,
-                Some(before) => self.tie(seq, &[(before, true)])?,
+    /// A flow that is to be undone begins nothing more: what waits is cancelled, and only what runs is waited for.
+    fn stop_members(&mut self, flow: &FlowRow, because: &Job) -> Result<Vec<JobRow>> {
+        let why = format!("its flow is undone, because job {} is {}", because.id, because.state);
+        let mut stopped = Vec::new();
+        for member in self.rows.members(flow.number)? {
+            if member.ended.is_some() || member.compensates.is_some() {
+                continue;
             }
-            before = Some(seq);
+            self.write_fresh()?;
+            let row = self.rows.job(member.seq)?.filter(|row| States::WAITING.contains(row.job.state));
+            if let Some(row) = row.filter(|row| !is_last(row)) {
+                stopped.extend(self.stop_waiting(&row, State::Cancelled, &why)?);
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// As soon as nothing of the flow runs any more, lets those compensating jobs go on whose job has completed: the last completed
+    /// first and one after the other. What comes at the end of the flow waits for the last of them.
+    fn undo(&mut self, flow: &FlowRow) -> Result<()> {
+        if flow.unfinished > 1 {
+            return Ok(());
+        }
+        let members = self.rows.members(flow.number)?;
+        let mut completed = HashMap::new();
+        for member in &members {
+            if let Some((State::Completed, at)) = member.ended {
+                completed.insert(&member.id, at);
+            }
+        }
+        let (mut last, mut going, mut order) = (None, Vec::new(), Vec::new());
+        for member in members.iter().filter(|member| member.ended.is_none()) {
+            let Some(row) = self.job_row(member.seq)?.filter(|row| !row.job.state.is_final()) else { continue };
+            let Some(undone) = &member.compensates else {
+                if !is_last(&row) {
+                    return Ok(());
+                }
+                last = Some(member.seq);
+                continue;
+            };
+            let waits = row.job.rare.as_ref().is_some_and(|rare| rare.waits_for > 0 && !rare.has_parents);
+            if !waits || row.job.state != State::Blocked {
+                going.push(member.seq);
+                continue;
+            }
+            order.extend(completed.get(undone).map(|at| (*at, member.seq)));
+        }
+        order.sort_unstable_by(|one, other| other.cmp(one));
+        let mut before = going;
+        for (_, seq) in order {
+            match before.is_empty() {
+                true => self.let_go(seq)?,
+                false => self.tie_behind(seq, &before)?,
+            }
+            before = vec![seq];
+        }
+        if let Some(last) = last
+            && !before.is_empty()
+        {
+            self.tie_behind(last, &before)?;
         }
         Ok(())
+    }
+
+    /// A job goes on when these have ended, however they do.
+    fn tie_behind(&mut self, seq: Seq, before: &[Seq]) -> Result<()> {
+        let before: Vec<_> = before.iter().map(|before| (*before, true)).collect();
+        self.tie(seq, &before)
     }
 
     /// A compensating job no longer waits for its flow to fail.
@@ -173,14 +246,24 @@ impl<R: Rows> Writer<R> {
         self.unblock(seq).map(drop)
     }
 
-    /// All jobs of a flow have ended, but perhaps for those that undo others. Those that have nothing to undo are forgotten.
+    /// All jobs of a flow have ended, but perhaps for those that undo others. Those that have nothing to undo are forgotten, or
+    /// cancelled if the flow may be run again.
     pub(crate) fn end_flow(&mut self, flow: &mut FlowRow) -> Result<()> {
         let members = self.rows.members(flow.number)?;
-        let has_completed = |member: &&Member| member.ended.is_some_and(|(state, _)| state == State::Completed);
-        let completed: HashSet<&Id> = members.iter().filter(has_completed).map(|member| &member.id).collect();
-        let mut is_undoing = false;
-        for member in members.iter().filter(|member| member.ended.is_none()) {
-            let Some(undone) = &member.compensates else { continue };
+        let has_completed = |member: &Member| member.ended.is_some_and(|(state, _)| state == State::Completed);
+        let completed: HashSet<&Id> =
+            members.iter().filter(|member| has_completed(member)).map(|member| &member.id).collect();
+        let (mut is_whole, mut is_undone, mut is_over) = (true, false, true);
+        let mut unneeded = Vec::new();
+        for member in &members {
+            let Some(undone) = &member.compensates else {
+                is_whole &= has_completed(member);
+                continue;
+            };
+            if let Some((state, _)) = member.ended {
+                is_undone |= state != State::Cancelled;
+                continue;
+            }
             self.write_fresh()?;
             let row = self.job_row(member.seq)?;
             // One that somebody ran again is wanted, whatever became of the flow.
@@ -188,20 +271,34 @@ impl<R: Rows> Writer<R> {
                 row.job.state != State::Blocked || row.job.rare.as_ref().is_none_or(|rare| rare.waits_for == 0)
             });
             if flow.undoing && completed.contains(undone) || has_gone_on {
-                is_undoing = true;
-                continue;
-            }
-            self.rows.delete_member(flow.number, member.seq)?;
-            if let Some(row) = row {
-                self.recent.take(member.seq);
-                self.forget(Kept::unknown(EndedJob { seq: row.seq, keys: row.keys, state: row.job.state }))?;
+                (is_undone, is_over) = (true, false);
+            } else {
+                unneeded.push((member.seq, row));
             }
         }
-        if !is_undoing {
+        for (seq, row) in unneeded {
+            if let Some(row) = row.as_ref().filter(|_| !is_whole && !is_undone) {
+                // Nobody is told: it was never more than a possibility.
+                self.stop_waiting(row, State::Cancelled, "its flow has ended, and there was nothing to undo")?;
+                self.rows.end_member(flow.number, seq, State::Cancelled, self.now)?;
+                continue;
+            }
+            self.rows.delete_member(flow.number, seq)?;
+            if let Some(row) = row {
+                self.recent.take(seq);
+                self.forget(Kept::unknown(EndedJob { seq, keys: row.keys, state: row.job.state }))?;
+            }
+        }
+        if is_over {
             flow.finished_at = Some(self.now);
         }
         Ok(())
     }
+}
+
+/// Whether a job comes at the end of its flow, however that ends.
+fn is_last(row: &JobRow) -> bool {
+    row.job.rare.as_ref().is_some_and(|rare| rare.finally)
 }
 
 /// Whether the end of a job that did not complete is one of its flow: not if the flow was told to ignore it.

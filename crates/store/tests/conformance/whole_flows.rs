@@ -12,6 +12,7 @@ every_engine![
     a_cancelled_flow_undoes_what_it_has_done,
     a_flow_goes_on_where_it_failed,
     who_has_not_begun_waits_again_for_what_is_retried,
+    a_flow_that_undid_nothing_is_retried_with_its_undoing,
     what_cannot_be_retried_whole_is_left_as_it_is,
     flows_are_listed_newest_first,
 ];
@@ -113,6 +114,24 @@ async fn who_has_not_begun_waits_again_for_what_is_retried(world: World) {
     assert_eq!(seen(&leased[1].parents), [("quick".to_owned(), State::Completed, Some("1"))]);
     world.settle_all(&leased, &done()).await;
     assert_eq!(flow(&world, &a).await.state, FlowState::Completed);
+}
+
+async fn a_flow_that_undid_nothing_is_retried_with_its_undoing(world: World) {
+    let a = tenant("a");
+    begin(&world, &a, saga(&world)).await;
+    next(&world, "a", fail()).await;
+    // The one that was to be compensated for never began, and neither did what would undo.
+    let shown = flow(&world, &a).await;
+    assert_eq!((shown.state, shown.counts), (FlowState::Failed, [(State::Failed, 1), (State::Cancelled, 5)].into()));
+    assert_eq!(control(&world, FlowControl::Retry).await, "done");
+    let shown = flow(&world, &a).await;
+    assert_eq!((shown.state, shown.counts), (FlowState::Running, [(State::Pending, 1), (State::Blocked, 5)].into()));
+    next(&world, "a", done()).await;
+    next(&world, "b", fail()).await;
+    next(&world, "undo-a", done()).await;
+    let shown = flow(&world, &a).await;
+    assert_eq!((shown.state, shown.jobs.len()), (FlowState::Failed, 4));
+    assert_eq!(control(&world, FlowControl::Retry).await, "flow.undone");
 }
 
 async fn what_cannot_be_retried_whole_is_left_as_it_is(world: World) {

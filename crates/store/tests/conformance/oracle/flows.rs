@@ -22,8 +22,9 @@ impl Flow {
 impl Machine {
     /// Cancels or retries a flow, or says why not.
     pub(super) fn control_flow(&mut self, flow: usize, control: FlowControl) -> Result<(), &'static str> {
-        let mut members = self.flows[flow].members.clone();
-        members.retain(|job| self.jobs[*job].compensates.is_none());
+        let members = self.flows[flow].members.clone();
+        let (mut members, undoing): (Vec<usize>, Vec<usize>) =
+            members.into_iter().partition(|job| self.jobs[*job].compensates.is_none());
         match control {
             FlowControl::Cancel => {
                 let cancelled = members.into_iter().filter(|job| {
@@ -36,7 +37,12 @@ impl Machine {
                 self.seen.insert("flow cancelled");
             }
             FlowControl::Retry => {
-                if self.flows[flow].undoing {
+                let (dropped, others): (Vec<usize>, Vec<usize>) =
+                    undoing.into_iter().partition(|job| self.jobs[*job].state == State::Cancelled);
+                if dropped.iter().any(|job| self.jobs[*job].is_forgotten) {
+                    return Err("flow.wrong_state");
+                }
+                if self.flows[flow].undoing && !others.is_empty() {
                     return Err("flow.undone");
                 }
                 let ended = |job: &usize| self.jobs[*job].state.is_final() && self.jobs[*job].state != State::Completed;
@@ -56,6 +62,13 @@ impl Machine {
                 if members.is_empty() {
                     return Err("flow.wrong_state");
                 }
+                self.flows[flow].undoing = false;
+                for job in dropped {
+                    let now = self.jobs[job].run_at;
+                    (self.jobs[job].attempt, self.jobs[job].finished_at, self.jobs[job].waits_for) = (0, None, 1);
+                    self.edges.retain(|edge| edge.child != job);
+                    self.wait(job, State::Blocked, now);
+                }
                 for job in members {
                     assert!(self.control(job, &What::Redrive).is_some(), "it may take its key");
                 }
@@ -65,65 +78,90 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn member_ended(&mut self, flow: usize, job: usize) {
+    /// A job of a flow has ended. Answers those that end with it.
+    pub(super) fn member_ended(&mut self, flow: usize, job: usize) -> Vec<usize> {
         let ended = self.jobs[job].clone();
-        if ended.compensates.is_none() && self.flows[flow].members.contains(&job) {
-            if ended.state == State::Completed && self.flows[flow].undoing {
-                self.undo(flow, |compensates| compensates == job);
-            }
-            if ended.state != State::Completed && ended.on_failure == OnFailure::Compensate && !self.flows[flow].undoing
-            {
-                self.flows[flow].undoing = true;
-                self.undo(flow, |_| true);
-            }
+        let mut stopped = Vec::new();
+        if ended.compensates.is_some() || !self.flows[flow].members.contains(&job) {
+            return stopped;
         }
-    }
-
-    /// Lets what undoes completed jobs go on, the last completed first and one after the other.
-    fn undo(&mut self, flow: usize, wanted: impl Fn(usize) -> bool) {
-        self.seen.insert("compensated");
-        let undoes = |member: &usize| {
-            let compensates =
-                self.jobs[*member].compensates.filter(|undone| *undone != usize::MAX && wanted(*undone))?;
-            let undone = &self.jobs[compensates];
-            let is_due = undone.state == State::Completed && !self.jobs[*member].state.is_final();
-            is_due.then_some((undone.finished_at, *member))
-        };
-        let mut order: Vec<_> = self.flows[flow].members.iter().filter_map(undoes).collect();
-        order.sort_unstable_by(|one, other| other.cmp(one));
-        let mut before = None;
-        for (_, job) in order {
-            match before {
-                None => {
-                    self.jobs[job].waits_for = 0;
-                    self.unblock(job);
+        if ended.state != State::Completed && ended.on_failure == OnFailure::Compensate && !self.flows[flow].undoing {
+            self.flows[flow].undoing = true;
+            for other in self.flows[flow].members.clone() {
+                let waits = self.jobs[other].is_waiting() && !self.jobs[other].is_forgotten;
+                if waits && self.jobs[other].compensates.is_none() {
+                    self.stop(other, State::Cancelled);
+                    stopped.push(other);
                 }
-                Some(before) => self.tie(job, &[(before, true)]),
             }
-            before = Some(job);
         }
+        if self.flows[flow].undoing {
+            self.undo(flow);
+        }
+        stopped
     }
 
-    /// When all that a flow does has ended, what has nothing to undo is forgotten.
-    pub(super) fn end_flow(&mut self, flow: usize) {
-        if self.flows[flow]
-            .members
-            .iter()
-            .any(|job| self.jobs[*job].compensates.is_none() && !self.jobs[*job].state.is_final())
-        {
+    /// Whether a job of the flow that undoes none has not ended.
+    fn goes_on(&self, flow: usize) -> bool {
+        let mut members = self.flows[flow].members.iter().map(|job| &self.jobs[*job]);
+        members.any(|job| job.compensates.is_none() && !job.state.is_final())
+    }
+
+    /// Lets what undoes completed jobs go on when nothing else of the flow does, the last completed first and one after the other.
+    fn undo(&mut self, flow: usize) {
+        if self.goes_on(flow) {
             return;
         }
-        let is_needed = |job: &usize| match self.jobs[*job].compensates {
-            // One that was let go, or that somebody ran again, is not dropped any more.
-            Some(undone) if self.jobs[*job].state == State::Blocked && self.jobs[*job].waits_for > 0 => {
-                self.flows[flow].undoing && undone != usize::MAX && self.jobs[undone].state == State::Completed
+        self.seen.insert("compensated");
+        let (mut going, mut order) = (Vec::new(), Vec::new());
+        for member in self.flows[flow].members.clone() {
+            let job = &self.jobs[member];
+            let Some(undone) = job.compensates.filter(|_| !job.state.is_final()) else { continue };
+            let is_chained = self.edges.iter().any(|edge| edge.child == member);
+            if job.state != State::Blocked || job.waits_for == 0 || is_chained {
+                going.push((member, true));
+            } else if undone != usize::MAX && self.jobs[undone].state == State::Completed {
+                order.push((self.jobs[undone].finished_at, member));
             }
-            _ => true,
+        }
+        order.sort_unstable_by(|one, other| other.cmp(one));
+        let mut before = going;
+        for (_, job) in order {
+            if before.is_empty() {
+                self.jobs[job].waits_for = 0;
+                self.unblock(job);
+            } else {
+                self.tie(job, &before);
+            }
+            before = vec![(job, true)];
+        }
+    }
+
+    /// When all that a flow does has ended, what has nothing to undo is forgotten, or cancelled if the flow may be run again.
+    pub(super) fn end_flow(&mut self, flow: usize) {
+        if self.goes_on(flow) {
+            return;
+        }
+        let members = self.flows[flow].members.clone();
+        let is_undoing = self.flows[flow].undoing;
+        // One that was let go, or that somebody ran again, is not dropped any more.
+        let is_unneeded = |job: &usize| {
+            let undone = self.jobs[*job].compensates.filter(|undone| *undone != usize::MAX);
+            let waits = self.jobs[*job].state == State::Blocked && self.jobs[*job].waits_for > 0;
+            waits && !(is_undoing && undone.is_some_and(|undone| self.jobs[undone].state == State::Completed))
         };
-        let (kept, dropped): (Vec<usize>, Vec<usize>) = self.flows[flow].members.iter().partition(|job| is_needed(job));
-        self.flows[flow].members = kept;
-        for job in dropped {
-            self.jobs[job].is_forgotten = true;
+        let undoes = |job: &&usize| self.jobs[**job].compensates.is_some();
+        let is_whole = members.iter().filter(|job| !undoes(job)).all(|job| self.jobs[*job].state == State::Completed);
+        let is_undone =
+            members.iter().filter(undoes).any(|job| !is_unneeded(job) && self.jobs[*job].state != State::Cancelled);
+        let unneeded: Vec<usize> = members.iter().filter(undoes).filter(|job| is_unneeded(job)).copied().collect();
+        for job in unneeded {
+            if is_whole || is_undone {
+                self.flows[flow].members.retain(|member| *member != job);
+                self.jobs[job].is_forgotten = true;
+            } else {
+                self.stop(job, State::Cancelled);
+            }
         }
     }
 

@@ -342,7 +342,7 @@ impl Machine {
         self.ended(job);
     }
 
-    fn stop(&mut self, job: usize, state: State) {
+    pub(super) fn stop(&mut self, job: usize, state: State) {
         let was_in_line = self.jobs[job].state == State::Pending;
         (self.jobs[job].state, self.jobs[job].finished_at) = (state, Some(self.now));
         if was_in_line {
@@ -355,6 +355,10 @@ impl Machine {
         let (mut ended, mut flows) = (vec![job], Vec::new());
         while let Some(job) = ended.pop() {
             self.free_key_of(job);
+            if let Some(flow) = self.jobs[job].flow {
+                ended.extend(self.member_ended(flow, job));
+                flows.push(flow);
+            }
             let mut open: Vec<usize> = (0..self.edges.len())
                 .filter(|at| self.edges[*at].parent == job && !self.edges[*at].has_ended)
                 .collect();
@@ -376,10 +380,6 @@ impl Machine {
                 if self.jobs[child].waits_for == 0 {
                     self.unblock(child);
                 }
-            }
-            if let Some(flow) = self.jobs[job].flow {
-                self.member_ended(flow, job);
-                flows.push(flow);
             }
         }
         flows.into_iter().for_each(|flow| self.end_flow(flow));
