@@ -24,6 +24,8 @@ use crate::{Id, Json, TenantId, Timestamp};
 
 /// The most events and jobs that one commit may hold, expansion included.
 pub const MAX_OPS: usize = 20_000;
+/// The longest text of an event or job beside its data, in bytes.
+pub(crate) const MAX_TEXT_BYTES: usize = 256;
 /// The most jobs that one job may name to wait for. The last job of a flow waits for all the others.
 pub(crate) const MAX_AFTER: usize = 1_000;
 /// The largest data of one event or job, in bytes.

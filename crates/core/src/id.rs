@@ -24,7 +24,7 @@ impl Id {
     /// The longest id in bytes.
     pub const MAX_BYTES: usize = 128;
 
-    /// Reads an id. Code `id.invalid` when it is empty, too long or not printable ASCII.
+    /// Reads an id. Code `id.invalid` when it is empty, too long or not printable ASCII, and for `.` and `..`, which no path can name.
     pub fn parse(text: &str) -> Result<Self> {
         if text.len() == 36
             && let Ok(uuid) = Uuid::try_parse(text)
@@ -32,10 +32,11 @@ impl Id {
         {
             return Ok(Self::Uuid(uuid));
         }
-        if text.is_empty() || text.len() > Self::MAX_BYTES || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        let is_printable = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+        if !is_printable || text.len() > Self::MAX_BYTES || [".", ".."].contains(&text) {
             return Err(Error::invalid(
                 "id.invalid",
-                "id: expected 1 to 128 printable ASCII characters without spaces".to_owned(),
+                "id: expected 1 to 128 printable ASCII characters without spaces, and not . or ..".to_owned(),
             ));
         }
         Ok(Self::Text(text.into()))
@@ -159,7 +160,7 @@ mod tests {
         for good in ["a", "order:42", "01890a5d-ac96-774b-bcce-b302099a8057", "01890A5D-AC96-774B-BCCE-B302099A8057"] {
             assert_eq!(Id::parse(good).expect("good").to_string(), good);
         }
-        for bad in ["", "a b", "é", &"x".repeat(129)] {
+        for bad in ["", "a b", "é", ".", "..", &"x".repeat(129)] {
             assert_eq!(Id::parse(bad).expect_err("bad").code(), "id.invalid");
         }
     }

@@ -7,7 +7,7 @@ use super::raw::{Place, Table, join};
 use super::realtime::{Events, Roots, condition, publication, template};
 use super::work::{Jobs, PRIORITIES, job_named};
 use super::{Auth, Publication};
-use crate::commit::{MAX_AFTER, cycle};
+use crate::commit::{MAX_AFTER, MAX_OPS, MAX_TEXT_BYTES, cycle};
 use crate::expr::Expr;
 use crate::job::OnFailure;
 use crate::suggest::suggest;
@@ -170,12 +170,21 @@ fn flow(table: Table<'_>, roots: &Roots<'_>, auth: &Auth, jobs: &Jobs) -> Option
     if tables.is_empty() {
         table.wrong("jobs", "expected at least one job");
     }
+    if tables.len() >= MAX_OPS {
+        table.wrong(
+            "jobs",
+            format!("expected less than {MAX_OPS} jobs, as a commit holds no more, got {}", tables.len()),
+        );
+    }
     let names: Vec<Option<&str>> = tables.iter().map(|table| table.text("ref")).collect();
     let mut before = Vec::with_capacity(tables.len());
     let mut steps = Vec::with_capacity(tables.len());
     for (index, table) in tables.into_iter().enumerate() {
         if let Some(name) = names[index].filter(|name| names[..index].contains(&Some(name))) {
             table.wrong("ref", format!("another job of the flow has the ref {name:?}"));
+        }
+        if names[index].is_some_and(|name| name.len() > MAX_TEXT_BYTES) {
+            table.wrong("ref", format!("expected at most {MAX_TEXT_BYTES} bytes"));
         }
         let after = table.texts("after").unwrap_or_default();
         if after.len() > MAX_AFTER {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
-    Append, Commit, Enqueue, FlowHead, Idempotency, MAX_DATA_BYTES, MAX_DEPTH, MAX_OPS, NewEvent, NewFlow, NewJob,
-    ParamValue, Request, ScheduleWrite,
+    Append, Commit, Enqueue, FlowHead, Idempotency, MAX_DATA_BYTES, MAX_DEPTH, MAX_OPS, MAX_TEXT_BYTES, NewEvent,
+    NewFlow, NewJob, ParamValue, Request, ScheduleWrite,
 };
 use crate::catalog::{Catalog, EventType, JobType, Pattern, Publication, RuleFlow, RuleJob, RuleStep};
 use crate::event::Ephemeral;
@@ -481,9 +481,6 @@ pub fn publication(publication: &Publication, scope: &Value) -> Option<NewEvent>
     }
     Some(event)
 }
-
-/// The longest text of an event or job beside its data, in bytes.
-const MAX_TEXT_BYTES: usize = 256;
 
 fn check_texts<const N: usize>(at: Place, texts: [(&str, &Option<String>); N]) -> Result<()> {
     let long = texts.into_iter().find(|(_, text)| text.as_ref().is_some_and(|text| text.len() > MAX_TEXT_BYTES));

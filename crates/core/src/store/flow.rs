@@ -29,10 +29,8 @@ pub struct Flow {
     /// How many of its jobs ended and did not complete, but for those whose failure is ignored.
     pub failed: u32,
     /// How many of its jobs are in each state. Empty in a list.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub counts: BTreeMap<State, u64>,
     /// Its jobs in the order they were given, at most [`Flow::MOST_JOBS`]. Empty in a list.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<FlowJob>,
 }
 

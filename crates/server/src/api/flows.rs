@@ -6,11 +6,11 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tidewire_core::commit::{NewFlow, NewJob};
-use tidewire_core::store::{FlowControl, FlowQuery, FlowState};
-use tidewire_core::{Error, Id, TenantId, commit};
+use tidewire_core::store::{Flow, FlowControl, FlowQuery, FlowState, Page};
+use tidewire_core::{Error, Id, TenantId, Timestamp, commit};
 
 use super::extract::{Call, PathText, Query, page_limit};
 use super::jobs::{Owner, owner};
@@ -82,7 +82,39 @@ async fn list(State(api): State<Shared>, caller: Caller, Query(query): Query<Flo
     let FlowsQuery { tenant, state, name, cursor, limit } = query;
     let tenant = owner(tenant.as_deref(), &api, &caller)?;
     let query = FlowQuery { tenant, state, name, cursor, limit: page_limit(limit, 50, FlowQuery::MAX)? };
-    Ok(Json(api.publisher.store().flows(query).await?).into_response())
+    let page = api.publisher.store().flows(query).await?;
+    Ok(Json(Page { items: page.items.iter().map(Listed::new).collect(), next_cursor: page.next_cursor })
+        .into_response())
+}
+
+/// A flow in a list: without its jobs, which may be many.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed<'a> {
+    id: &'a Id,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+    state: FlowState,
+    unfinished: u32,
+    failed: u32,
+}
+
+impl<'a> Listed<'a> {
+    fn new(flow: &'a Flow) -> Self {
+        let Flow { id, name, created_at, finished_at, state, unfinished, failed, .. } = flow;
+        Self {
+            id,
+            name: name.as_deref(),
+            created_at: *created_at,
+            finished_at: *finished_at,
+            state: *state,
+            unfinished: *unfinished,
+            failed: *failed,
+        }
+    }
 }
 
 async fn control(

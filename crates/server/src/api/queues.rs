@@ -22,6 +22,7 @@ use tidewire_core::{Error, Json as RawJson, Result, TenantId, Timestamp};
 
 use super::bulk::{Extent, answer, run};
 use super::extract::{Call, PathText, Query, Tenant};
+use super::jobs::owner_or_all;
 use super::{Answer, Api, Shared};
 use crate::auth::Caller;
 use crate::config::Scope;
@@ -256,7 +257,7 @@ async fn switch(
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct DrainBody {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     scheduled: Option<bool>,
     limit: Option<u32>,
     cursor: Option<String>,
@@ -273,7 +274,7 @@ async fn drain(State(api): State<Shared>, PathText(queue): PathText, request: Re
         states.push(JobState::Scheduled);
     }
     let query = JobQuery {
-        tenant: call.caller.tenant_or_all(body.tenant.as_ref(), api.tenants.as_deref())?,
+        tenant: owner_or_all(body.tenant.as_deref(), &api, &call.caller)?,
         queue: Some(known(&api, &queue).await?.to_string()),
         states,
         cursor: body.cursor,
@@ -286,7 +287,7 @@ async fn drain(State(api): State<Shared>, PathText(queue): PathText, request: Re
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct CleanBody {
-    tenant: Option<TenantId>,
+    tenant: Option<String>,
     states: Vec<JobState>,
     older_than: Option<Delay>,
     limit: Option<u32>,
@@ -305,7 +306,7 @@ async fn clean(State(api): State<Shared>, PathText(queue): PathText, request: Re
     }
     let now = api.publisher.clock().now();
     let query = JobQuery {
-        tenant: call.caller.tenant_or_all(body.tenant.as_ref(), api.tenants.as_deref())?,
+        tenant: owner_or_all(body.tenant.as_deref(), &api, &call.caller)?,
         queue: Some(known(&api, &queue).await?.to_string()),
         states: body.states,
         untouched_since: body.older_than.map(|age| now - age.0),

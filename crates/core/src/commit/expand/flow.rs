@@ -83,14 +83,11 @@ impl Run<'_> {
                 })?;
             }
         }
-        let all = |jobs: &[Enqueue], ignores_failure| {
-            let after = |job: &Enqueue| After { id: job.id.clone(), ignores_failure };
-            jobs[first..asked].iter().map(after).collect::<Vec<_>>()
-        };
-        for (name, job, ignores_failure) in [("then", flow.then, false), ("finally", flow.finally, true)] {
+        for (name, job, finally) in [("then", flow.then, false), ("finally", flow.finally, true)] {
             if let Some(job) = job {
-                let after = all(&self.jobs, ignores_failure);
-                self.follower(*job, own_place(name), origin, after, |rare| rare.finally = ignores_failure)?;
+                let after = |job: &Enqueue| After { id: job.id.clone(), ignores_failure: finally || is_ignored(job) };
+                let after = self.jobs[first..asked].iter().map(after).collect();
+                self.follower(*job, own_place(name), origin, after, |rare| rare.finally = finally)?;
             }
         }
         for job in &mut self.jobs[first..] {
@@ -147,8 +144,7 @@ impl Run<'_> {
                     Some(of) => {
                         inside.push(*of);
                         let waited_for = &self.jobs[first + of];
-                        let policy = waited_for.rare.as_ref().map(|rare| rare.on_failure);
-                        (waited_for.id.clone(), policy == Some(OnFailure::Ignore))
+                        (waited_for.id.clone(), is_ignored(waited_for))
                     }
                     None => (id?, false),
                 };
@@ -172,6 +168,11 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Whether those that wait for a job run however it ends.
+fn is_ignored(job: &Enqueue) -> bool {
+    job.rare.as_ref().is_some_and(|rare| rare.on_failure == OnFailure::Ignore)
 }
 
 /// Who waits for whom when those of one unique key have become one: it stands for all of them and waits only for what the first waits

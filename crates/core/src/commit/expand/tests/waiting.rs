@@ -178,6 +178,15 @@ fn a_rule_begins_a_flow_beside_the_one_that_was_asked_for() {
     assert_eq!(pay.causation_id, Some(commit.events[0].id.to_string().into()));
 }
 
+#[test]
+fn what_comes_when_all_have_completed_ignores_what_the_flow_ignores() {
+    let ignored = json!({ "type": "plain", "ref": "a", "onFailure": "ignore" });
+    let flow = json!({ "then": { "type": "plain" } });
+    let commit = jobs_of(json!({ "jobs": [ignored, plain("b", &[])], "flow": flow })).expect("expanded");
+    let ignores: Vec<bool> = commit.jobs[2].after.iter().map(|after| after.ignores_failure).collect();
+    assert_eq!(ignores, [true, false]);
+}
+
 /// Two jobs of one unique key, the first of which waits through another for the second.
 fn one_of_a_key(conflict: &str) -> Value {
     let unique = json!({ "key": "u", "onConflict": conflict });
