@@ -40,7 +40,7 @@ impl<R: Rows> Writer<R> {
         }
         match cancelled {
             true => Ok(Ok(())),
-            false => Ok(Err(Error::conflict("flow.wrong_state", format!("all jobs of flow {id} have ended")))),
+            false => Ok(Err(Error::conflict("flow.wrong_state", format!("flow {id} has no job that could be cancelled")))),
         }
     }
 
