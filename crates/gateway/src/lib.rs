@@ -95,3 +95,4 @@ pub use presence::{Member, Members};
 pub use registry::{ConnectionInfo, RoomInfo, Whom};
 pub use stats::Stats;
 pub use stream::{EventStream, Hangup, Reader};
+pub use websocket::tune;

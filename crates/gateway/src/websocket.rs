@@ -124,6 +124,19 @@ fn names(headers: &HeaderMap, header: &str, token: &str) -> bool {
         .any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
+/// How many bytes the system keeps for a connection that have not been sent. Left to itself it keeps up to 4 MiB for each client that
+/// does not read, beside what is bounded here.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT: u32 = 128 << 10;
+
+/// Sets a connection up for frames: small ones go out at once, because they are written whole and together, and few wait in the system.
+pub fn tune(stream: &TcpStream) {
+    // What the system does not have is not missed.
+    let _ = stream.set_nodelay(true);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT);
+}
+
 /// What the handshake left: the bare connection where that is possible, or an adapter.
 enum Io {
     Tcp(Tcp, Bytes),
@@ -135,8 +148,7 @@ async fn take(upgrade: OnUpgrade) -> Option<Io> {
     Some(match upgraded.downcast::<TokioIo<TcpStream>>() {
         Ok(parts) => {
             let stream = parts.io.into_inner();
-            // Frames are written whole and together, so waiting for more to send only delays them.
-            let _ = stream.set_nodelay(true);
+            tune(&stream);
             Io::Tcp(Tcp(Arc::new(stream)), parts.read_buf)
         }
         Err(upgraded) => Io::Other(TokioIo::new(upgraded)),
@@ -485,6 +497,25 @@ mod tests {
     fn an_idle_connection_holds_one_line_and_little_else() {
         assert!(size_of::<Line<Tcp>>() <= 80, "a line has {} bytes", size_of::<Line<Tcp>>());
         assert!(task(run) <= 136, "the task has {} bytes", task(run));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_system_keeps_little_for_a_client_that_does_not_read() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a client");
+        let (server, _) = listener.accept().await.expect("accepted");
+        tune(&server);
+        let (block, mut taken) = (vec![0; 32 << 10], 0);
+        // Time for what was written to move on into the buffer of the other end.
+        for _ in 0..20 {
+            while let Ok(bytes) = server.try_write(&block) {
+                taken += bytes;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        drop(client);
+        assert!((64 << 10..1 << 20).contains(&taken), "{taken} bytes");
     }
 
     #[test]

@@ -62,8 +62,7 @@ pub async fn serve(most: usize, listener: TcpListener, router: Router, stop: Can
                 continue;
             }
         };
-        // Without it, small answers would wait for the client's acknowledgement of the one before.
-        drop(stream.set_nodelay(true));
+        tidewire_gateway::tune(&stream);
         let (builder, router, stop) = (builder.clone(), router.clone(), stop.clone());
         connections.spawn(async move {
             let place = Place(Arc::new(Mutex::new(place)));
