@@ -40,7 +40,9 @@ impl<R: Rows> Writer<R> {
         }
         match cancelled {
             true => Ok(Ok(())),
-            false => Ok(Err(Error::conflict("flow.wrong_state", format!("flow {id} has no job that could be cancelled")))),
+            false => {
+                Ok(Err(Error::conflict("flow.wrong_state", format!("flow {id} has no job that could be cancelled"))))
+            }
         }
     }
 
