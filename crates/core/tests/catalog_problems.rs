@@ -302,6 +302,15 @@ fn flows_of_rules_are_checked_as_a_whole() {
 }
 
 #[test]
+fn a_ref_that_no_commit_takes_is_a_mistake_in_the_catalog() {
+    let head = "[events.e]\n[queues.q]\n[jobs.j]\nqueue = \"q\"\n[[rules]]\non = \"e\"\n[rules.flow]\n";
+    let with_ref = |bytes| with_app(&format!("{head}jobs = [{{ ref = \"{}\", job = \"j\" }}]\n", "r".repeat(bytes)));
+    assert!(with_ref(256).is_ok());
+    let found = with_ref(257).expect_err("too long").to_string();
+    assert_eq!(found, "app.toml:11: rules[0].flow.jobs[0].ref: expected at most 256 bytes");
+}
+
+#[test]
 fn schedules_say_when_they_fire() {
     let schedule = |when: &str| {
         let found = with_app(&format!("[queues.q]\n[jobs.j]\nqueue = \"q\"\n[schedules.s]\njob = \"j\"\n{when}\n"));

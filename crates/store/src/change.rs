@@ -161,13 +161,13 @@ impl<R: Rows> Writer<R> {
 
     /// Those that waited for a job and have not begun wait for it again.
     fn hold_back(&mut self, parent: &JobRow) -> Result<()> {
+        let mut is_waited_for = false;
         for child in self.rows.children_of(parent.seq)? {
             let Some(old) = self.rows.job(child)? else { continue };
             if !States::WAITING.contains(old.job.state) || old.job.attempt > 0 {
                 continue;
             }
-            // It may have ended before this one was tied to it, and know of nobody.
-            self.knows_dependents(parent)?;
+            is_waited_for = true;
             self.rows.reopen_edge(child, parent.seq)?;
             self.alter(child, |row| {
                 row.job.state = State::Blocked;
@@ -176,6 +176,10 @@ impl<R: Rows> Writer<R> {
             })?;
             self.counts.moved(old.keys, Some(old.job.state), Some(State::Blocked));
             self.leave_line(&old)?;
+        }
+        if is_waited_for {
+            // It may have ended before any of them was tied to it, and know of nobody.
+            self.knows_dependents(parent)?;
         }
         Ok(())
     }

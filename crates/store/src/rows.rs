@@ -269,3 +269,25 @@ pub(crate) trait Rows: Bonds + Desk + Finished + Schedules + Send + 'static {
     /// may be left.
     fn purge(&mut self, now: Timestamp, limit: usize) -> Result<bool>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_flows_looks_at_so_many_and_no_more() {
+        let flow = |number: FlowNumber| {
+            let row = FlowRow { number, unfinished: 1, failed: 0, undoing: false, finished_at: None };
+            let id = Id::parse(&number.to_string()).expect("an id");
+            Ok::<_, ()>((number, shown_flow(&row, id, None, Timestamp::default())))
+        };
+        let most = FlowNumber::from(FlowQuery::MAX_LOOKED_AT);
+        let tenant = tidewire_core::TenantId::new("a").expect("a tenant");
+        let query = FlowQuery { tenant, state: Some(FlowState::Failed), name: None, cursor: None, limit: 1 };
+        let looked_at = std::cell::Cell::new(0);
+        let newest_first = (1..=most + 100).rev().inspect(|_| looked_at.set(looked_at.get() + 1));
+        let page = flow_page(newest_first.map(flow), &query).expect("a page");
+        assert_eq!((page.items.len(), page.next_cursor.as_deref()), (0, Some("101")));
+        assert_eq!(looked_at.get(), most + 1);
+    }
+}

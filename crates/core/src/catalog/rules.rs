@@ -1,5 +1,6 @@
 //! What an event causes: jobs, other events, flows.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -177,10 +178,16 @@ fn flow(table: Table<'_>, roots: &Roots<'_>, auth: &Auth, jobs: &Jobs) -> Option
         );
     }
     let names: Vec<Option<&str>> = tables.iter().map(|table| table.text("ref")).collect();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (index, name) in names.iter().enumerate() {
+        if let Some(name) = name {
+            places.entry(name).or_insert(index);
+        }
+    }
     let mut before = Vec::with_capacity(tables.len());
     let mut steps = Vec::with_capacity(tables.len());
     for (index, table) in tables.into_iter().enumerate() {
-        if let Some(name) = names[index].filter(|name| names[..index].contains(&Some(name))) {
+        if let Some(name) = names[index].filter(|name| places[name] < index) {
             table.wrong("ref", format!("another job of the flow has the ref {name:?}"));
         }
         if names[index].is_some_and(|name| name.len() > MAX_TEXT_BYTES) {
@@ -190,9 +197,9 @@ fn flow(table: Table<'_>, roots: &Roots<'_>, auth: &Auth, jobs: &Jobs) -> Option
         if after.len() > MAX_AFTER {
             table.wrong("after", format!("expected at most {MAX_AFTER} jobs, got {}", after.len()));
         }
-        let place_of = |(_, name): &(Place, &str)| names.iter().position(|known| known.as_deref() == Some(name));
+        let place_of = |(_, name): &(Place, &str)| places.get(name).copied();
         for (place, name) in after.iter().filter(|after| place_of(after).is_none()) {
-            let suggestion = suggest(name, names.iter().flatten().copied());
+            let suggestion = suggest(name, places.keys().copied());
             let path = join(&table.key, "after");
             table.report.note_with_suggestion(*place, &path, format!("unknown ref {name:?}"), suggestion);
         }

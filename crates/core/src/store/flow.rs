@@ -81,10 +81,11 @@ pub struct FlowJob {
 /// What an operator does to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowControl {
-    /// Takes back the jobs that have not ended, as [`Control::Cancel`](super::Control::Cancel). The one that comes at the end in any case runs, and what the
-    /// flow has done is undone if one of them is declared so.
+    /// Takes back the jobs that have not ended, as [`Control::Cancel`](super::Control::Cancel). The one that comes at the end in any
+    /// case runs, and what the flow has done is undone if one of them is declared so.
     Cancel,
-    /// Runs the jobs again that did not complete, as [`Control::Redrive`](super::Control::Redrive), each after those that it waits for.
+    /// Runs the jobs again that did not complete, as [`Control::Redrive`](super::Control::Redrive), each after those that it waits
+    /// for.
     Retry,
 }
 
