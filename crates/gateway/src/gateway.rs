@@ -183,6 +183,13 @@ impl Gateway {
         relay::offer_ephemeral(&self.0, events);
     }
 
+    /// For whoever answers publishers, after the commit: waits while the sockets of this tenant are far behind, at most
+    /// [`Options::max_publish_hold`]. So one that publishes faster than its sockets can be written to is slowed to their pace, and takes
+    /// no more of the cores from others.
+    pub async fn hold_publisher(&self, tenant: &TenantId) {
+        relay::hold(&self.0, tenant).await;
+    }
+
     /// The counters, and how much there is now.
     pub fn stats(&self) -> Stats {
         let tenants = self.0.hub.all();

@@ -50,6 +50,9 @@ pub struct Options {
     pub max_relay_events: usize,
     /// The bytes of data of those events, shared in the same way. Default 64 MiB.
     pub max_relay_bytes: usize,
+    /// How long the answer to a publisher is held back at most, see [`Gateway::hold_publisher`](crate::Gateway::hold_publisher). Zero
+    /// holds nobody back. Default 250 ms.
+    pub max_publish_hold: Duration,
     /// Origins of other sites whose pages may connect, such as `https://app.example.com`. The server's own origin and clients that send
     /// none are always let in. `"*"` lets every page in, but without its cookies.
     pub allowed_origins: Vec<String>,
@@ -97,6 +100,7 @@ impl Default for Options {
             max_subscriptions: 100,
             max_relay_events: 65_536,
             max_relay_bytes: 64 * 1024 * 1024,
+            max_publish_hold: Duration::from_millis(250),
             allowed_origins: Vec::new(),
             tenants: None,
             parser: Parser::default(),

@@ -35,6 +35,8 @@ const BATCH_DELIVERIES: u64 = 4_096;
 const BATCH_EVENTS: u64 = 512;
 /// How long the relay waits before it asks again for what the log did not answer.
 const RETRY: Duration = Duration::from_millis(250);
+/// What may wait of a tenant before its publishers are held back, in the points of [`turns`]. A point is about a microsecond of a core.
+const FREE_DEBT: u64 = 65_536;
 /// The most events that one read of the log asks for.
 const PAGE: u32 = 256;
 
@@ -94,6 +96,12 @@ impl Feeder {
         self.wake();
     }
 
+    /// How long who publishes for a tenant is held back: what its events that wait take beyond a fair backlog.
+    fn hold(&self, tenant: &TenantId, most: Duration) -> Duration {
+        let debt = self.turns.lock().debt(tenant).saturating_sub(FREE_DEBT);
+        most.min(Duration::from_micros(debt))
+    }
+
     /// The relay is to look again.
     pub(crate) fn wake(&self) {
         self.filled.notify_one();
@@ -125,6 +133,15 @@ pub(crate) fn offer_ephemeral(shared: &Shared, events: &[Ephemeral]) {
     let mut wanted = wanted.peekable();
     if wanted.peek().is_some() {
         shared.feeder.offer(shared, wanted.map(|event| Item::Ephemeral(Box::new(event.clone()))));
+    }
+}
+
+/// Holds a publisher back as long as its tenant's sockets are far behind.
+pub(crate) async fn hold(shared: &Shared, tenant: &TenantId) {
+    let hold = shared.feeder.hold(tenant, shared.options.max_publish_hold);
+    if !hold.is_zero() {
+        shared.stats.publishers_held.up();
+        tokio::time::sleep(hold).await;
     }
 }
 

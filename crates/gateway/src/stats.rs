@@ -71,6 +71,8 @@ pub struct Stats {
     pub lost_app_room: u64,
     /// Times the queue between store and sockets was full and the log had to be read instead.
     pub relay_lagged: u64,
+    /// Answers to publishers that were held back while their tenant's sockets were far behind.
+    pub publishers_held: u64,
 }
 
 macro_rules! counters {
@@ -118,6 +120,7 @@ counters!(
     lost_identity,
     lost_app_room,
     relay_lagged,
+    publishers_held,
 );
 
 impl Counters {

@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::json;
 use support::Server;
 use support::client::Socket;
+use tidewire_core::TenantId;
 use tidewire_gateway::Options;
 
 /// So many that they need several turns.
@@ -49,6 +52,22 @@ async fn nor_while_the_flood_is_read_from_the_log() {
     let (_noisy, _) = Socket::connect(server.address, "p2/bob/").await;
     assert_in_turns(flood(&server, &mut watcher).await);
     assert_eq!(server.gateway.stats().relay_lagged, 1, "of the one that floods; the other found room");
+}
+
+#[tokio::test]
+async fn publishers_of_a_tenant_whose_sockets_are_far_behind_are_held_back() {
+    for (most, held) in [(Duration::from_millis(1), 1), (Duration::ZERO, 0)] {
+        let options = Options { max_relay_events: 100, max_publish_hold: most, ..Options::default() };
+        let server = Server::with(options).await;
+        let (_noisy, _) = Socket::connect(server.address, "p2/bob/").await;
+        for _ in 0..FLOOD {
+            server.publish("p2", "system:alert", json!({ "text": "again" })).await;
+        }
+        for tenant in ["p3", "p2"] {
+            server.gateway.hold_publisher(&TenantId::new(tenant).expect("a tenant")).await;
+        }
+        assert_eq!(server.gateway.stats().publishers_held, held, "the flood's, and not the other's");
+    }
 }
 
 #[tokio::test]

@@ -147,6 +147,9 @@ pub struct Realtime {
     /// How long a slow client may stay behind without taking anything before it is closed. Default 30 s.
     #[serde(with = "duration_text")]
     pub max_stall: Duration,
+    /// How long the answer to a publisher is held back at most while the sockets of its tenant are far behind. Default 250 ms.
+    #[serde(with = "duration_text")]
+    pub max_publish_hold: Duration,
     /// Over how long a stop spreads the closing of connections. Default 2 s.
     #[serde(with = "duration_text")]
     pub drain: Duration,
@@ -172,6 +175,7 @@ impl Default for Realtime {
             messages_per_user: None,
             messages_per_tenant: Rate { amount: 20_000, per: Duration::from_secs(1) },
             max_stall: Duration::from_secs(30),
+            max_publish_hold: Duration::from_millis(250),
             drain: Duration::from_secs(2),
             presence_grace: Duration::from_secs(5),
             allowed_origins: Vec::new(),
@@ -254,6 +258,7 @@ const KEYS: [&str; 31] = [
     "realtime.messagesPerUser",
     "realtime.messagesPerTenant",
     "realtime.maxStall",
+    "realtime.maxPublishHold",
     "realtime.drain",
     "realtime.presenceGrace",
     "realtime.allowedOrigins",

@@ -431,6 +431,7 @@ fn gateway_options(config: &Config) -> Options {
         max_per_address: u32::try_from(realtime.max_per_address).unwrap_or(u32::MAX),
         refused_per_address: realtime.refused_per_address,
         max_stall: realtime.max_stall,
+        max_publish_hold: realtime.max_publish_hold,
         messages_per_user: realtime.messages_per_user,
         messages_per_tenant: realtime.messages_per_tenant,
         presence_grace: realtime.presence_grace,

@@ -80,7 +80,12 @@ pub(super) async fn commit(
         return Err(Error::invalid("commit.empty", "expected at least one event, job or schedule"));
     }
     let tenant = call.caller.tenant(tenant, api.tenants.as_deref())?;
-    api.publisher.commit(&tenant, request, call.idempotency()?).await
+    let is_published = !request.events.is_empty();
+    let committed = api.publisher.commit(&tenant, request, call.idempotency()?).await?;
+    if is_published {
+        api.gateway.hold_publisher(&tenant).await;
+    }
+    Ok(committed)
 }
 
 #[derive(Deserialize)]

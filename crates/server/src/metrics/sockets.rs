@@ -74,6 +74,11 @@ fn write_deliveries(metrics: &Metrics, out: &mut Exposition) {
             "Times that the queue between store and sockets was full and the log was read instead.",
             stats.relay_lagged,
         ),
+        (
+            "tidewire_socket_publishers_held_total",
+            "Answers to publishers that were held back while the sockets of their tenant were far behind.",
+            stats.publishers_held,
+        ),
     ] {
         out.single(name, Kind::Counter, help, value);
     }

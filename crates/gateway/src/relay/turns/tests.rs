@@ -88,6 +88,19 @@ fn what_was_given_back_and_is_in_no_log_puts_nobody_behind() {
 }
 
 #[test]
+fn a_debt_is_what_waits_at_the_last_price_and_has_no_end_for_who_is_behind() {
+    let room = Room { events: 20, bytes: 1_000 };
+    let (mut turns, noisy) = (Turns::default(), tenant("noisy"));
+    assert_eq!(turns.debt(&noisy), 0);
+    assert_eq!(fill(&mut turns, "noisy", 10, room), 10);
+    assert_eq!(turns.debt(&noisy), 10, "nothing is known of what they cost");
+    taken(&mut turns, 1_000, 1);
+    assert_eq!((turns.debt(&noisy), turns.debt(&tenant("quiet"))), (9_000, 0));
+    fill(&mut turns, "noisy", 1, Room { events: 9, bytes: 1_000 });
+    assert_eq!(turns.debt(&noisy), u64::MAX);
+}
+
+#[test]
 fn the_log_is_read_in_turns_too_before_what_waits() {
     let mut turns = Turns::default();
     fill(&mut turns, "noisy", 2, WIDE);
