@@ -19,7 +19,7 @@ use crate::presence;
 use crate::recovery::{self, Claimed, Owner, Return, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
-use crate::socket::{Beginning, Change, Socket};
+use crate::socket::{Beginning, Change, Socket, Wanted};
 use crate::tenancy;
 
 /// How long a credential may take to be checked.
@@ -125,7 +125,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let sid = claimed.sid.clone();
     let kept = !saved.is_empty();
     let (rooms, saved) = allowed_rooms(shared, &principal, saved);
-    let types = saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect());
+    let types = saved.types.map(|types| types.iter().filter_map(Wanted::restored).collect());
     let (left, own_acked) = (saved.left, saved.acked);
     let credential = kept_credential(&principal, &auth);
     let beginning =
@@ -346,11 +346,11 @@ pub(crate) fn too_many(shared: &Shared, crowded: &Crowded) -> Error {
 pub(crate) fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved) -> (Vec<Allowed>, Saved) {
     let mut rooms = policy::auto_rooms(&shared.catalog, principal);
     rooms.retain(|room| !saved.left.iter().any(|left| **left == *room.name));
-    for name in &saved.rooms {
-        if let Some(room) = policy::may_join(&shared.catalog, principal, name)
-            && !rooms.iter().any(|known| known.name == room.name)
-        {
-            rooms.push(room);
+    for (name, from) in &saved.rooms {
+        let Some(room) = policy::may_join(&shared.catalog, principal, name) else { continue };
+        match rooms.iter_mut().find(|known| known.name == room.name) {
+            Some(known) => known.from = *from,
+            None => rooms.push(Allowed { from: *from, ..room }),
         }
     }
     rooms.truncate(shared.options.max_rooms_per_socket);
@@ -440,12 +440,13 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     admit(session, &tenant, &principal).map_err(|crowded| too_many(shared, &crowded))?;
     shared.stats.sockets.up();
     let nsp = socket.namespace_name();
-    let saved = socket.saved();
+    // Positions are those of the tenant it leaves.
+    let types = socket.types().map(|types| types.iter().filter_map(|text| Pattern::parse(text)).map(Wanted::ever).collect());
     let beginning = Beginning {
         sid: random_id(),
         namespace: socket.namespace,
         principal: principal.clone(),
-        types: saved.types.map(|types| types.iter().filter_map(|text| Pattern::parse(text)).collect()),
+        types,
         left: Vec::new(),
         acked: None,
         kept: false,

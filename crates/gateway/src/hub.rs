@@ -16,6 +16,7 @@ use tidewire_core::{Result, TenantId, Timestamp};
 use tokio::sync::OnceCell;
 
 use crate::gateway::Shared;
+use crate::positions::Told;
 use crate::presence::Presence;
 use crate::socket::Socket;
 
@@ -78,6 +79,7 @@ pub(crate) struct Tenant {
     pub(crate) directory: Mutex<Directory>,
     pub(crate) presence: Presence,
     pub(crate) counts: Counts,
+    pub(crate) told: Mutex<Told>,
 }
 
 /// What a tenant's sockets did.
@@ -102,6 +104,7 @@ impl Tenant {
             directory: Mutex::default(),
             presence: Presence::default(),
             counts: Counts::default(),
+            told: Mutex::default(),
         }
     }
 

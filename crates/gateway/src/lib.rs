@@ -59,6 +59,7 @@ mod auth;
 mod connect;
 mod cursors;
 mod policy;
+mod positions;
 mod presence;
 mod recovery;
 mod registry;

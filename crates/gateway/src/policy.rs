@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Map, Value};
 use tidewire_core::Json;
 use tidewire_core::catalog::{Catalog, Join, Room};
+use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 
 /// The longest name of a room in bytes.
@@ -22,6 +23,8 @@ pub(crate) struct Allowed {
     pub(crate) presence: bool,
     /// What the user tells of itself there.
     pub(crate) data: Option<Json>,
+    /// What is up to here in the log is not for the socket by this room, however late it is read: it was not in it yet.
+    pub(crate) from: Position,
 }
 
 /// The rooms that `principal` is in by itself, in the order of the catalog: a user in the `auto` rooms that the claims fill, a visitor in the
@@ -37,7 +40,7 @@ pub(crate) fn auto_rooms(catalog: &Catalog, principal: &Principal) -> Vec<Allowe
         let Ok(name) = room.template.render(|name| own_param(catalog, principal, name)) else { continue };
         if !found.iter().any(|known| known.name == name) && holds(catalog, room, principal, &name) {
             let (app, presence) = (room.crosses_tenants, room.presence);
-            found.push(Allowed { name, app, auto: true, presence, data: None });
+            found.push(Allowed { name, app, auto: true, presence, data: None, from: Position(0) });
         }
     }
     found
@@ -66,6 +69,7 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
         auto: false,
         presence: room.presence,
         data: None,
+        from: Position(0),
     })
 }
 

@@ -9,14 +9,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidewire_core::catalog::Catalog;
 use tidewire_core::{Error, Json, Kind, Result, TenantId, Timestamp};
 
-use crate::cast::At;
 use crate::gateway::{Gateway, Shared};
 use crate::hub::Tenant;
 
@@ -187,7 +185,7 @@ pub(crate) fn tell(shared: &Shared, tenant: &Tenant) {
         }
         let data = data.to_string();
         let members = tenant.rooms.read().members(&note.room).to_vec();
-        let mut frames: Vec<((u8, bool, At), Bytes)> = Vec::new();
+        let mut frames = Vec::new();
         for socket in members.iter().filter(|socket| socket.user.is_some()) {
             socket.notify(note.name, &data, &mut frames);
         }

@@ -30,16 +30,18 @@ const PAGE: u32 = 64;
 /// What a client asked for beyond what it gets by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
+    /// Each with the position from which on it gets what is for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) rooms: Vec<Box<str>>,
+    pub(crate) rooms: Vec<(Box<str>, Position)>,
     /// Rooms of its own that it left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) left: Vec<Box<str>>,
     /// What the user told of itself, by the room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) data: Vec<(Box<str>, Json)>,
+    /// Each with that position, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) types: Option<Vec<String>>,
+    pub(crate) types: Option<Vec<(String, Position)>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) acked: Option<Position>,
     /// The client left on purpose: the session does not come back.

@@ -48,11 +48,13 @@ struct State {
     /// Rooms it would be in by itself and has left.
     left: Vec<Box<str>>,
     /// After the first `subscribe`: only these types.
-    types: Option<Vec<Pattern>>,
+    types: Option<Vec<Wanted>>,
     /// The last fan-out that came by.
     ticket: u64,
     /// Events up to here are not to be queued again.
     fed: Position,
+    /// The last offset that was queued in something that is not dropped.
+    told: Position,
     feed: Feed,
     across: Across,
     /// The last position that the client said it has dealt with.
@@ -71,9 +73,38 @@ struct State {
     parting: Option<Box<Saved>>,
 }
 
+/// Event types that a socket is subscribed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pattern: Pattern,
+    /// Those up to here in the log are not for it, however late they are read.
+    from: Position,
+}
+
+impl Wanted {
+    /// Since ever.
+    pub(crate) fn ever(pattern: Pattern) -> Self {
+        Self { pattern, from: Position(0) }
+    }
+
+    fn saved(&self) -> (String, Position) {
+        let text = match &self.pattern {
+            Pattern::Exact(name) => (**name).to_owned(),
+            Pattern::Prefix(prefix) => format!("{prefix}*"),
+        };
+        (text, self.from)
+    }
+
+    /// What was kept.
+    pub(crate) fn restored((text, from): &(String, Position)) -> Option<Self> {
+        Some(Self { pattern: Pattern::parse(text)?, from: *from })
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Joined {
     name: Arc<str>,
+    from: Position,
     app: bool,
     auto: bool,
     presence: bool,
@@ -81,12 +112,19 @@ struct Joined {
     data: Option<Json>,
 }
 
+impl Joined {
+    /// It is in there by itself, and since ever.
+    fn is_given(&self) -> bool {
+        self.auto && self.from == Position(0)
+    }
+}
+
 /// What a socket begins with.
 pub(crate) struct Beginning {
     pub(crate) sid: Arc<str>,
     pub(crate) namespace: u8,
     pub(crate) principal: Principal,
-    pub(crate) types: Option<Vec<Pattern>>,
+    pub(crate) types: Option<Vec<Wanted>>,
     pub(crate) left: Vec<Box<str>>,
     pub(crate) acked: Option<Position>,
     /// The store has something of this session, so it has to hear of every change.
@@ -116,6 +154,7 @@ impl Socket {
                 types,
                 ticket: 0,
                 fed: Position(0),
+                told: Position(0),
                 feed: Feed::Live,
                 across: Across::default(),
                 acked,
@@ -202,6 +241,7 @@ impl Socket {
             None => state.fed = live_from,
             Some(fed) => self.park(&mut state, fed),
         }
+        state.told = state.fed;
         if state.whole_log {
             table.follow(self);
         }
@@ -217,9 +257,7 @@ impl Socket {
                 }
                 _ => table.join(&room.name, self),
             };
-            let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence, data: room.data };
-            self.enter(&joined);
-            state.rooms.push(joined);
+            state.rooms.push(self.enter(name, room));
         }
         drop(state);
         first(live_from);
@@ -261,14 +299,13 @@ impl Socket {
             state.across.join();
         }
         state.left.retain(|left| **left != *name);
-        let joined = Joined { name, app: room.app, auto: room.auto, presence: room.presence, data: room.data };
-        self.enter(&joined);
-        state.rooms.push(joined);
+        let app = room.app;
+        state.rooms.push(self.enter(name.clone(), room));
         state.changed = true;
         drop(state);
         drop(table);
-        if room.app {
-            self.audit(&room.name, "joined a room that spans tenants");
+        if app {
+            self.audit(&name, "joined a room that spans tenants");
         }
         presence::tell(self.shared(), &self.tenant);
         Ok(true)
@@ -315,10 +352,12 @@ impl Socket {
 
     /// Counts this socket in where it matters who is there. Called with the socket's state locked, so that a room is entered before it
     /// is left.
-    fn enter(&self, room: &Joined) {
-        if let (true, Some(user)) = (room.presence, &self.user) {
-            self.tenant.presence.enter(&room.name, user, self.shared().clock.now(), room.data.as_ref());
+    fn enter(&self, name: Arc<str>, room: Allowed) -> Joined {
+        let Allowed { name: _, app, auto, presence, data, from } = room;
+        if let (true, Some(user)) = (presence, &self.user) {
+            self.tenant.presence.enter(&name, user, self.shared().clock.now(), data.as_ref());
         }
+        Joined { name, from, app, auto, presence, data }
     }
 
     fn exit(&self, room: &Joined, gone_at: Option<Instant>) {
@@ -486,7 +525,7 @@ impl State {
     }
 
     fn types_text(&self) -> Option<Vec<String>> {
-        self.types.as_ref().map(|types| types.iter().map(pattern_text).collect())
+        self.types.as_ref().map(|types| types.iter().map(|wanted| wanted.saved().0).collect())
     }
 
     /// Whether `data` fits beside what is told in the other rooms.
@@ -501,19 +540,12 @@ impl State {
 
     fn to_save(&self) -> Saved {
         Saved {
-            rooms: self.rooms.iter().filter(|room| !room.auto).map(|room| (*room.name).into()).collect(),
+            rooms: self.rooms.iter().filter(|room| !room.is_given()).map(|room| ((*room.name).into(), room.from)).collect(),
             left: self.left.clone(),
             data: self.rooms.iter().filter_map(|room| Some(((*room.name).into(), room.data.clone()?))).collect(),
-            types: self.types_text(),
+            types: self.types.as_ref().map(|types| types.iter().map(Wanted::saved).collect()),
             acked: self.acked,
             ended: false,
         }
-    }
-}
-
-fn pattern_text(pattern: &Pattern) -> String {
-    match pattern {
-        Pattern::Exact(name) => (**name).to_owned(),
-        Pattern::Prefix(prefix) => format!("{prefix}*"),
     }
 }

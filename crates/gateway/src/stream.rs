@@ -34,7 +34,7 @@ use crate::policy;
 use crate::recovery::{self, Saved};
 use crate::registry;
 use crate::session::{Closing, Opening, Session, random, random_id};
-use crate::socket::{Beginning, Socket};
+use crate::socket::{Beginning, Socket, Wanted};
 
 /// The time between two signs of life, if pings are not more frequent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -373,7 +373,7 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
         for name in &named {
             policy::may_join(&shared.catalog, &principal, name).ok_or_else(|| builtin::refused(name))?;
         }
-        let wanted = Saved { rooms: named.iter().map(|name| name.as_str().into()).collect(), ..Saved::default() };
+        let wanted = Saved { rooms: named.iter().map(|name| (name.as_str().into(), Position(0))).collect(), ..Saved::default() };
         (rooms, _) = connect::allowed_rooms(shared, &principal, wanted);
     }
     let tenant = shared.hub.enter(&principal.tenant);
@@ -406,7 +406,7 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
         sid,
         namespace: 0,
         principal: principal.clone(),
-        types,
+        types: types.map(|types| types.into_iter().map(Wanted::ever).collect()),
         left,
         acked: None,
         kept: false,

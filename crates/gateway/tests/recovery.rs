@@ -84,6 +84,50 @@ async fn rooms_and_types_that_were_asked_for_survive_a_crash() {
 }
 
 #[tokio::test]
+async fn what_was_before_a_join_or_a_subscription_does_not_come_with_what_was_missed() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    let noted = async |server: &Server, n: u64| {
+        server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": n })).await;
+    };
+    let said = async |server: &Server, n: u64| {
+        server.publish("p1", "said", json!({ "id": "i", "from": "f", "text": "t", "n": n })).await;
+    };
+    noted(&server, 1).await;
+    socket.ask("join", &[json!("berth:b1")]).await;
+    // Its own room, which it leaves for a while.
+    socket.ask("leave", &[json!("port:p1")]).await;
+    said(&server, 2).await;
+    socket.ask("join", &[json!("port:p1")]).await;
+    // The first types are what is left of all, and so since ever.
+    socket.ask("subscribe", &[json!({ "eventTypes": ["berth:*"] })]).await;
+    said(&server, 3).await;
+    socket.ask("subscribe", &[json!({ "eventTypes": ["said"] })]).await;
+    let server = server.crash_and_restart().await;
+    noted(&server, 4).await;
+    said(&server, 5).await;
+    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![4, 5], &json!(true)));
+}
+
+#[tokio::test]
+async fn a_client_that_few_events_are_for_comes_back_to_where_it_left() {
+    let server = Server::start().await;
+    let (mut quiet, _) = Socket::connect(server.address, "p1/bob/").await;
+    for n in 0..30 {
+        lead(&server, n).await;
+    }
+    assert_eq!(quiet.expect("continuity:kept").await, json!({ "position": 30 }));
+    assert_eq!(quiet.offset.as_deref(), Some("e1.30"), "as the stock client reads it");
+    // With those before it is more than history holds.
+    for n in 30..120 {
+        lead(&server, n).await;
+    }
+    let (_, connected) = quiet.reconnect(server.address, "p1/bob/").await;
+    assert_eq!((&connected["recovered"], &connected["position"]), (&json!(true), &json!(120)));
+}
+
+#[tokio::test]
 async fn a_token_is_of_no_use_to_anybody_else() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;

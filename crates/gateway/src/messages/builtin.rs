@@ -30,7 +30,7 @@ pub(super) async fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
     }
     let changing = socket.changing().await;
     let join = rooms.iter().flatten().map(|room| allowed(socket, room, &Value::Null)).collect::<Result<_>>()?;
-    let types = types.map(|add| socket.with_types(add, &[])).transpose()?;
+    let types = types.map(|add| socket.with_types(add)).transpose()?;
     changing.change(Change { join, types, ..Change::default() }).await?;
     Ok(standing(socket))
 }
@@ -39,7 +39,7 @@ pub(super) async fn subscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
 pub(super) async fn unsubscribe(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let (types, rooms) = (patterns(args)?, names(args, "rooms")?);
     let changing = socket.changing().await;
-    let types = types.map(|remove| socket.with_types(Vec::new(), &remove)).transpose()?;
+    let types = types.and_then(|remove| socket.without_types(&remove));
     let leave = rooms.unwrap_or_default();
     changing.change(Change { leave, types, ..Change::default() }).await?;
     Ok(standing(socket))
@@ -56,12 +56,12 @@ pub(super) async fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
     Ok(fields([("room", json!(room))]))
 }
 
-/// A room that the socket's credential allows, as it is to be joined. Codes `room.forbidden`, `message.invalid_data`, `data.too_large`.
+/// A room that the socket's credential allows, as it is to be joined from now on. Codes `room.forbidden`, `message.invalid_data`, `data.too_large`.
 pub(super) fn allowed(socket: &Socket, room: &str, data: &Value) -> Result<Allowed> {
     let catalog = &socket.shared().catalog;
     let allowed = policy::may_join(catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
     let data = presence::member_data(catalog, room, data)?;
-    Ok(Allowed { data, ..allowed })
+    Ok(Allowed { data, from: socket.tenant.begun(), ..allowed })
 }
 
 /// `room` or `{room}`. Leaving a room one is not in is fine.

@@ -11,7 +11,7 @@ use tidewire_core::store::Answer;
 use tidewire_core::{Error, Kind, Result};
 use tokio::sync::MutexGuard;
 
-use super::{Socket, State};
+use super::{Socket, State, Wanted};
 use crate::policy::Allowed;
 use crate::recovery::Saved;
 use crate::session::Closing;
@@ -22,7 +22,7 @@ pub(crate) struct Change {
     pub(crate) join: Vec<Allowed>,
     pub(crate) leave: Vec<String>,
     /// All types from now on.
-    pub(crate) types: Option<Vec<Pattern>>,
+    pub(crate) types: Option<Vec<Wanted>>,
     pub(crate) acked: Option<Position>,
 }
 
@@ -47,14 +47,23 @@ impl Socket {
         self.changing().await.change(Change::default()).await
     }
 
-    /// The types with some more and without others. Code `limit.subscriptions`.
-    pub(crate) fn with_types(&self, add: Vec<Pattern>, remove: &[Pattern]) -> Result<Vec<Pattern>> {
+    /// The types without some of them; nothing before the first `subscribe`, when it gets all.
+    pub(crate) fn without_types(&self, remove: &[Pattern]) -> Option<Vec<Wanted>> {
+        let mut types = self.state.lock().types.clone()?;
+        types.retain(|wanted| !remove.contains(&wanted.pattern));
+        Some(types)
+    }
+
+    /// The types with some more. Code `limit.subscriptions`.
+    pub(crate) fn with_types(&self, add: Vec<Pattern>) -> Result<Vec<Wanted>> {
         let most = self.shared().options.max_subscriptions;
-        let mut types = self.state.lock().types.clone().unwrap_or_default();
-        types.retain(|pattern| !remove.contains(pattern));
+        let types = self.state.lock().types.clone();
+        // The first ones are what is left of all.
+        let from = if types.is_some() { self.tenant.begun() } else { Position(0) };
+        let mut types = types.unwrap_or_default();
         for pattern in add {
-            if !types.contains(&pattern) {
-                types.push(pattern);
+            if !types.iter().any(|wanted| wanted.pattern == pattern) {
+                types.push(Wanted { pattern, from });
             }
         }
         if types.len() > most {
@@ -180,8 +189,8 @@ impl State {
                 continue;
             }
             saved.left.retain(|left| **left != *name);
-            if !room.auto {
-                saved.rooms.push(name.into());
+            if !room.auto || room.from > Position(0) {
+                saved.rooms.push((name.into(), room.from));
             }
             joined.push(room);
         }
@@ -195,11 +204,11 @@ impl State {
             if is_own == Some(true) && !saved.left.iter().any(|left| **left == **name) {
                 saved.left.push(name.as_str().into());
             }
-            saved.rooms.retain(|room| **room != **name);
+            saved.rooms.retain(|(room, _)| **room != **name);
             saved.data.retain(|(of, _)| **of != **name);
         }
         if let Some(types) = &change.types {
-            saved.types = Some(types.iter().map(super::pattern_text).collect());
+            saved.types = Some(types.iter().map(Wanted::saved).collect());
         }
         saved.acked = saved.acked.max(change.acked);
         Ok(saved)

@@ -6,13 +6,14 @@ use bytes::Bytes;
 use serde_json::json;
 use tidewire_core::event::{Event, Position};
 
-use super::{Socket, State};
+use super::{Joined, Socket, State, Wanted};
 use crate::across::Numbered;
 use crate::cast::{At, Body, Cast, Target};
 use crate::encode;
 use crate::gateway::Shared;
 use crate::latency::Stamp;
 use crate::outbox::{Class, Frame, Pushed};
+use crate::positions;
 
 /// Where a socket's events come from.
 pub(super) enum Feed {
@@ -23,6 +24,9 @@ pub(super) enum Feed {
     /// The log up to some position; what the relay brings meanwhile is held.
     Holding { since: Instant, frames: Vec<(Position, Frame)>, bytes: usize },
 }
+
+/// Packets of the gateway's own, by what they depend on: the namespace, whether it is for a stream, and the offset.
+pub(crate) type Encoded = Vec<((u8, bool, At), Bytes)>;
 
 /// How a replayed event went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +120,9 @@ impl Socket {
                 }
                 // What is sent from now on must not carry an earlier offset, also while the fan-out goes on.
                 state.fed = state.fed.max(at.position);
+                if cast.class() == Class::Logged {
+                    state.told = at.position;
+                }
                 return cast.count(len);
             }
             (Pushed::Full, Some(position), _) => Position(position.0 - 1),
@@ -191,7 +198,7 @@ impl Socket {
         if pushed == Pushed::Full {
             return Replayed::Full;
         }
-        state.fed = event.position;
+        (state.fed, state.told) = (event.position, event.position);
         shared.stats.replayed.up();
         self.tenant.count_deliveries(shared, 1, len);
         Replayed::Sent
@@ -199,7 +206,7 @@ impl Socket {
 
     /// Whether this socket may see an event of the log in its rooms, and which copy. Types are not looked at.
     pub(crate) fn sees(&self, event: &Event) -> Option<Target> {
-        self.state.lock().sees(self.shared(), event).map(|(_, target)| target)
+        self.state.lock().sees(self.shared(), event, Position(u64::MAX)).map(|(_, target)| target)
     }
 
     /// From now on the relay's events are held. Answers the position up to which the socket has been fed.
@@ -231,7 +238,7 @@ impl Socket {
                 return Joining::Full;
             }
             self.tenant.count_deliveries(shared, 1, len);
-            state.fed = position;
+            (state.fed, state.told) = (position, position);
         }
         state.feed = Feed::Live;
         if !state.closed {
@@ -239,6 +246,7 @@ impl Socket {
         }
         drop(state);
         self.tell_missed();
+        self.tell_position(positions::margin(u64::from(shared.catalog.realtime.history_count)), &mut Vec::new());
         Joining::Live
     }
 
@@ -283,9 +291,11 @@ impl Socket {
     /// The same right behind what `first` queues: no event comes in between.
     pub(crate) fn emit_after(&self, first: impl FnOnce() -> Pushed, name: &str, data: &str) {
         // The state stays locked until the frames are queued: an event queued in between would have the later offset.
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         let before = first();
-        let pushed = self.session.push_frame(self.packet(name, data, self.is_at(&state)));
+        let at = self.is_at(&state);
+        state.told = at.position;
+        let pushed = self.session.push_frame(self.packet(name, data, at));
         drop(state);
         self.session.close_if_full(before);
         self.session.close_if_full(pushed);
@@ -311,7 +321,7 @@ impl Socket {
 
     /// Sends an event of the gateway's own that may be lost: a client that is slow or being caught up does not get it. `frames` has what
     /// was encoded for others with the same offset.
-    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Vec<((u8, bool, At), Bytes)>) {
+    pub(crate) fn notify(&self, name: &str, data: &str, frames: &mut Encoded) {
         let shared = self.shared();
         let state = self.state.lock();
         if state.closed {
@@ -320,16 +330,36 @@ impl Socket {
         if !matches!(state.feed, Feed::Live) {
             return shared.stats.drop_copies("behind", 1);
         }
-        let key = (self.namespace, self.session.streaming.is_some(), self.is_at(&state));
-        let bytes = match frames.iter().find(|(known, _)| *known == key) {
-            Some((_, bytes)) => bytes.clone(),
-            None => {
-                let bytes = self.packet(name, data, key.2);
-                frames.push((key, bytes.clone()));
-                bytes
-            }
-        };
+        let bytes = self.packet_once(name, || data.to_owned(), self.is_at(&state), frames);
         self.push(Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE });
+    }
+
+    /// Tells a live client how far the log has been read for it, if that is at least so many events beyond the last offset that it was
+    /// sent. Nothing in place of it matters to a client that is slow: it is sent events.
+    pub(crate) fn tell_position(&self, least: u64, frames: &mut Encoded) {
+        let mut state = self.state.lock();
+        let at = self.is_at(&state);
+        let is_asked = self.shared().options.recovery && self.session.streaming.is_none();
+        if state.closed || !is_asked || !matches!(state.feed, Feed::Live) || at.position.0.saturating_sub(state.told.0) < least {
+            return;
+        }
+        let data = || json!({ "position": at.position }).to_string();
+        let bytes = self.packet_once("continuity:kept", data, at, frames);
+        let pushed = self.push(Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE });
+        if matches!(pushed, Pushed::Queued | Pushed::Due) {
+            state.told = at.position;
+        }
+    }
+
+    /// A packet of the gateway's own, encoded once for all who get the same.
+    fn packet_once(&self, name: &str, data: impl FnOnce() -> String, at: At, frames: &mut Encoded) -> Bytes {
+        let key = (self.namespace, self.session.streaming.is_some(), at);
+        if let Some((_, bytes)) = frames.iter().find(|(known, _)| *known == key) {
+            return bytes.clone();
+        }
+        let bytes = self.packet(name, &data(), at);
+        frames.push((key, bytes.clone()));
+        bytes
     }
 
     /// Queues a copy for this socket alone.
@@ -344,7 +374,11 @@ impl Socket {
 
     /// The same as `emit` with a position that the caller knows, and without closing a full transport.
     pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
-        let across = self.state.lock().across.seen(&self.shared().across);
+        let across = {
+            let mut state = self.state.lock();
+            state.told = state.told.max(position);
+            state.across.seen(&self.shared().across)
+        };
         self.session.push_frame(self.packet(name, data, At { position, across }))
     }
 
@@ -361,21 +395,27 @@ impl Socket {
 
 impl State {
     fn wants(&self, kind: &str) -> bool {
-        self.types.as_ref().is_none_or(|types| types.iter().any(|pattern| pattern.matches(kind)))
+        self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted.pattern.matches(kind)))
     }
 
+    /// Whether an event that is read from the log is to be given to the client, by what it had asked for when the event was written.
     fn judge<'a>(&self, shared: &'a Shared, event: &'a Event) -> Option<(Cast<'a>, Target)> {
-        self.wants(&event.kind).then(|| self.sees(shared, event)).flatten()
+        let at = event.position;
+        let is_wanted = |wanted: &Wanted| at > wanted.from && wanted.pattern.matches(&event.kind);
+        let wants = self.types.as_ref().is_none_or(|types| types.iter().any(is_wanted));
+        wants.then(|| self.sees(shared, event, at)).flatten()
     }
 
-    fn sees<'a>(&self, shared: &'a Shared, event: &'a Event) -> Option<(Cast<'a>, Target)> {
+    /// The copy of an event for the rooms in which the socket has been since before `since`.
+    fn sees<'a>(&self, shared: &'a Shared, event: &'a Event, since: Position) -> Option<(Cast<'a>, Target)> {
         if self.whole_log {
             return Some((Cast::of_log(shared, event, 0), Target::WHOLE));
         }
         // A type that the catalog no longer has: nobody knows who may see it.
         let route = shared.routes.get(&event.kind)?;
         let rooms = route.rooms(&event.rooms).into_iter().filter(|(_, target)| !target.app);
-        let mut mine = rooms.filter(|(room, _)| self.rooms.iter().any(|joined| !joined.app && &*joined.name == *room));
+        let is_in = |joined: &Joined, room: &str| !joined.app && since > joined.from && &*joined.name == room;
+        let mut mine = rooms.filter(|(room, _)| self.rooms.iter().any(|joined| is_in(joined, room)));
         let (_, target) = mine.next()?;
         let mut cast = Cast::new(shared, &event.tenant, route, Body::logged(event), event.position, 0);
         cast.is_visible(&self.principal).then_some((cast, target))

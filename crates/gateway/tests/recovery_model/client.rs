@@ -227,7 +227,7 @@ impl Client {
         had.alerts.note(world, had.ledger.standing());
         had.alerts.forgive(world, &standing);
         had.alerts = Alerts { owed: std::mem::take(&mut had.alerts.owed), ..Alerts::new(world) };
-        had.ledger = Ledger::new(after, standing);
+        had.ledger.resume(after, standing);
         let position = hello["position"].as_u64().expect("a position");
         assert!(position <= world.head(had.ledger.standing().tenant));
         self.told.recovered += 1;
@@ -288,7 +288,7 @@ impl Client {
             session.alerts.owed.clear();
             session.alerts.checked = world.all.len() as u64;
         }
-        if ["connected", "continuity:lost", "auth:revoked", "tenant:switched"].contains(&name) {
+        if ["connected", "continuity:kept", "continuity:lost", "auth:revoked", "tenant:switched"].contains(&name) {
             return session.ledger.settle(log, position);
         }
         self.told.events += 1;

@@ -231,12 +231,11 @@ async fn take(world: &mut World, clients: &mut [Client], revoked: &mut [[bool; 2
         Step::Types { client, pattern, add } => {
             let argument = json!({ "eventTypes": [pattern] });
             change(world, &mut clients[client], if add { "subscribe" } else { "unsubscribe" }, &argument, |to| {
-                let types = to.types.get_or_insert_default();
                 if add {
-                    types.insert(pattern.to_owned())
-                } else {
-                    types.remove(pattern)
-                };
+                    to.types.get_or_insert_default().insert(pattern.to_owned());
+                } else if let Some(types) = &mut to.types {
+                    types.remove(pattern);
+                }
                 true
             })
             .await;

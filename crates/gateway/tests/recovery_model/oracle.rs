@@ -218,6 +218,15 @@ impl Ledger {
         Self { standings: vec![(0, standing)], last }
     }
 
+    /// The client came back and was given everything after `last`: by what it had asked for then, and by the roles of `standing`, today's.
+    pub(crate) fn resume(&mut self, last: u64, standing: Standing) {
+        for (_, before) in &mut self.standings {
+            *before = before.with_roles(&standing.roles);
+        }
+        self.standings.last_mut().expect("there is always one").1 = standing;
+        self.last = last;
+    }
+
     pub(crate) fn standing(&self) -> &Standing {
         &self.standings.last().expect("there is always one").1
     }
