@@ -44,6 +44,7 @@ rate = { messages = "${rate}", connects = "${connects}" }
 "user:{userId}" = { join = "auto" }
 "item:{itemId}" = { join = "request", when = "params.itemId != 'sealed'" }
 "board:{orgId}" = { join = "public" }
+"spot:{spotId}" = { join = "public" }
 ${rooms}
 
 [events."item:added"]
@@ -54,6 +55,9 @@ data = { itemId = "string", amount = "number" }
 rooms = ["org:{orgId}", "item:{itemId}"]
 data = { itemId = "string", from = "string", to = "string" }
 views = [{ room = "board:{orgId}", fields = ["itemId", "to"] }]
+
+[events."spot:lit"]
+rooms = ["spot:{spotId}"]
 
 [events."item:noted"]
 rooms = ["item:{itemId}"]

@@ -141,6 +141,20 @@ describe("a cursor", () => {
     await ann.must("ack", { position: 1, cursor: "one-more" });
   });
 
+  test("does not get ahead of what its session was sent", async () => {
+    const tenant = server.newTenant();
+    const ann = await session(tenant);
+    await ann.must("ack", { position: 0, cursor: "acked" });
+    await ann.drop();
+    await publish(tenant, 0, 900);
+    // Behind for as long as it is being caught up.
+    const late = await session(tenant, "ann", "acked");
+    const { position } = await late.must("ack", { position: 999_999, cursor: "other" });
+    const sent = late.seen.of("item:added").length;
+    assert.ok(position <= Math.max(sent, late.seen.of("item:added").length), `${position} of ${sent}`);
+    assert.deepEqual(await upToNow(tenant, late), range(0, 900));
+  });
+
   test("beyond the history is told, and not passed over", async () => {
     const own = await start({ app: shop({ history: `{ count = 10, age = "24h" }` }) });
     const tenant = own.newTenant();

@@ -308,6 +308,9 @@ describe("reading the log", () => {
       assert.ok(pages < 10, "the pages come to an end");
     } while (cursor);
     assert.deepEqual(seen, [1, 2, 3, 4, 5]);
+    const last = expectStatus(await tenant.api("/v1/events?limit=2&after=3"), 200);
+    assert.equal(last.nextCursor, null, "full, and nothing behind it");
+    expectProblem(await tenant.api("/v1/events?cursor=abc"), 400, "cursor.invalid");
   });
 
   for (const [query, expected] of [

@@ -83,6 +83,24 @@ describe("a member", () => {
     assert.deepEqual(await told(ann, lobby), [["ann", undefined], ["bob", { mood: "bored" }], ["cy", undefined]]);
   });
 
+  test("is known by the last word of its tabs, whichever of them comes back last", async () => {
+    const own = await start({ app: shop({ more: MORE }) });
+    const tenant = own.newTenant();
+    const ann = await enter(tenant, "ann", undefined, own);
+    const first = await enter(tenant, "bob", { name: "Old" }, own);
+    const second = await enter(tenant, "bob", { name: "New" }, own);
+    await ann.seen.until("presence:update", ({ data }) => data.name === "New");
+    await first.drop();
+    await first.comeBack();
+    assert.deepEqual(await told(ann), [["ann", undefined], ["bob", { name: "New" }]]);
+    for (const client of [ann, first, second]) await client.drop();
+    await own.kill();
+    await own.restart();
+    for (const client of [ann, second, first]) await client.comeBack();
+    assert.deepEqual(await told(ann), [["ann", undefined], ["bob", { name: "New" }]]);
+    assert.equal(of(ann, "presence:update").length, 1, "and nobody is told of the old one");
+  });
+
   test("is known by it after its connection broke, and after the server was killed", async () => {
     const own = await start({ app: shop({ more: MORE }) });
     const tenant = own.newTenant();

@@ -6,7 +6,7 @@ import { after, before, describe, test } from "node:test";
 
 import { shop } from "./catalogs.mjs";
 import { connect, connectError } from "./clients.mjs";
-import { ADMIN_KEY, expectProblem, expectStatus, mint, start, within } from "./harness.mjs";
+import { ADMIN_KEY, eventually, expectProblem, expectStatus, mint, start, within } from "./harness.mjs";
 
 let server;
 before(async () => {
@@ -182,6 +182,23 @@ describe("a session that the app changes", () => {
     answer = () => null;
     await ann.seen.until("auth:revoked");
     await within(5_000, "disconnect", left);
+  });
+
+  test("that each check extends a little is announced once as about to end", async () => {
+    const tenant = asking.newTenant();
+    let checks = 0;
+    answer = () => {
+      checks += 1;
+      const session = { id: "s8", orgId: tenant.name, createdAt: new Date().toISOString() };
+      return { user: { id: "ann", roles: [] }, session: { ...session, expiresAt: new Date(Date.now() + 30_000).toISOString() } };
+    };
+    const ann = await connect(asking, { token: "sliding" });
+    await ann.seen.until("auth:expiring");
+    const before = checks;
+    await eventually("three more checks", () => checks >= before + 3);
+    await tenant.publish("item:sold", { itemId: "a" });
+    await ann.seen.until("item:sold");
+    assert.equal(ann.seen.of("auth:expiring").length, 1);
   });
 
   test("is revoked by its id at once", async () => {

@@ -233,6 +233,18 @@ describe("a room", () => {
     assert.deepEqual(visitor.seen.of("item:added"), []);
   });
 
+  test("that is public and not of the whole tenant is joined without a login, too, and only there", async () => {
+    const [tenant, other] = [server.newTenant(), server.newTenant()];
+    const visitor = new Client(server, { auth: { orgId: tenant.name } });
+    await visitor.connected();
+    await visitor.must("join room", "spot:1");
+    await other.publish("spot:lit", {}, { params: { spotId: "1" } });
+    await tenant.publish("spot:lit", {}, { params: { spotId: "2" } });
+    await tenant.publish("spot:lit", { n: 1 }, { params: { spotId: "1" } });
+    assert.deepEqual(await visitor.seen.until("spot:lit"), { n: 1 });
+    await visitor.must("leave room", "spot:1");
+  });
+
   test("beside another one brings an event for both once", async () => {
     const tenant = server.newTenant();
     const client = await connect(server, { token: tenant.token("ann") });
@@ -281,6 +293,7 @@ describe("a client", () => {
     await publish();
     await client.seen.until("item:sold", () => client.seen.of("item:sold").length === 2);
     await client.must("unsubscribe", { eventTypes: ["item:*"] });
+    assert.deepEqual(await other.must("unsubscribe", { eventTypes: ["item:*"] }).then(({ eventTypes }) => eventTypes), null, "it still gets all");
     await client.must("subscribe", { eventTypes: ["item:sold"] });
     await publish();
     await tenant.publish("ledger:booked", { ledgerId: "x", amount: 1 });

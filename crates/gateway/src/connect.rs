@@ -354,12 +354,12 @@ pub(crate) fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved
         }
     }
     rooms.truncate(shared.options.max_rooms_per_socket);
-    for (name, data) in &saved.data {
+    for (name, word) in &saved.data {
         // By the catalog of today, which may have another shape for it.
         if let Some(room) = rooms.iter_mut().find(|room| *room.name == **name)
-            && let Ok(data) = data.to_value()
+            && let Ok(data) = word.data.to_value()
         {
-            room.data = presence::member_data(&shared.catalog, name, &data).unwrap_or(None);
+            room.data = presence::word(&shared.catalog, name, &data, word.at).unwrap_or(None);
         }
     }
     (rooms, saved)
@@ -441,7 +441,8 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     shared.stats.sockets.up();
     let nsp = socket.namespace_name();
     // Positions are those of the tenant it leaves.
-    let types = socket.types().map(|types| types.iter().filter_map(|text| Pattern::parse(text)).map(Wanted::ever).collect());
+    let types =
+        socket.types().map(|types| types.iter().filter_map(|text| Pattern::parse(text)).map(Wanted::ever).collect());
     let beginning = Beginning {
         sid: random_id(),
         namespace: socket.namespace,
@@ -524,7 +525,9 @@ pub(crate) async fn adopt(socket: &Arc<Socket>, principal: Principal, token: Opt
     if let Some(auth) = token {
         socket.keep_credential(kept_credential(&principal, auth));
     }
-    let outcome = socket.renew(principal.clone(), auto, |room| policy::may_join(catalog, &judge, room).is_some());
+    let is_new = token.is_some();
+    let outcome =
+        socket.renew(principal.clone(), auto, is_new, |room| policy::may_join(catalog, &judge, room).is_some());
     // Whoever comes back is judged by the credential of then, so the new one counts whether this is kept now or by the next look.
     drop(changing.change(Change::default()).await);
     // Revoked while it was being taken over, as at a CONNECT.

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Shared;
-use crate::{positions, presence};
 use crate::session::Session;
+use crate::{positions, presence};
 
 /// Sessions by the tick at which to look at them. A session has one entry that counts; looking at it makes the next.
 pub(crate) struct Wheel {

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
-use tidewire_core::Json;
 use tidewire_core::catalog::{Catalog, Join, Room};
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
+
+use crate::presence::Word;
 
 /// The longest name of a room in bytes.
 pub(crate) const MAX_ROOM_BYTES: usize = 512;
@@ -22,7 +23,7 @@ pub(crate) struct Allowed {
     /// Whether it is told who is in it.
     pub(crate) presence: bool,
     /// What the user tells of itself there.
-    pub(crate) data: Option<Json>,
+    pub(crate) data: Option<Word>,
     /// What is up to here in the log is not for the socket by this room, however late it is read: it was not in it yet.
     pub(crate) from: Position,
 }
@@ -61,7 +62,7 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
     let asked_for = match room.join {
         Join::Auto => false,
         Join::Request => !visitor,
-        Join::Public => !visitor || room.template.params().all(|param| param == &*catalog.app.tenant),
+        Join::Public => true,
     };
     (asked_for && holds(catalog, room, principal, name)).then(|| Allowed {
         name: name.to_owned(),

@@ -91,7 +91,8 @@ mod tests {
     #[test]
     fn and_every_quarter_of_its_age_if_anything_came() {
         let (mut told, begin) = (Told::default(), Instant::now());
-        let mut due = |minute: u64, at: u64| told.due(Position(at), begin + Duration::from_secs(60 * minute), 1_000, AGE);
+        let mut due =
+            |minute: u64, at: u64| told.due(Position(at), begin + Duration::from_secs(60 * minute), 1_000, AGE);
         assert_eq!(due(14, 1), None);
         assert_eq!(due(16, 1), Some(1));
         assert_eq!(due(40, 1), None, "nothing came");

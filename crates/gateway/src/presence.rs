@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidewire_core::catalog::Catalog;
 use tidewire_core::{Error, Json, Kind, Result, TenantId, Timestamp};
@@ -62,18 +62,26 @@ struct Here {
     sockets: u32,
     since: Timestamp,
     gone_at: Option<Instant>,
-    data: Option<Json>,
+    word: Option<Word>,
 }
 
 impl Here {
-    /// Answers whether this is news.
-    fn tell(&mut self, data: Option<&Json>) -> bool {
-        let is_news = data.is_some() && self.data.as_ref() != data;
-        if is_news {
-            self.data = data.cloned();
-        }
+    /// Answers whether this is news. Of several sockets the latest word counts, not that of the one which came back last.
+    fn tell(&mut self, word: Option<&Word>) -> bool {
+        let Some(word) = word.filter(|word| self.word.as_ref().is_none_or(|known| known.at <= word.at)) else {
+            return false;
+        };
+        let is_news = self.word.as_ref().is_none_or(|known| known.data != word.data);
+        self.word = Some(word.clone());
         is_news
     }
+}
+
+/// What a user told of itself in a room, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Word {
+    pub(crate) data: Json,
+    pub(crate) at: Timestamp,
 }
 
 struct Note {
@@ -85,27 +93,27 @@ struct Note {
 
 impl Presence {
     /// One more socket of `user` is in `room`, and may tell something of the user.
-    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp, data: Option<&Json>) {
+    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp, word: Option<&Word>) {
         let mut state = self.state.lock();
         let users = state.rooms.entry(room.clone()).or_default();
         if let Some(here) = users.get_mut(user) {
             here.sockets += 1;
             here.gone_at = None;
-            if here.tell(data) {
-                state.note("presence:update", room, user, data);
+            if here.tell(word) {
+                state.note("presence:update", room, user, word);
             }
             return;
         }
-        users.insert(user.clone(), Here { sockets: 1, since: now, gone_at: None, data: data.cloned() });
-        state.note("presence:join", room, user, data);
+        users.insert(user.clone(), Here { sockets: 1, since: now, gone_at: None, word: word.cloned() });
+        state.note("presence:join", room, user, word);
     }
 
     /// A user that is in `room` tells something else of itself.
-    pub(crate) fn update(&self, room: &Arc<str>, user: &Arc<str>, data: &Json) {
+    pub(crate) fn update(&self, room: &Arc<str>, user: &Arc<str>, word: &Word) {
         let mut state = self.state.lock();
         let here = state.rooms.get_mut(room).and_then(|users| users.get_mut(user));
-        if here.is_some_and(|here| here.tell(Some(data))) {
-            state.note("presence:update", room, user, Some(data));
+        if here.is_some_and(|here| here.tell(Some(word))) {
+            state.note("presence:update", room, user, Some(word));
         }
     }
 
@@ -149,7 +157,7 @@ impl Presence {
             user_id: user.clone(),
             sockets: here.sockets,
             since: here.since,
-            data: here.data.clone(),
+            data: here.word.as_ref().map(|word| word.data.clone()),
         };
         Members { members: page.map(member).collect(), total: users.len() }
     }
@@ -165,8 +173,9 @@ impl State {
         self.note("presence:leave", room, user, None);
     }
 
-    fn note(&mut self, name: &'static str, room: &Arc<str>, user: &Arc<str>, data: Option<&Json>) {
-        self.notes.push_back(Note { name, room: room.clone(), user: user.clone(), data: data.cloned() });
+    fn note(&mut self, name: &'static str, room: &Arc<str>, user: &Arc<str>, word: Option<&Word>) {
+        let data = word.map(|word| word.data.clone());
+        self.notes.push_back(Note { name, room: room.clone(), user: user.clone(), data });
     }
 }
 
@@ -204,8 +213,8 @@ pub(crate) fn require(catalog: &Catalog, name: &str) -> Result<()> {
 /// The most bytes that a user tells of itself in one room.
 const MAX_MEMBER_DATA: usize = 1_024;
 
-/// What a user tells of itself in a room, checked; nothing for `null`. Codes `message.invalid_data`, `data.too_large`.
-pub(crate) fn member_data(catalog: &Catalog, room: &str, data: &Value) -> Result<Option<Json>> {
+/// What a user tells of itself in a room at this time, checked; nothing for `null`. Codes `message.invalid_data`, `data.too_large`.
+pub(crate) fn word(catalog: &Catalog, room: &str, data: &Value, at: Timestamp) -> Result<Option<Word>> {
     if data.is_null() {
         return Ok(None);
     }
@@ -224,7 +233,7 @@ pub(crate) fn member_data(catalog: &Catalog, room: &str, data: &Value) -> Result
         let detail = format!("data: expected at most {MAX_MEMBER_DATA} bytes of JSON");
         return Err(Error::new(Kind::TooLarge, "data.too_large", detail));
     }
-    Ok(Some(data))
+    Ok(Some(Word { data, at }))
 }
 
 impl Gateway {

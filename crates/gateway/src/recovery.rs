@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 use tidewire_core::event::{Event, Offset, Position};
 use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
-use tidewire_core::{Json, Result, TenantId, Timestamp};
+use tidewire_core::{Result, TenantId, Timestamp};
 
 use crate::gateway::Shared;
 use crate::hub::Tenant;
 use crate::policy::Allowed;
+use crate::presence::Word;
 use crate::session::Closing;
 use crate::socket::{Joining, Replayed, Socket};
 
@@ -38,7 +39,7 @@ pub(crate) struct Saved {
     pub(crate) left: Vec<Box<str>>,
     /// What the user told of itself, by the room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) data: Vec<(Box<str>, Json)>,
+    pub(crate) data: Vec<(Box<str>, Word)>,
     /// Each with that position, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) types: Option<Vec<(String, Position)>>,

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
-use tidewire_core::{Error, Json, Kind, Result, Timestamp};
+use tidewire_core::{Error, Kind, Result, Timestamp};
 
 pub(crate) use self::change::Change;
 use self::feed::Feed;
@@ -21,7 +21,7 @@ use crate::connect;
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
 use crate::policy::Allowed;
-use crate::presence;
+use crate::presence::{self, Word};
 use crate::recovery::Saved;
 use crate::session::{Closing, Session};
 
@@ -109,7 +109,7 @@ struct Joined {
     auto: bool,
     presence: bool,
     /// What the user tells of itself there.
-    data: Option<Json>,
+    data: Option<Word>,
 }
 
 impl Joined {
@@ -370,17 +370,21 @@ impl Socket {
         if app { &self.shared().hub.app } else { &self.tenant.rooms }
     }
 
-    /// Takes over a renewed credential of the same user: leaves rooms that `keep` no longer allows and joins those of `auto` that it is not in.
+    /// Takes over a checked credential of the same user, a new one or that of before as it is now (`is_new`): leaves rooms that `keep` no
+    /// longer allows and joins those of `auto` that it is not in.
     pub(crate) fn renew(
         self: &Arc<Self>,
         principal: Principal,
         auto: Vec<Allowed>,
+        is_new: bool,
         keep: impl Fn(&str) -> bool,
     ) -> Result<()> {
+        let now = self.shared().clock.now();
         let gone: Vec<Arc<str>> = {
             let mut state = self.state.lock();
+            // Of a session that each check extends a little the client is told once.
+            state.warned &= !is_new && principal.expires.is_some_and(|expires| expires.since(now) <= WARNING);
             state.principal = principal;
-            state.warned = false;
             state.checking = false;
             state.rooms.iter().map(|room| room.name.clone()).filter(|room| !keep(room)).collect()
         };
@@ -529,9 +533,9 @@ impl State {
     }
 
     /// Whether `data` fits beside what is told in the other rooms.
-    fn has_room_for(&self, room: &str, data: &Json) -> Result<()> {
+    fn has_room_for(&self, room: &str, word: &Word) -> Result<()> {
         let others = self.rooms.iter().filter(|joined| *joined.name != *room).filter_map(|joined| joined.data.as_ref());
-        if others.map(|data| data.get().len()).sum::<usize>() + data.get().len() <= MAX_MEMBER_DATA {
+        if others.chain([word]).map(|word| word.data.get().len()).sum::<usize>() <= MAX_MEMBER_DATA {
             return Ok(());
         }
         let detail = format!("data: a socket tells at most {MAX_MEMBER_DATA} bytes in all its rooms; leave one first");
@@ -540,7 +544,12 @@ impl State {
 
     fn to_save(&self) -> Saved {
         Saved {
-            rooms: self.rooms.iter().filter(|room| !room.is_given()).map(|room| ((*room.name).into(), room.from)).collect(),
+            rooms: self
+                .rooms
+                .iter()
+                .filter(|room| !room.is_given())
+                .map(|room| ((*room.name).into(), room.from))
+                .collect(),
             left: self.left.clone(),
             data: self.rooms.iter().filter_map(|room| Some(((*room.name).into(), room.data.clone()?))).collect(),
             types: self.types.as_ref().map(|types| types.iter().map(Wanted::saved).collect()),

@@ -373,7 +373,8 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
         for name in &named {
             policy::may_join(&shared.catalog, &principal, name).ok_or_else(|| builtin::refused(name))?;
         }
-        let wanted = Saved { rooms: named.iter().map(|name| (name.as_str().into(), Position(0))).collect(), ..Saved::default() };
+        let wanted =
+            Saved { rooms: named.iter().map(|name| (name.as_str().into(), Position(0))).collect(), ..Saved::default() };
         (rooms, _) = connect::allowed_rooms(shared, &principal, wanted);
     }
     let tenant = shared.hub.enter(&principal.tenant);

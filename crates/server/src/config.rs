@@ -234,7 +234,7 @@ impl std::fmt::Debug for Key {
 }
 
 /// Every key that the environment can set, by path.
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "listen",
     "data",
     "store",

@@ -60,7 +60,7 @@ pub(super) async fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
 pub(super) fn allowed(socket: &Socket, room: &str, data: &Value) -> Result<Allowed> {
     let catalog = &socket.shared().catalog;
     let allowed = policy::may_join(catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
-    let data = presence::member_data(catalog, room, data)?;
+    let data = presence::word(catalog, room, data, socket.shared().clock.now())?;
     Ok(Allowed { data, from: socket.tenant.begun(), ..allowed })
 }
 
@@ -146,9 +146,9 @@ pub(super) async fn acknowledge(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let named = if args.is_object() { &args["position"] } else { args };
     let position = position(socket, named)?
         .ok_or_else(|| Error::invalid("message.invalid_data", "ack: expected {position: 42}"))?;
+    // Nobody has dealt with what it was not sent.
+    let position = position.min(socket.reached());
     if let (Some(name), Some(user)) = (cursor, &socket.user) {
-        // Nobody has dealt with what was not sent to anybody.
-        let position = position.min(socket.tenant.begun());
         let position = cursors::advance(shared, tenant, user, name, position).await?;
         return Ok(fields([("cursor", json!(name)), ("position", json!(position))]));
     }

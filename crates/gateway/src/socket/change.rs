@@ -76,8 +76,6 @@ impl Socket {
     /// Remembers what the client has dealt with. The first time it is durable when this answers; later ones are written by the next look
     /// at the socket or with the next change, as one write per event would be too many: an older one only repeats more.
     pub(crate) async fn acknowledge(self: &Arc<Self>, position: Position) -> Result<()> {
-        // What this client has may be on its way to others still.
-        let position = position.min(self.tenant.begun());
         {
             let mut state = self.state.lock();
             if let Some(before) = state.acked {

@@ -302,6 +302,11 @@ impl Socket {
     }
 
     /// How far a client is that has everything that is queued for it.
+    pub(crate) fn reached(&self) -> Position {
+        self.is_at(&self.state.lock()).position
+    }
+
+    /// The same as an offset.
     fn is_at(&self, state: &State) -> At {
         let position = match state.feed {
             Feed::Live => state.fed.max(self.tenant.delivered()),
@@ -340,7 +345,11 @@ impl Socket {
         let mut state = self.state.lock();
         let at = self.is_at(&state);
         let is_asked = self.shared().options.recovery && self.session.streaming.is_none();
-        if state.closed || !is_asked || !matches!(state.feed, Feed::Live) || at.position.0.saturating_sub(state.told.0) < least {
+        if state.closed
+            || !is_asked
+            || !matches!(state.feed, Feed::Live)
+            || at.position.0.saturating_sub(state.told.0) < least
+        {
             return;
         }
         let data = || json!({ "position": at.position }).to_string();

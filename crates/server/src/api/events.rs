@@ -93,7 +93,7 @@ pub(super) async fn commit(
 struct ListQuery {
     tenant: Option<TenantId>,
     after: Option<Position>,
-    cursor: Option<Position>,
+    cursor: Option<String>,
     before: Option<Position>,
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -195,8 +195,10 @@ async fn list(api: &Api, caller: Caller, query: ListQuery) -> Answer {
     caller.require(Scope::Read)?;
     let tenant = caller.tenant(query.tenant.as_ref(), api.tenants.as_deref())?;
     let limit = page_limit(query.limit, 100, LogQuery::MAX)?;
-    let query = LogQuery {
-        after: query.cursor.or(query.after).unwrap_or_default(),
+    let wrong = || Error::invalid("cursor.invalid", "cursor: expected a nextCursor of an earlier page");
+    let cursor = query.cursor.map(|cursor| cursor.parse().map(Position).map_err(|_| wrong())).transpose()?;
+    let mut query = LogQuery {
+        after: cursor.or(query.after).unwrap_or_default(),
         up_to: query.before.map(|before| Position(before.0.saturating_sub(1))),
         limit,
         kind: query.kind,
@@ -205,10 +207,16 @@ async fn list(api: &Api, caller: Caller, query: ListQuery) -> Answer {
         from: query.from,
         to: query.to,
     };
-    let items = api.publisher.store().read(&tenant, query).await?;
+    let store = api.publisher.store();
+    let items = store.read(&tenant, query.clone()).await?;
     let bytes: usize = items.iter().map(|event| event.data.get().len()).sum();
     let is_full = items.len() == limit as usize || bytes >= LogQuery::MAX_BYTES;
-    let next_cursor = items.last().filter(|_| is_full).map(|event| event.position.to_string());
+    let mut next_cursor = None;
+    if let Some(last) = items.last().filter(|_| is_full) {
+        (query.after, query.limit) = (last.position, 1);
+        let is_more = !store.read(&tenant, query).await?.is_empty();
+        next_cursor = is_more.then(|| last.position.to_string());
+    }
     let items: Vec<Arc<Event>> = items;
     Ok(Json(Page { items, next_cursor }).into_response())
 }
