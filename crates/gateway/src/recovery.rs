@@ -64,25 +64,35 @@ impl Saved {
     }
 }
 
-/// What was kept of sessions that closed a moment ago, for clients that are back before the store has written it.
+/// What is known of a session that closed a moment ago.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parting {
+    pub(crate) saved: Saved,
+    /// The last offset that was sent to the client in something that is not dropped.
+    pub(crate) told: Position,
+    /// How far the log had been read for the client: beyond `told` nothing was for it up to here.
+    pub(crate) reached: Position,
+}
+
+/// Sessions that closed a moment ago, for clients that are back before the store has written what is kept of them.
 #[derive(Default)]
-pub(crate) struct Recent(Mutex<HashMap<Arc<str>, (Saved, Instant)>>);
+pub(crate) struct Recent(Mutex<HashMap<Arc<str>, (Parting, Instant)>>);
 
 impl Recent {
     const MOST: usize = 10_000;
     const KEPT: Duration = Duration::from_secs(60);
 
-    pub(crate) fn put(&self, sid: &Arc<str>, saved: Saved) {
+    pub(crate) fn put(&self, sid: &Arc<str>, parting: Parting) {
         let mut recent = self.0.lock();
         // What is known of this session from before is outdated now, whether there is room for the new or not.
         recent.remove(sid);
         if recent.len() < Self::MOST {
-            recent.insert(sid.clone(), (saved, Instant::now()));
+            recent.insert(sid.clone(), (parting, Instant::now()));
         }
     }
 
-    fn find(&self, sid: &str) -> Option<Saved> {
-        self.0.lock().get(sid).map(|(saved, _)| saved.clone())
+    fn find(&self, sid: &str) -> Option<Parting> {
+        self.0.lock().get(sid).map(|(parting, _)| parting.clone())
     }
 
     pub(crate) fn tidy(&self) {
@@ -206,20 +216,22 @@ pub(crate) async fn claim(
         }
     };
     let half_open = tenant.directory.lock().sockets.get(&claimed.sid).cloned();
-    let kept = match half_open {
+    let parting = match half_open {
         Some(old) => {
             // First, so that nothing of it changes afterwards.
             old.session.close(Closing::Replaced);
-            Some(old.saved())
+            Some(old.parting())
         }
-        None => match shared.recent.find(&claimed.sid) {
-            Some(saved) => Some(saved),
-            None => {
-                let kept = shared.store.session(&tenant.id, &claimed.sid).await.map_err(|error| unavailable(&error))?;
-                // What cannot be read was not written by this version: then nothing is known about its rooms.
-                kept.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| Saved::ended()))
-            }
-        },
+        None => shared.recent.find(&claimed.sid),
+    };
+    let (kept, after) = match parting {
+        // Who has all that it was sent has missed nothing up to where the log had been read for it.
+        Some(Parting { saved, told, reached }) => (Some(saved), if after < told { after } else { after.max(reached) }),
+        None => {
+            let kept = shared.store.session(&tenant.id, &claimed.sid).await.map_err(|error| unavailable(&error))?;
+            // What cannot be read was not written by this version: then nothing is known about its rooms.
+            (kept.map(|text| serde_json::from_str(&text).unwrap_or_else(|_| Saved::ended())), after)
+        }
     };
     let saved = match kept {
         Some(saved) => saved,
@@ -256,7 +268,7 @@ pub(crate) fn missed_across(shared: &Shared, rooms: &[Allowed], offset: Option<&
 
 /// Ends a session for good: nobody comes back to it from now on, nor after a crash. Codes `store.busy`, `unavailable`.
 pub(crate) async fn end(shared: &Shared, tenant: &TenantId, sid: &Arc<str>) -> Result<()> {
-    shared.recent.put(sid, Saved::ended());
+    shared.recent.put(sid, Parting { saved: Saved::ended(), ..Parting::default() });
     shared.store.put_session(tenant, sid, Saved::ended().to_text(), shared.kept_until()).await
 }
 

@@ -22,7 +22,7 @@ use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
 use crate::policy::Allowed;
 use crate::presence::{self, Word};
-use crate::recovery::Saved;
+use crate::recovery::{Parting, Saved};
 use crate::session::{Closing, Session};
 
 /// A client in a namespace, with a user, a tenant and rooms.
@@ -70,7 +70,7 @@ struct State {
     whole_log: bool,
     closed: bool,
     /// What was to be kept when it closed: it has left its rooms since.
-    parting: Option<Box<Saved>>,
+    parting: Option<Box<Parting>>,
 }
 
 /// Event types that a socket is subscribed to.
@@ -459,9 +459,13 @@ impl Socket {
     }
 
     /// What a client that takes this socket's place needs. The socket may be closing at this moment.
-    pub(crate) fn saved(&self) -> Saved {
+    pub(crate) fn parting(&self) -> Parting {
         let state = self.state.lock();
-        state.parting.as_deref().cloned().unwrap_or_else(|| state.to_save())
+        state.parting.as_deref().cloned().unwrap_or_else(|| self.part(&state, state.to_save()))
+    }
+
+    fn part(&self, state: &State, saved: Saved) -> Parting {
+        Parting { saved, told: state.told, reached: self.is_at(state).position }
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -480,9 +484,10 @@ impl Socket {
                 shared.stats.behind.down();
             }
             let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
-            state.parting = Some(Box::new(saved.clone()));
+            let parting = self.part(&state, saved);
+            state.parting = Some(Box::new(parting.clone()));
             if !is_replaced {
-                self.write_last(&mut state, saved, closing);
+                self.write_last(&mut state, parting, closing);
             }
             let rooms = std::mem::take(&mut state.rooms);
             // Who leaves on purpose is gone at once; a connection that breaks may come back.

@@ -123,8 +123,26 @@ async fn a_client_that_few_events_are_for_comes_back_to_where_it_left() {
     for n in 30..120 {
         lead(&server, n).await;
     }
-    let (_, connected) = quiet.reconnect(server.address, "p1/bob/").await;
+    let (quiet, connected) = quiet.reconnect(server.address, "p1/bob/").await;
     assert_eq!((&connected["recovered"], &connected["position"]), (&json!(true), &json!(120)));
+    // More than history holds at once. The process knows that nothing of it was for this client.
+    for n in 120..250 {
+        lead(&server, n).await;
+    }
+    let auth = json!({ "token": "p1/bob/", "pid": quiet.pid, "offset": quiet.offset });
+    drop(quiet);
+    while server.gateway.stats().sockets > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (quiet, connected) = Socket::open(server.address).await.join("/", auth).await.expect("let in");
+    assert_eq!((&connected["recovered"], missed(&quiet)), (&json!(true), vec![]));
+    // It knows, too, what a client that shows an older offset has missed.
+    let ann = Socket::connect(server.address, "p1/ann/").await.0;
+    for n in 250..360 {
+        lead(&server, n).await;
+    }
+    let (_, connected) = ann.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], false);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::sync::MutexGuard;
 
 use super::{Socket, State, Wanted};
 use crate::policy::Allowed;
-use crate::recovery::Saved;
+use crate::recovery::{Parting, Saved};
 use crate::session::Closing;
 
 /// What is to be different.
@@ -90,16 +90,17 @@ impl Socket {
 
     /// Hands over what is to be kept of a socket that ends. Nobody waits for it: what was acknowledged has been written, and a process
     /// that ends in good order closes the store last.
-    pub(super) fn write_last(&self, state: &mut State, saved: Saved, closing: Closing) {
-        let shared = self.shared();
+    pub(super) fn write_last(&self, state: &mut State, parting: Parting, closing: Closing) {
+        let (shared, saved) = (self.shared(), &parting.saved);
         if closing == Closing::Left {
             drop(shared.store.put_session(&self.tenant.id, &self.sid, saved.to_text(), shared.kept_until()));
-        } else if let Some(answer) = self.write(state, &saved) {
-            drop(answer);
         } else {
-            return;
+            drop(self.write(state, saved));
         }
-        shared.recent.put(&self.sid, saved);
+        // Nobody comes back to a stream by its id.
+        if self.session.streaming.is_none() {
+            shared.recent.put(&self.sid, parting);
+        }
     }
 
     /// Hands over what is to be kept, if there is more than a client gets by itself.

@@ -307,7 +307,7 @@ impl Socket {
     }
 
     /// The same as an offset.
-    fn is_at(&self, state: &State) -> At {
+    pub(super) fn is_at(&self, state: &State) -> At {
         let position = match state.feed {
             Feed::Live => state.fed.max(self.tenant.delivered()),
             Feed::Parked { .. } | Feed::Holding { .. } => state.fed,

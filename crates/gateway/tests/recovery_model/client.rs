@@ -227,8 +227,8 @@ impl Client {
         had.alerts.note(world, had.ledger.standing());
         had.alerts.forgive(world, &standing);
         had.alerts = Alerts { owed: std::mem::take(&mut had.alerts.owed), ..Alerts::new(world) };
-        had.ledger.resume(after, standing);
         let position = hello["position"].as_u64().expect("a position");
+        had.ledger.resume(after, position, standing);
         assert!(position <= world.head(had.ledger.standing().tenant));
         self.told.recovered += 1;
     }

@@ -218,12 +218,10 @@ impl Ledger {
         Self { standings: vec![(0, standing)], last }
     }
 
-    /// The client came back and was given everything after `last`: by what it had asked for then, and by the roles of `standing`, today's.
-    pub(crate) fn resume(&mut self, last: u64, standing: Standing) {
-        for (_, before) in &mut self.standings {
-            *before = before.with_roles(&standing.roles);
-        }
-        self.standings.last_mut().expect("there is always one").1 = standing;
+    /// The client came back when the log ended at `head`, and was given everything after `last`. What came before by the roles of then
+    /// and is for it by those of today, it has to be given; what only these allow, it may be.
+    pub(crate) fn resume(&mut self, last: u64, head: u64, standing: Standing) {
+        self.change(head, standing);
         self.last = last;
     }
 
