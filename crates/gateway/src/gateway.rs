@@ -33,6 +33,7 @@ use crate::http::Refused;
 use crate::hub::Hub;
 use crate::options::Options;
 use crate::polling::Partings;
+use crate::positions;
 use crate::recovery::{Recent, Signer};
 use crate::refusals::Refusals;
 use crate::relay::writers::{self, Writers};
@@ -166,6 +167,7 @@ impl Gateway {
             shared.tracker.spawn(writers::run(shared.clone(), shared.stop.clone()));
         }
         shared.tracker.spawn(heartbeat::run(shared.clone(), shared.stop.clone()));
+        shared.tracker.spawn(positions::run(shared.clone(), shared.stop.clone()));
         Self(shared)
     }
 
@@ -183,8 +185,8 @@ impl Gateway {
         relay::offer_ephemeral(&self.0, events);
     }
 
-    /// For whoever answers publishers, after the commit: waits while the sockets of this tenant are far behind, at most
-    /// [`Options::max_publish_hold`]. So one that publishes faster than its sockets can be written to is slowed to their pace, and takes
+    /// For whoever answers publishers, after the commit: waits for a time if the sockets of this tenant are far behind, the longer the
+    /// further, at most [`Options::max_publish_hold`]. So one that publishes faster than its sockets can be written to is slowed to their pace, and takes
     /// no more of the cores from others.
     pub async fn hold_publisher(&self, tenant: &TenantId) {
         relay::hold(&self.0, tenant).await;

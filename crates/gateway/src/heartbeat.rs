@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Shared;
+use crate::presence;
 use crate::session::Session;
-use crate::{positions, presence};
 
 /// Sessions by the tick at which to look at them. A session has one entry that counts; looking at it makes the next.
 pub(crate) struct Wheel {
@@ -54,7 +54,6 @@ impl Wheel {
 pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let told = shared.catalog.rooms.iter().any(|room| room.presence);
     let mut ticks = tokio::time::interval(shared.wheel.tick);
-    let mut positions = tokio::time::interval(positions::EVERY);
     let mut chores = tokio::time::interval(Duration::from_secs(10));
     loop {
         tokio::select! {
@@ -66,7 +65,6 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                 shared.cursors.tidy();
                 shared.partings.tidy();
             }
-            _ = positions.tick() => positions::tell(&shared).await,
             _ = ticks.tick() => {
                 if told {
                     sweep_presence(&shared);

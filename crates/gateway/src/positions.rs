@@ -3,17 +3,23 @@
 //! A client comes back to the last offset that it was sent. If that lay still while the log moves on, it would be beyond what history
 //! reaches back to one day, though the client missed nothing. Streams have their signs of life for it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidewire_core::event::Position;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use crate::gateway::Shared;
 
 /// How often tenants are looked at.
-pub(crate) const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(1);
 
-/// How many sockets are told before other tasks get their turn.
+/// How many sockets are looked at before other tasks get their turn.
 const BATCH: usize = 256;
+
+/// Where a history that is shorter is over before a client is back, so that telling it would only cost.
+const LEAST: Duration = Duration::from_secs(20);
 
 /// When the sockets of a tenant were last told.
 pub(crate) struct Told {
@@ -34,8 +40,8 @@ impl Told {
     fn due(&mut self, at: Position, now: Instant, count: u64, age: Duration) -> Option<u64> {
         let lately = at.0 - std::mem::replace(&mut self.seen, at).0;
         let moved = at.0 - self.at.0;
-        // Where history is shorter than two seconds, who is away for a moment has lost it either way.
-        if moved == 0 || lately.saturating_mul(2) > count {
+        let passing = lately.saturating_mul(LEAST.as_secs());
+        if moved == 0 || passing > count {
             return None;
         }
         let is_long = now.saturating_duration_since(self.since) >= age / 4;
@@ -52,16 +58,30 @@ pub(crate) fn margin(count: u64) -> u64 {
     (count / 8).max(1)
 }
 
-/// Looks at all tenants. To be called every second.
-pub(crate) async fn tell(shared: &Shared) {
+/// Runs until `stop`.
+pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => tell(&shared).await,
+        }
+    }
+}
+
+async fn tell(shared: &Shared) {
     let realtime = &shared.catalog.realtime;
     let (count, now) = (u64::from(realtime.history_count), Instant::now());
+    let mut looked = 0;
     for tenant in shared.hub.all() {
         let due = tenant.told.lock().due(tenant.delivered(), now, count, realtime.history_age);
         let Some(least) = due else { continue };
         let mut frames = Vec::new();
-        for (index, socket) in shared.sockets(Some(&tenant.id)).into_iter().enumerate() {
-            if index % BATCH == BATCH - 1 {
+        let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
+        for socket in sockets {
+            looked += 1;
+            if looked % BATCH == 0 {
                 tokio::task::yield_now().await;
             }
             socket.tell_position(least, &mut frames);
@@ -80,12 +100,13 @@ mod tests {
         let (mut told, begin) = (Told::default(), Instant::now());
         let mut due = |second: u64, at: u64| told.due(Position(at), begin + Duration::from_secs(second), 1_000, AGE);
         assert_eq!(due(0, 0), None);
-        assert_eq!(due(1, 249), None);
-        assert_eq!(due(2, 250), Some(125));
-        assert_eq!(due(3, 499), None, "a quarter of it since then");
-        assert_eq!(due(4, 999), Some(125));
-        assert_eq!(due(5, 1_500), None, "half of it in a second");
-        assert_eq!(due(6, 1_500), Some(125));
+        for second in 1..5 {
+            assert_eq!(due(second, 50 * second), None);
+        }
+        assert_eq!(due(5, 250), Some(125));
+        assert_eq!(due(6, 499), None, "a history of four seconds");
+        assert_eq!(due(7, 499), None, "not a quarter of it since then");
+        assert_eq!(due(8, 500), Some(125));
     }
 
     #[test]

@@ -108,6 +108,13 @@ impl Presence {
         state.note("presence:join", room, user, word);
     }
 
+    /// When a word of `user` that comes now was said: not before the last one, whatever the clock says.
+    pub(crate) fn time_of_word(&self, room: &str, user: &str, now: Timestamp) -> Timestamp {
+        let state = self.state.lock();
+        let here = state.rooms.get(room).and_then(|users| users.get(user));
+        here.and_then(|here| here.word.as_ref()).map_or(now, |known| known.at.max(now))
+    }
+
     /// A user that is in `room` tells something else of itself.
     pub(crate) fn update(&self, room: &Arc<str>, user: &Arc<str>, word: &Word) {
         let mut state = self.state.lock();

@@ -68,7 +68,7 @@ impl Saved {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Parting {
     pub(crate) saved: Saved,
-    /// The last offset that was sent to the client in something that is not dropped.
+    /// The last offset that was sent to the client.
     pub(crate) told: Position,
     /// How far the log had been read for the client: beyond `told` nothing was for it up to here.
     pub(crate) reached: Position,
@@ -79,14 +79,16 @@ pub(crate) struct Parting {
 pub(crate) struct Recent(Mutex<HashMap<Arc<str>, (Parting, Instant)>>);
 
 impl Recent {
-    const MOST: usize = 10_000;
+    /// Of those who have only what a client gets by itself; the others find room for as many more.
+    const MOST: usize = 20_000;
     const KEPT: Duration = Duration::from_secs(60);
 
     pub(crate) fn put(&self, sid: &Arc<str>, parting: Parting) {
         let mut recent = self.0.lock();
         // What is known of this session from before is outdated now, whether there is room for the new or not.
         recent.remove(sid);
-        if recent.len() < Self::MOST {
+        let most = if parting.saved.is_empty() { Self::MOST } else { 2 * Self::MOST };
+        if recent.len() < most {
             recent.insert(sid.clone(), (parting, Instant::now()));
         }
     }
@@ -220,10 +222,11 @@ pub(crate) async fn claim(
         Some(old) => {
             // First, so that nothing of it changes afterwards.
             old.session.close(Closing::Replaced);
-            Some(old.parting())
+            old.parting()
         }
-        None => shared.recent.find(&claimed.sid),
+        None => None,
     };
+    let parting = parting.or_else(|| shared.recent.find(&claimed.sid));
     let (kept, after) = match parting {
         // Who has all that it was sent has missed nothing up to where the log had been read for it.
         Some(Parting { saved, told, reached }) => (Some(saved), if after < told { after } else { after.max(reached) }),
@@ -327,7 +330,7 @@ async fn may_be_forgotten(
 pub(crate) async fn catch_up(socket: &Arc<Socket>) -> Result<(), Closing> {
     let shared = socket.shared();
     loop {
-        let mut at = socket.hold();
+        let Some(mut at) = socket.hold() else { return Ok(()) };
         let target = socket.tenant.begun();
         while at < target {
             let query = LogQuery { after: at, up_to: Some(target), limit: PAGE, ..LogQuery::default() };

@@ -136,7 +136,7 @@ pub(crate) fn offer_ephemeral(shared: &Shared, events: &[Ephemeral]) {
     }
 }
 
-/// Holds a publisher back as long as its tenant's sockets are far behind.
+/// Holds a publisher back, the longer the further its tenant's sockets are behind.
 pub(crate) async fn hold(shared: &Shared, tenant: &TenantId) {
     let hold = shared.feeder.hold(tenant, shared.options.max_publish_hold);
     if !hold.is_zero() {

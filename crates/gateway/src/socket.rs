@@ -53,8 +53,8 @@ struct State {
     ticket: u64,
     /// Events up to here are not to be queued again.
     fed: Position,
-    /// The last offset that was queued in something that is not dropped.
-    told: Position,
+    /// The last offset that was queued for it; not before it is attached.
+    told: Option<Position>,
     feed: Feed,
     across: Across,
     /// The last position that the client said it has dealt with.
@@ -154,7 +154,7 @@ impl Socket {
                 types,
                 ticket: 0,
                 fed: Position(0),
-                told: Position(0),
+                told: None,
                 feed: Feed::Live,
                 across: Across::default(),
                 acked,
@@ -241,7 +241,7 @@ impl Socket {
             None => state.fed = live_from,
             Some(fed) => self.park(&mut state, fed),
         }
-        state.told = state.fed;
+        state.told = Some(state.fed);
         if state.whole_log {
             table.follow(self);
         }
@@ -459,13 +459,14 @@ impl Socket {
     }
 
     /// What a client that takes this socket's place needs. The socket may be closing at this moment.
-    pub(crate) fn parting(&self) -> Parting {
+    /// Nothing of one that was never attached: what is known of its session from before is still so.
+    pub(crate) fn parting(&self) -> Option<Parting> {
         let state = self.state.lock();
-        state.parting.as_deref().cloned().unwrap_or_else(|| self.part(&state, state.to_save()))
+        state.parting.as_deref().cloned().or_else(|| self.part(&state, state.to_save()))
     }
 
-    fn part(&self, state: &State, saved: Saved) -> Parting {
-        Parting { saved, told: state.told, reached: self.is_at(state).position }
+    fn part(&self, state: &State, saved: Saved) -> Option<Parting> {
+        Some(Parting { saved, told: state.told?, reached: self.is_at(state).position })
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -485,8 +486,8 @@ impl Socket {
             }
             let saved = if closing == Closing::Left { Saved::ended() } else { state.to_save() };
             let parting = self.part(&state, saved);
-            state.parting = Some(Box::new(parting.clone()));
-            if !is_replaced {
+            state.parting = parting.clone().map(Box::new);
+            if let Some(parting) = parting.filter(|_| !is_replaced) {
                 self.write_last(&mut state, parting, closing);
             }
             let rooms = std::mem::take(&mut state.rooms);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::Server;
-use support::client::Socket;
+use support::client::{Polling, Socket, http};
 use support::store::Fake;
 use tidewire_gateway::Options;
 use tokio::sync::Semaphore;
@@ -143,6 +143,39 @@ async fn a_client_that_few_events_are_for_comes_back_to_where_it_left() {
     }
     let (_, connected) = ann.reconnect(server.address, "p1/ann/").await;
     assert_eq!(connected["recovered"], false);
+}
+
+#[tokio::test]
+async fn who_gave_up_coming_back_in_the_middle_has_missed_nothing_for_it() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.ask("join", &[json!("berth:b1")]).await;
+    let auth = json!({ "token": "p1/ann//slow", "pid": socket.pid, "offset": socket.offset }).to_string();
+    let again = json!({ "token": "p1/ann/", "pid": socket.pid, "offset": socket.offset });
+    drop(socket);
+    while server.gateway.stats().sockets > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": 1 })).await;
+    // Its poll ends while the credential is checked; the packet is dealt with all the same.
+    let poll = Polling::open(server.address, "").await;
+    let query = poll.query();
+    let address = server.address;
+    let waiting = tokio::spawn(async move { http(address, "GET", &query, "", "").await });
+    while server.gateway.stats().polls == 0 {
+        tokio::task::yield_now().await;
+    }
+    let connecting = tokio::spawn(async move { poll.post(&format!("40{auth}")).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    waiting.abort();
+    while server.gateway.stats().connections > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    connecting.await.expect("answered");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(server.gateway.stats().sockets, 0);
+    let (socket, connected) = Socket::open(server.address).await.join("/", again).await.expect("let in");
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
 }
 
 #[tokio::test]

@@ -60,7 +60,9 @@ pub(super) async fn join(socket: &Arc<Socket>, args: &Value) -> Outcome {
 pub(super) fn allowed(socket: &Socket, room: &str, data: &Value) -> Result<Allowed> {
     let catalog = &socket.shared().catalog;
     let allowed = policy::may_join(catalog, &socket.principal(), room).ok_or_else(|| refused(room))?;
-    let data = presence::word(catalog, room, data, socket.shared().clock.now())?;
+    let now = socket.shared().clock.now();
+    let at = socket.user.as_ref().map_or(now, |user| socket.tenant.presence.time_of_word(room, user, now));
+    let data = presence::word(catalog, room, data, at)?;
     Ok(Allowed { data, from: socket.tenant.begun(), ..allowed })
 }
 

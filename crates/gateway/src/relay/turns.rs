@@ -149,7 +149,11 @@ impl<T> Turns<T> {
     /// About what a tenant will spend until nothing of it waits, as far as that is known.
     pub(crate) fn debt(&self, tenant: &TenantId) -> u64 {
         let Some(waiting) = self.tenants.get(tenant) else { return 0 };
-        if waiting.lagged { u64::MAX } else { waiting.price.saturating_mul(waiting.items.len() as u64) }
+        if waiting.lagged || waiting.goal.is_some() {
+            u64::MAX
+        } else {
+            waiting.price.saturating_mul(waiting.items.len() as u64)
+        }
     }
 
     fn of(&mut self, tenant: &TenantId) -> &mut Waiting<T> {

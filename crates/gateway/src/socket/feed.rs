@@ -80,7 +80,7 @@ impl Socket {
                     return;
                 }
                 // Whatever happens to it below: what is sent later must not carry an earlier offset.
-                state.fed = position;
+                (state.fed, state.told) = (position, Some(position));
             }
             (Feed::Parked { .. } | Feed::Holding { .. }, None) if numbered.is_none() => {
                 return stats.drop_copies("behind", 1);
@@ -120,9 +120,6 @@ impl Socket {
                 }
                 // What is sent from now on must not carry an earlier offset, also while the fan-out goes on.
                 state.fed = state.fed.max(at.position);
-                if cast.class() == Class::Logged {
-                    state.told = at.position;
-                }
                 return cast.count(len);
             }
             (Pushed::Full, Some(position), _) => Position(position.0 - 1),
@@ -172,6 +169,7 @@ impl Socket {
         let rooms = json!(state.across.missed());
         state.across.told();
         let at = self.is_at(&state);
+        state.told = Some(at.position);
         let told = json!({ "rooms": rooms, "position": at.position });
         let pushed = self.session.push_frame(self.packet("continuity:lost", &told.to_string(), at));
         drop(state);
@@ -198,7 +196,7 @@ impl Socket {
         if pushed == Pushed::Full {
             return Replayed::Full;
         }
-        (state.fed, state.told) = (event.position, event.position);
+        (state.fed, state.told) = (event.position, Some(event.position));
         shared.stats.replayed.up();
         self.tenant.count_deliveries(shared, 1, len);
         Replayed::Sent
@@ -209,11 +207,15 @@ impl Socket {
         self.state.lock().sees(self.shared(), event, Position(u64::MAX)).map(|(_, target)| target)
     }
 
-    /// From now on the relay's events are held. Answers the position up to which the socket has been fed.
-    pub(crate) fn hold(&self) -> Position {
+    /// From now on the relay's events are held. Answers the position up to which a parked socket has been fed; nothing if it is not parked,
+    /// as somebody else reads it up to date.
+    pub(crate) fn hold(&self) -> Option<Position> {
         let mut state = self.state.lock();
+        if !matches!(state.feed, Feed::Parked { .. }) {
+            return None;
+        }
         state.feed = Feed::Holding { since: Instant::now(), frames: Vec::new(), bytes: 0 };
-        state.fed
+        Some(state.fed)
     }
 
     /// Everything up to `up_to` was read from the log: queues what was held and goes live, unless there is more in the log by now or
@@ -238,7 +240,7 @@ impl Socket {
                 return Joining::Full;
             }
             self.tenant.count_deliveries(shared, 1, len);
-            (state.fed, state.told) = (position, position);
+            (state.fed, state.told) = (position, Some(position));
         }
         state.feed = Feed::Live;
         if !state.closed {
@@ -294,7 +296,7 @@ impl Socket {
         let mut state = self.state.lock();
         let before = first();
         let at = self.is_at(&state);
-        state.told = at.position;
+        state.told = Some(at.position);
         let pushed = self.session.push_frame(self.packet(name, data, at));
         drop(state);
         self.session.close_if_full(before);
@@ -344,26 +346,23 @@ impl Socket {
     pub(crate) fn tell_position(&self, least: u64, frames: &mut Encoded) {
         let mut state = self.state.lock();
         let at = self.is_at(&state);
+        let is_behind = state.told.is_some_and(|told| at.position.0.saturating_sub(told.0) >= least);
         let is_asked = self.shared().options.recovery && self.session.streaming.is_none();
-        if state.closed
-            || !is_asked
-            || !matches!(state.feed, Feed::Live)
-            || at.position.0.saturating_sub(state.told.0) < least
-        {
+        if state.closed || !is_behind || !is_asked || !matches!(state.feed, Feed::Live) {
             return;
         }
         let data = || json!({ "position": at.position }).to_string();
         let bytes = self.packet_once("continuity:kept", data, at, frames);
         let pushed = self.push(Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE });
         if matches!(pushed, Pushed::Queued | Pushed::Due) {
-            state.told = at.position;
+            state.told = Some(at.position);
         }
     }
 
     /// A packet of the gateway's own, encoded once for all who get the same.
     fn packet_once(&self, name: &str, data: impl FnOnce() -> String, at: At, frames: &mut Encoded) -> Bytes {
         let key = (self.namespace, self.session.streaming.is_some(), at);
-        if let Some((_, bytes)) = frames.iter().find(|(known, _)| *known == key) {
+        if let Some((_, bytes)) = frames.iter().rev().find(|(known, _)| *known == key) {
             return bytes.clone();
         }
         let bytes = self.packet(name, &data(), at);
@@ -385,7 +384,7 @@ impl Socket {
     pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
         let across = {
             let mut state = self.state.lock();
-            state.told = state.told.max(position);
+            state.told = state.told.max(Some(position));
             state.across.seen(&self.shared().across)
         };
         self.session.push_frame(self.packet(name, data, At { position, across }))
@@ -415,15 +414,15 @@ impl State {
         wants.then(|| self.sees(shared, event, at)).flatten()
     }
 
-    /// The copy of an event for the rooms in which the socket has been since before `since`.
-    fn sees<'a>(&self, shared: &'a Shared, event: &'a Event, since: Position) -> Option<(Cast<'a>, Target)> {
+    /// The copy of an event for the rooms in which the socket was before the position `at`.
+    fn sees<'a>(&self, shared: &'a Shared, event: &'a Event, at: Position) -> Option<(Cast<'a>, Target)> {
         if self.whole_log {
             return Some((Cast::of_log(shared, event, 0), Target::WHOLE));
         }
         // A type that the catalog no longer has: nobody knows who may see it.
         let route = shared.routes.get(&event.kind)?;
         let rooms = route.rooms(&event.rooms).into_iter().filter(|(_, target)| !target.app);
-        let is_in = |joined: &Joined, room: &str| !joined.app && since > joined.from && &*joined.name == room;
+        let is_in = |joined: &Joined, room: &str| !joined.app && at > joined.from && &*joined.name == room;
         let mut mine = rooms.filter(|(room, _)| self.rooms.iter().any(|joined| is_in(joined, room)));
         let (_, target) = mine.next()?;
         let mut cast = Cast::new(shared, &event.tenant, route, Body::logged(event), event.position, 0);

@@ -123,7 +123,8 @@ impl Server {
     }
 }
 
-/// Tokens are `tenant/user/role,role` with `/seconds` to live at the end, or `cross` for the claim of the cross-port view.
+/// Tokens are `tenant/user/role,role` with `/seconds` to live at the end, `cross` for the claim of the cross-port view, or `slow`, which
+/// takes a while to be checked.
 pub(crate) struct Tokens;
 
 impl Authenticate for Tokens {
@@ -142,6 +143,9 @@ impl Authenticate for Tokens {
             };
             let roles: Arc<[String]> = roles.split(',').filter(|role| !role.is_empty()).map(str::to_owned).collect();
             let cross = rest.first() == Some(&"cross");
+            if rest.first() == Some(&"slow") {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             let claims = json!({ "id": user, "tenant": tenant, "roles": &*roles, "crossPort": cross });
             let seconds: Option<u64> = rest.first().and_then(|seconds| seconds.parse().ok());
             Ok(Principal {
