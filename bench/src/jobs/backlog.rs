@@ -178,7 +178,10 @@ async fn scheduled() -> Result<f64> {
 async fn put_schedules(server: &Server) -> Result<()> {
     let mut connection = Connection::open(server.addr).await?;
     for call in 0..SCHEDULES / FILL as u64 {
-        let schedule = |n: u64| json!({ "key": "digest", "userId": format!("u{n}"), "job": "bench", "cron": format!("{} {} 1 1 *", n % 60, n / 60 % 24) });
+        let schedule = |n: u64| {
+            let cron = format!("{} {} 1 1 *", n % 60, n / 60 % 24);
+            json!({ "key": "digest", "userId": format!("u{n}"), "job": "bench", "data": data(n), "cron": cron })
+        };
         let schedules: Vec<Value> = (call * FILL as u64..(call + 1) * FILL as u64).map(schedule).collect();
         let body = json!({ "tenant": TENANT, "schedules": schedules }).to_string();
         let answer = connection.exchange(&Server::post("/v1/commit", &body)).await?;
