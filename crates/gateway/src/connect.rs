@@ -145,7 +145,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &socket.sid, pid))
     };
-    match (back, acked) {
+    match (back, &acked) {
         (Some(after), _) => {
             // What was missed goes first, then the answer: so the protocol has it.
             let mut is_whole = true;
@@ -172,12 +172,16 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             // Still parked when there is more than fits at once.
             session.drained();
         }
-        (None, Acked::At(after)) => {
+        (None, &(Acked::At(after) | Acked::New(after))) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             socket.attach(rooms, Some(after), |position| {
                 // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
                 accept(after);
+                if matches!(acked, Acked::At(_)) {
+                    // What cannot be given of rooms that span tenants it is told of as soon as it is live.
+                    let _ = socket.is_whole_since(shown.and_then(|offset| offset.across));
+                }
                 let mut hello = hello(&socket, &names, position, Some(false));
                 hello["acked"] = json!(after);
                 socket.emit_at("connected", &hello.to_string(), after);
@@ -198,13 +202,13 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                     return;
                 }
                 let mut hello = hello(&socket, &names, position, Some(false));
-                if let Acked::Lost(lost) = &acked {
+                if let Acked::Lost(lost) = acked {
                     hello["acked"] = json!(lost.position);
                 }
                 socket.emit_at("connected", &hello.to_string(), position);
-                let lost = match &acked {
+                let lost = match acked {
                     Acked::Lost(lost) => Some(lost.to_string()),
-                    Acked::NotAsked | Acked::At(_) => offset.map(str::to_owned),
+                    Acked::NotAsked | Acked::At(_) | Acked::New(_) => offset.map(str::to_owned),
                 };
                 // Before any event that the client did not miss.
                 if lost.is_some() || !missed.is_empty() {
@@ -235,6 +239,8 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
 enum Acked {
     NotAsked,
     At(Position),
+    /// At the cursor that it begins with this session.
+    New(Position),
     /// Not everything after it can be given.
     Lost(Offset),
 }
@@ -242,7 +248,7 @@ enum Acked {
 /// Looks for a cursor; one that is not there yet begins here, so that nothing is missed before its first `ack`.
 async fn reach(shared: &Shared, tenant: &Tenant, user: &Arc<str>, name: &str) -> Result<Acked, Error> {
     let Some(at) = cursors::find(shared, &tenant.id, user, name).await? else {
-        return cursors::advance(shared, &tenant.id, user, name, tenant.delivered()).await.map(Acked::At);
+        return cursors::advance(shared, &tenant.id, user, name, tenant.delivered()).await.map(Acked::New);
     };
     if at.epoch != *shared.store.epoch() {
         shared.lose(&shared.stats.lost_epoch, "epoch");

@@ -53,6 +53,23 @@ async fn who_was_away_recovers_only_if_nothing_happened_there() {
     assert_eq!(connected["recovered"], true);
 }
 
+#[tokio::test]
+async fn who_begins_at_a_cursor_is_told_what_it_does_not_bring() {
+    let server = Server::start().await;
+    let begin = async || {
+        let auth = json!({ "token": TOKEN, "after": "acked" });
+        Socket::open(server.address).await.join("/", auth).await.expect("let in").0
+    };
+    let mut first = begin().await;
+    alert(&server, "heard").await;
+    assert_eq!(first.expect("system:alert").await["text"], "heard", "nothing was missed before the cursor was there");
+    drop(first);
+    server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": 1 })).await;
+    let mut second = begin().await;
+    assert_eq!(second.expect("lead:created").await["n"], 1);
+    assert_eq!(lost(&mut second).await, json!(["global"]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_client_is_told_once_when_it_is_live_again() {
     let server = Server::with(Options { max_backlog: 20_000, ..Options::default() }).await;
