@@ -147,10 +147,14 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     };
     match (back, &acked) {
         (Some(after), _) => {
-            // What was missed goes first, then the answer: so the protocol has it.
             let mut is_whole = true;
             socket.attach(rooms, Some(after), |_| {
                 is_whole = socket.is_whole_since(shown.and_then(|offset| offset.across));
+                if is_whole {
+                    // Before what was missed: the client keeps events that come before the answer without their offsets, so a line that
+                    // breaks between the two would bring them again.
+                    accept(claimed.joined_at);
+                }
             });
             if !is_whole {
                 // Between the look and the rooms. It has not been let in, so it comes back once more and gets a new session.
@@ -160,7 +164,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
             let hello = hello(&socket, &names, tenant.delivered(), Some(true));
-            socket.emit_after(|| accept(claimed.joined_at), "connected", &hello.to_string());
+            socket.emit("connected", &hello.to_string());
             if claimed.began < shared.since {
                 // Who was there in the process before and does not come back is not told of by anybody.
                 for room in socket.rooms_with_presence() {

@@ -55,6 +55,8 @@ struct State {
     fed: Position,
     /// The last offset that was queued for it; not before it is attached.
     told: Option<Position>,
+    /// The last logged event that was queued for it.
+    sent: Position,
     feed: Feed,
     across: Across,
     /// The last position that the client said it has dealt with.
@@ -155,6 +157,7 @@ impl Socket {
                 ticket: 0,
                 fed: Position(0),
                 told: None,
+                sent: Position(0),
                 feed: Feed::Live,
                 across: Across::default(),
                 acked,
@@ -466,7 +469,9 @@ impl Socket {
     }
 
     fn part(&self, state: &State, saved: Saved) -> Option<Parting> {
-        Some(Parting { saved, told: state.told?, reached: self.is_at(state).position })
+        let (told, reached) = (state.told?, self.is_at(state).position);
+        let saved = Saved { acked: saved.acked.and(state.dealt_with(reached)), ..saved };
+        Some(Parting { saved, told, reached })
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.

@@ -17,13 +17,13 @@ async fn lead(server: &Server, n: u64) {
     server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n })).await;
 }
 
-/// The numbers of the events that came before CONNECT was answered.
+/// The numbers of the events that came before `connected`.
 fn missed(socket: &Socket) -> Vec<u64> {
     socket.early.iter().filter_map(|event| event[1]["n"].as_u64()).collect()
 }
 
 #[tokio::test]
-async fn what_was_missed_comes_before_connect_and_under_the_same_ids() {
+async fn what_was_missed_comes_before_connected_and_under_the_same_ids() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     lead(&server, 1).await;
@@ -143,6 +143,45 @@ async fn a_client_that_few_events_are_for_comes_back_to_where_it_left() {
     }
     let (_, connected) = ann.reconnect(server.address, "p1/ann/").await;
     assert_eq!(connected["recovered"], false);
+}
+
+#[tokio::test]
+async fn the_answer_comes_before_what_was_missed_so_that_a_line_which_breaks_brings_nothing_twice() {
+    let server = Server::start().await;
+    let (socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    let auth = json!({ "token": "p1/ann/", "pid": socket.pid, "offset": socket.offset });
+    drop(socket);
+    for n in 1..4 {
+        lead(&server, n).await;
+    }
+    // What the stock client gets before the answer it keeps without the offset, and has it again when it comes back.
+    let mut socket = Socket::open(server.address).await;
+    socket.send(&format!("40{auth}")).await;
+    assert_eq!(&socket.packet().await.expect("an answer")[..2], "40");
+    assert_eq!(socket.expect("lead:created").await["n"], 1);
+    let auth = json!({ "token": "p1/ann/", "pid": auth["pid"], "offset": socket.offset });
+    let (socket, connected) = Socket::open(server.address).await.join("/", auth).await.expect("let in");
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2, 3], &json!(true)));
+}
+
+#[tokio::test]
+async fn who_has_dealt_with_all_that_it_was_sent_has_with_what_was_not_for_it() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    lead(&server, 1).await;
+    socket.expect("lead:created").await;
+    socket.ask("ack", &[json!({ "position": 1 })]).await;
+    // More than history holds.
+    for _ in 0..110 {
+        server.publish("p1", "lead:created", json!({ "agentId": "bob" })).await;
+    }
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![], &json!(true)));
+    // What it was sent and has not dealt with comes again as ever.
+    lead(&server, 2).await;
+    socket.expect("lead:created").await;
+    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2], &json!(true)));
 }
 
 #[tokio::test]

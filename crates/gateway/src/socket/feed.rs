@@ -80,7 +80,7 @@ impl Socket {
                     return;
                 }
                 // Whatever happens to it below: what is sent later must not carry an earlier offset.
-                (state.fed, state.told) = (position, Some(position));
+                state.send(position);
             }
             (Feed::Parked { .. } | Feed::Holding { .. }, None) if numbered.is_none() => {
                 return stats.drop_copies("behind", 1);
@@ -196,7 +196,7 @@ impl Socket {
         if pushed == Pushed::Full {
             return Replayed::Full;
         }
-        (state.fed, state.told) = (event.position, Some(event.position));
+        state.send(event.position);
         shared.stats.replayed.up();
         self.tenant.count_deliveries(shared, 1, len);
         Replayed::Sent
@@ -240,7 +240,7 @@ impl Socket {
                 return Joining::Full;
             }
             self.tenant.count_deliveries(shared, 1, len);
-            (state.fed, state.told) = (position, Some(position));
+            state.send(position);
         }
         state.feed = Feed::Live;
         if !state.closed {
@@ -287,19 +287,12 @@ impl Socket {
     /// Sends an event of the gateway's own, such as `connected`. Every one carries an offset, because the client takes the last
     /// text of any event for it.
     pub(crate) fn emit(&self, name: &str, data: &str) {
-        self.emit_after(|| Pushed::Queued, name, data);
-    }
-
-    /// The same right behind what `first` queues: no event comes in between.
-    pub(crate) fn emit_after(&self, first: impl FnOnce() -> Pushed, name: &str, data: &str) {
-        // The state stays locked until the frames are queued: an event queued in between would have the later offset.
+        // The state stays locked until the frame is queued: an event queued in between would have the later offset.
         let mut state = self.state.lock();
-        let before = first();
         let at = self.is_at(&state);
         state.told = Some(at.position);
         let pushed = self.session.push_frame(self.packet(name, data, at));
         drop(state);
-        self.session.close_if_full(before);
         self.session.close_if_full(pushed);
     }
 
@@ -356,6 +349,10 @@ impl Socket {
         let pushed = self.push(Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE });
         if matches!(pushed, Pushed::Queued | Pushed::Due) {
             state.told = Some(at.position);
+            if state.acked.is_some() {
+                state.acked = state.dealt_with(at.position);
+                state.changed = true;
+            }
         }
     }
 
@@ -402,6 +399,17 @@ impl Socket {
 }
 
 impl State {
+    /// The logged event at this position is queued.
+    fn send(&mut self, position: Position) {
+        (self.fed, self.told, self.sent) = (position, Some(position), position);
+    }
+
+    /// How far a client has dealt with the log that says so, if it has been read for it up to `reached`: who has dealt with all that it was
+    /// sent, has with what was not for it.
+    pub(super) fn dealt_with(&self, reached: Position) -> Option<Position> {
+        self.acked.map(|acked| if acked < self.sent { acked } else { acked.max(reached) })
+    }
+
     fn wants(&self, kind: &str) -> bool {
         self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted.pattern.matches(kind)))
     }

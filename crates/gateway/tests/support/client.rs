@@ -21,7 +21,7 @@ pub(crate) struct Socket {
     pub(crate) pid: String,
     /// The last text argument of any event, as the stock client keeps it.
     pub(crate) offset: Option<String>,
-    /// Events that came before CONNECT was answered, and those skipped while waiting for something else.
+    /// Events that came before `connected`, and those skipped while waiting for something else.
     pub(crate) early: Vec<Value>,
 }
 
@@ -98,15 +98,16 @@ impl Socket {
                     let answer: Value = serde_json::from_str(body).expect("json");
                     self.sid = answer["sid"].as_str().expect("sid").to_owned();
                     self.pid = answer["pid"].as_str().unwrap_or_default().to_owned();
-                    let connected = self.event().await;
-                    assert_eq!(connected[0], "connected");
-                    return Ok((self, connected[1].clone()));
+                    // What was missed comes first.
+                    loop {
+                        let event = self.event().await;
+                        if event[0] == "connected" {
+                            return Ok((self, event[1].clone()));
+                        }
+                        self.early.push(event);
+                    }
                 }
                 "44" => return Err(serde_json::from_str(body).expect("json")),
-                "42" => {
-                    let event = self.note(body);
-                    self.early.push(event);
-                }
                 _ => panic!("unexpected {packet}"),
             }
         }
