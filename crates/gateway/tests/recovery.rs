@@ -165,6 +165,23 @@ async fn the_answer_comes_before_what_was_missed_so_that_a_line_which_breaks_bri
 }
 
 #[tokio::test]
+async fn a_pattern_that_takes_the_place_of_a_type_brings_what_was_missed_of_it() {
+    let server = Server::start().await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    socket.ask("subscribe", &[json!({ "eventTypes": ["said"] })]).await;
+    socket.ask("subscribe", &[json!({ "eventTypes": ["lead:created"] })]).await;
+    let offset = socket.offset.clone();
+    lead(&server, 1).await;
+    socket.ask("subscribe", &[json!({ "eventTypes": ["lead:*"] })]).await;
+    socket.ask("unsubscribe", &[json!({ "eventTypes": ["lead:created"] })]).await;
+    // It was lost on the way.
+    socket.early.clear();
+    socket.offset = offset;
+    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
+}
+
+#[tokio::test]
 async fn who_has_dealt_with_all_that_it_was_sent_has_with_what_was_not_for_it() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;

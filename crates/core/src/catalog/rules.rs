@@ -117,6 +117,14 @@ impl Pattern {
             Self::Prefix(prefix) => event.starts_with(&**prefix),
         }
     }
+
+    /// Whether there can be an event that both mean.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(name), other) | (other, Self::Exact(name)) => other.matches(name),
+            (Self::Prefix(one), Self::Prefix(another)) => one.starts_with(&**another) || another.starts_with(&**one),
+        }
+    }
 }
 
 pub(super) fn rules(top: &Table<'_>, auth: &Auth, events: &Events, jobs: &Jobs) -> Vec<Rule> {

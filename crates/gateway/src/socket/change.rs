@@ -49,8 +49,14 @@ impl Socket {
 
     /// The types without some of them; nothing before the first `subscribe`, when it gets all.
     pub(crate) fn without_types(&self, remove: &[Pattern]) -> Option<Vec<Wanted>> {
-        let mut types = self.state.lock().types.clone()?;
-        types.retain(|wanted| !remove.contains(&wanted.pattern));
+        let types = self.state.lock().types.clone()?;
+        let (gone, mut types): (Vec<_>, Vec<_>) =
+            types.into_iter().partition(|wanted| remove.contains(&wanted.pattern));
+        for wanted in &mut types {
+            // What is still wanted by another pattern, and was by this one before, is not missed for it.
+            let before = gone.iter().filter(|gone| gone.pattern.overlaps(&wanted.pattern)).map(|gone| gone.from);
+            wanted.from = before.fold(wanted.from, Position::min);
+        }
         Some(types)
     }
 

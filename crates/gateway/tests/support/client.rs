@@ -90,26 +90,22 @@ impl Socket {
         self.namespace = namespace;
         let prefix = self.prefix();
         self.send(&format!("40{prefix}{auth}")).await;
+        let packet = self.packet().await.expect("an answer to CONNECT");
+        let body = packet.get(2 + prefix.len()..).unwrap_or_default();
+        let answer: Value = match &packet[..2] {
+            "40" => serde_json::from_str(body).expect("json"),
+            "44" => return Err(serde_json::from_str(body).expect("json")),
+            _ => panic!("unexpected {packet}"),
+        };
+        self.sid = answer["sid"].as_str().expect("sid").to_owned();
+        self.pid = answer["pid"].as_str().unwrap_or_default().to_owned();
+        // What was missed comes first.
         loop {
-            let packet = self.packet().await.expect("an answer to CONNECT");
-            let body = packet.get(2 + prefix.len()..).unwrap_or_default();
-            match &packet[..2] {
-                "40" => {
-                    let answer: Value = serde_json::from_str(body).expect("json");
-                    self.sid = answer["sid"].as_str().expect("sid").to_owned();
-                    self.pid = answer["pid"].as_str().unwrap_or_default().to_owned();
-                    // What was missed comes first.
-                    loop {
-                        let event = self.event().await;
-                        if event[0] == "connected" {
-                            return Ok((self, event[1].clone()));
-                        }
-                        self.early.push(event);
-                    }
-                }
-                "44" => return Err(serde_json::from_str(body).expect("json")),
-                _ => panic!("unexpected {packet}"),
+            let event = self.event().await;
+            if event[0] == "connected" {
+                return Ok((self, event[1].clone()));
             }
+            self.early.push(event);
         }
     }
 
