@@ -8,44 +8,35 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::Server;
-use support::client::{Polling, Socket, http};
+use support::client::Socket;
 use support::store::Fake;
 use tidewire_gateway::Options;
 use tokio::sync::Semaphore;
-
-async fn lead(server: &Server, n: u64) {
-    server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n })).await;
-}
-
-/// The numbers of the events that came before `connected`.
-fn missed(socket: &Socket) -> Vec<u64> {
-    socket.early.iter().filter_map(|event| event[1]["n"].as_u64()).collect()
-}
 
 #[tokio::test]
 async fn what_was_missed_comes_before_connected_and_under_the_same_ids() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    lead(&server, 1).await;
+    server.lead(1).await;
     socket.expect("lead:created").await;
     let (sid, pid) = (socket.sid.clone(), socket.pid.clone());
     server.publish("p1", "lead:created", json!({ "agentId": "somebody else", "n": 9 })).await;
-    lead(&server, 2).await;
+    server.lead(2).await;
     server.publish("p2", "lead:created", json!({ "agentId": "ann", "n": 8 })).await;
-    lead(&server, 3).await;
+    server.lead(3).await;
     // The old half of the connection is still there: it is taken over.
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!(missed(&socket), [2, 3]);
+    assert_eq!(socket.missed(), [2, 3]);
     assert_eq!((&socket.sid, &socket.pid), (&sid, &pid));
     assert_eq!((&connected["recovered"], &connected["position"]), (&json!(true), &json!(4)));
-    lead(&server, 4).await;
+    server.lead(4).await;
     assert_eq!(socket.expect("lead:created").await["n"], 4);
     assert_eq!(server.gateway.stats().sockets, 1);
     // Again, and again: not only once.
     for n in 5..8 {
-        lead(&server, n).await;
+        server.lead(n).await;
         let (again, connected) = socket.reconnect(server.address, "p1/ann/").await;
-        assert_eq!((missed(&again), &connected["recovered"]), (vec![n], &json!(true)));
+        assert_eq!((again.missed(), &connected["recovered"]), (vec![n], &json!(true)));
         socket = again;
     }
 }
@@ -53,12 +44,12 @@ async fn what_was_missed_comes_before_connected_and_under_the_same_ids() {
 #[tokio::test]
 async fn a_client_that_never_got_an_event_recovers_too() {
     let server = Server::start().await;
-    lead(&server, 1).await;
+    server.lead(1).await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     socket.offset = None;
-    lead(&server, 2).await;
+    server.lead(2).await;
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2], &json!(true)));
+    assert_eq!((socket.missed(), &connected["recovered"]), (vec![2], &json!(true)));
 }
 
 #[tokio::test]
@@ -71,174 +62,23 @@ async fn rooms_and_types_that_were_asked_for_survive_a_crash() {
     socket.ask("leave", &[json!("port:p1")]).await;
     socket.ask("subscribe", &[json!({ "eventTypes": ["berth:*", "vault:*", "lead:*"] })]).await;
     let server = server.crash_and_restart().await;
-    lead(&server, 1).await;
+    server.lead(1).await;
     server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": 2 })).await;
     server.publish("p1", "vault:opened", json!({ "berthId": "b1", "n": 3 })).await;
     server.publish("p1", "said", json!({ "id": "i", "from": "f", "text": "t", "n": 4 })).await;
     // The role is gone by now, and with it the vault.
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/sales").await;
-    assert_eq!(missed(&socket), [2]);
+    assert_eq!(socket.missed(), [2]);
     assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(true), &json!(["user:ann", "berth:b1"])));
     server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "b" })).await;
     assert_eq!(socket.expect("berth:noted").await["text"], "b");
 }
 
 #[tokio::test]
-async fn what_was_before_a_join_or_a_subscription_does_not_come_with_what_was_missed() {
-    let server = Server::start().await;
-    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    let noted = async |server: &Server, n: u64| {
-        server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": n })).await;
-    };
-    let said = async |server: &Server, n: u64| {
-        server.publish("p1", "said", json!({ "id": "i", "from": "f", "text": "t", "n": n })).await;
-    };
-    noted(&server, 1).await;
-    socket.ask("join", &[json!("berth:b1")]).await;
-    // Its own room, which it leaves for a while.
-    socket.ask("leave", &[json!("port:p1")]).await;
-    said(&server, 2).await;
-    socket.ask("join", &[json!("port:p1")]).await;
-    // The first types are what is left of all, and so since ever.
-    socket.ask("subscribe", &[json!({ "eventTypes": ["berth:*"] })]).await;
-    said(&server, 3).await;
-    socket.ask("subscribe", &[json!({ "eventTypes": ["said"] })]).await;
-    let server = server.crash_and_restart().await;
-    noted(&server, 4).await;
-    said(&server, 5).await;
-    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![4, 5], &json!(true)));
-}
-
-#[tokio::test]
-async fn a_client_that_few_events_are_for_comes_back_to_where_it_left() {
-    let server = Server::start().await;
-    let (mut quiet, _) = Socket::connect(server.address, "p1/bob/").await;
-    for n in 0..30 {
-        lead(&server, n).await;
-    }
-    assert_eq!(quiet.expect("continuity:kept").await, json!({ "position": 30 }));
-    assert_eq!(quiet.offset.as_deref(), Some("e1.30"), "as the stock client reads it");
-    // With those before it is more than history holds.
-    for n in 30..120 {
-        lead(&server, n).await;
-    }
-    let (quiet, connected) = quiet.reconnect(server.address, "p1/bob/").await;
-    assert_eq!((&connected["recovered"], &connected["position"]), (&json!(true), &json!(120)));
-    // More than history holds at once. The process knows that nothing of it was for this client.
-    for n in 120..250 {
-        lead(&server, n).await;
-    }
-    let auth = json!({ "token": "p1/bob/", "pid": quiet.pid, "offset": quiet.offset });
-    drop(quiet);
-    while server.gateway.stats().sockets > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    let (quiet, connected) = Socket::open(server.address).await.join("/", auth).await.expect("let in");
-    assert_eq!((&connected["recovered"], missed(&quiet)), (&json!(true), vec![]));
-    // It knows, too, what a client that shows an older offset has missed.
-    let ann = Socket::connect(server.address, "p1/ann/").await.0;
-    for n in 250..360 {
-        lead(&server, n).await;
-    }
-    let (_, connected) = ann.reconnect(server.address, "p1/ann/").await;
-    assert_eq!(connected["recovered"], false);
-}
-
-#[tokio::test]
-async fn the_answer_comes_before_what_was_missed_so_that_a_line_which_breaks_brings_nothing_twice() {
-    let server = Server::start().await;
-    let (socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    let auth = json!({ "token": "p1/ann/", "pid": socket.pid, "offset": socket.offset });
-    drop(socket);
-    for n in 1..4 {
-        lead(&server, n).await;
-    }
-    // What the stock client gets before the answer it keeps without the offset, and has it again when it comes back.
-    let mut socket = Socket::open(server.address).await;
-    socket.send(&format!("40{auth}")).await;
-    assert_eq!(&socket.packet().await.expect("an answer")[..2], "40");
-    assert_eq!(socket.expect("lead:created").await["n"], 1);
-    let auth = json!({ "token": "p1/ann/", "pid": auth["pid"], "offset": socket.offset });
-    let (socket, connected) = Socket::open(server.address).await.join("/", auth).await.expect("let in");
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2, 3], &json!(true)));
-}
-
-#[tokio::test]
-async fn a_pattern_that_takes_the_place_of_a_type_brings_what_was_missed_of_it() {
-    let server = Server::start().await;
-    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    socket.ask("subscribe", &[json!({ "eventTypes": ["said"] })]).await;
-    socket.ask("subscribe", &[json!({ "eventTypes": ["lead:created"] })]).await;
-    let offset = socket.offset.clone();
-    lead(&server, 1).await;
-    socket.ask("subscribe", &[json!({ "eventTypes": ["lead:*"] })]).await;
-    socket.ask("unsubscribe", &[json!({ "eventTypes": ["lead:created"] })]).await;
-    // It was lost on the way.
-    socket.early.clear();
-    socket.offset = offset;
-    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
-}
-
-#[tokio::test]
-async fn who_has_dealt_with_all_that_it_was_sent_has_with_what_was_not_for_it() {
-    let server = Server::start().await;
-    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    lead(&server, 1).await;
-    socket.expect("lead:created").await;
-    socket.ask("ack", &[json!({ "position": 1 })]).await;
-    // More than history holds.
-    for _ in 0..110 {
-        server.publish("p1", "lead:created", json!({ "agentId": "bob" })).await;
-    }
-    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![], &json!(true)));
-    // What it was sent and has not dealt with comes again as ever.
-    lead(&server, 2).await;
-    socket.expect("lead:created").await;
-    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2], &json!(true)));
-}
-
-#[tokio::test]
-async fn who_gave_up_coming_back_in_the_middle_has_missed_nothing_for_it() {
-    let server = Server::start().await;
-    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    socket.ask("join", &[json!("berth:b1")]).await;
-    let auth = json!({ "token": "p1/ann//slow", "pid": socket.pid, "offset": socket.offset }).to_string();
-    let again = json!({ "token": "p1/ann/", "pid": socket.pid, "offset": socket.offset });
-    drop(socket);
-    while server.gateway.stats().sockets > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": 1 })).await;
-    // Its poll ends while the credential is checked; the packet is dealt with all the same.
-    let poll = Polling::open(server.address, "").await;
-    let query = poll.query();
-    let address = server.address;
-    let waiting = tokio::spawn(async move { http(address, "GET", &query, "", "").await });
-    while server.gateway.stats().polls == 0 {
-        tokio::task::yield_now().await;
-    }
-    let connecting = tokio::spawn(async move { poll.post(&format!("40{auth}")).await });
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    waiting.abort();
-    while server.gateway.stats().connections > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    connecting.await.expect("answered");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(server.gateway.stats().sockets, 0);
-    let (socket, connected) = Socket::open(server.address).await.join("/", again).await.expect("let in");
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
-}
-
-#[tokio::test]
 async fn a_token_is_of_no_use_to_anybody_else() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    lead(&server, 1).await;
+    server.lead(1).await;
     socket.expect("lead:created").await;
     for thief in ["p1/bob/", "p2/ann/"] {
         let auth = json!({ "token": thief, "pid": socket.pid, "offset": "e1.0" });
@@ -247,7 +87,7 @@ async fn a_token_is_of_no_use_to_anybody_else() {
         assert_ne!(other.sid, socket.sid);
         other.expect("continuity:lost").await;
     }
-    lead(&server, 2).await;
+    server.lead(2).await;
     socket.expect("lead:created").await;
 }
 
@@ -256,10 +96,10 @@ async fn who_cannot_get_everything_is_told() {
     let server = Server::start().await;
     let (socket, _) = Socket::connect(server.address, "p1/ann/").await;
     for n in 0..101 {
-        lead(&server, n).await;
+        server.lead(n).await;
     }
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((&connected["recovered"], missed(&socket)), (&json!(false), vec![]));
+    assert_eq!((&connected["recovered"], socket.missed()), (&json!(false), vec![]));
     assert_eq!(socket.expect("continuity:lost").await, json!({ "position": 101, "offset": "e1.0" }));
     // Another incarnation of the log: a position of the old one means nothing.
     let other = Server::over(Arc::new(server.store.restored("e2")), Options::default()).await;
@@ -327,10 +167,10 @@ async fn what_was_undone_after_coming_back_stays_undone() {
     assert_eq!(connected["rooms"], json!(["user:ann"]));
     socket.ask("join", &[json!("port:p1")]).await;
     let server = server.crash_and_restart().await;
-    lead(&server, 1).await;
+    server.lead(1).await;
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(true), &json!(["port:p1", "user:ann"])));
-    assert_eq!(missed(&socket), [1]);
+    assert_eq!(socket.missed(), [1]);
 }
 
 #[tokio::test]
@@ -338,12 +178,12 @@ async fn what_was_not_acknowledged_comes_again() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     for n in 1..=3 {
-        lead(&server, n).await;
+        server.lead(n).await;
         socket.expect("lead:created").await;
     }
     assert_eq!(socket.ask("ack", &[json!({ "position": 1 })]).await["ok"], true);
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2, 3], &json!(true)));
+    assert_eq!((socket.missed(), &connected["recovered"]), (vec![2, 3], &json!(true)));
 }
 
 #[tokio::test]
@@ -352,20 +192,20 @@ async fn what_was_not_acknowledged_comes_again_after_a_crash_too() {
     let server = Server::with(options).await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     for n in 1..=4 {
-        lead(&server, n).await;
+        server.lead(n).await;
         socket.expect("lead:created").await;
     }
     assert_eq!(socket.ask("ack", &[json!({ "position": 1 })]).await["ok"], true);
     let server = server.crash_and_restart().await;
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![2, 3, 4], &json!(true)));
+    assert_eq!((socket.missed(), &connected["recovered"]), (vec![2, 3, 4], &json!(true)));
     assert_eq!(socket.ask("ack", &[json!({ "position": 3 })]).await["ok"], true);
     assert_eq!(socket.ask("ack", &[json!({ "position": 2 })]).await["ok"], true);
     // A change of something else takes it along.
     socket.ask("join", &[json!("berth:b1")]).await;
     let server = server.crash_and_restart().await;
     let (socket, _) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!(missed(&socket), [4]);
+    assert_eq!(socket.missed(), [4]);
 }
 
 #[tokio::test]
@@ -374,7 +214,7 @@ async fn later_acknowledgements_are_written_together_with_the_next_look_at_the_s
     let server = Server::with(options).await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     for n in 1..=20 {
-        lead(&server, n).await;
+        server.lead(n).await;
         socket.expect("lead:created").await;
     }
     socket.ask("ack", &[json!({ "position": 1 })]).await;
@@ -391,7 +231,7 @@ async fn later_acknowledgements_are_written_together_with_the_next_look_at_the_s
     }
     let server = server.crash_and_restart().await;
     let (socket, _) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!(missed(&socket), [20]);
+    assert_eq!(socket.missed(), [20]);
 }
 
 #[tokio::test]
@@ -429,7 +269,7 @@ async fn a_change_is_acknowledged_when_it_is_durable() {
         while server.store.session_writes.load(Ordering::SeqCst) < number {
             tokio::task::yield_now().await;
         }
-        lead(&server, number).await;
+        server.lead(number).await;
         let mut first = socket.packet().await.expect("a packet");
         while first.starts_with("42[\"said\"") {
             first = socket.packet().await.expect("a packet");
@@ -476,7 +316,7 @@ async fn what_the_store_refuses_is_refused_and_changes_nothing() {
     server.publish("p1", "berth:noted", json!({ "berthId": "b2", "text": "not for ann" })).await;
     server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "for ann" })).await;
     assert_eq!(socket.expect("berth:noted").await["text"], "for ann");
-    lead(&server, 1).await;
+    server.lead(1).await;
     socket.expect("lead:created").await;
     assert_eq!(socket.offset.as_deref(), Some("e1.3"), "nothing was published; it began at {told:?}");
     server.store.is_full.store(false, Ordering::SeqCst);
@@ -492,7 +332,7 @@ async fn what_the_store_refuses_is_refused_and_changes_nothing() {
 async fn a_store_that_does_not_answer_makes_the_client_try_again() {
     let server = Server::start().await;
     let (socket, _) = Socket::connect(server.address, "p1/ann/").await;
-    lead(&server, 1).await;
+    server.lead(1).await;
     server.store.broken.store(true, Ordering::SeqCst);
     let mut failed = Socket::open(server.address).await;
     let auth = json!({ "token": "p1/ann/", "pid": socket.pid, "offset": socket.offset });
@@ -500,7 +340,7 @@ async fn a_store_that_does_not_answer_makes_the_client_try_again() {
     assert_eq!(failed.closed().await.expect("closed").0, 1011, "not a refusal, which the client would take for final");
     server.store.broken.store(false, Ordering::SeqCst);
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
-    assert_eq!((missed(&socket), &connected["recovered"]), (vec![1], &json!(true)));
+    assert_eq!((socket.missed(), &connected["recovered"]), (vec![1], &json!(true)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -543,7 +383,7 @@ async fn a_loss_is_told_before_anything_that_happens_after_it() {
     let publisher = server.clone();
     let publishing = tokio::spawn(async move {
         for n in 0.. {
-            lead(&publisher, n).await;
+            publisher.lead(n).await;
             tokio::task::yield_now().await;
         }
     });
@@ -568,7 +408,7 @@ async fn coming_back_amid_a_flood_neither_loses_nor_doubles() {
     let publishing = tokio::spawn(async move {
         for n in 0..TOTAL {
             permits.acquire().await.expect("open").forget();
-            lead(&publisher, n).await;
+            publisher.lead(n).await;
         }
     });
     let mut seen: Vec<u64> = Vec::new();
@@ -580,8 +420,8 @@ async fn coming_back_amid_a_flood_neither_loses_nor_doubles() {
         if seen.len() % 60 == 30 && seen.len() + 200 < TOTAL as usize {
             let (again, connected) = socket.reconnect(server.address, "p1/ann/").await;
             assert_eq!(connected["recovered"], true, "after {}", seen.len());
-            seen.extend(missed(&again));
-            ahead.add_permits(missed(&again).len());
+            seen.extend(again.missed());
+            ahead.add_permits(again.missed().len());
             socket = again;
             recoveries += 1;
         }
@@ -614,7 +454,7 @@ async fn a_slow_client_is_parked_on_the_log_and_gets_everything() {
         }
     }
     assert_eq!(seen, (0..TOTAL).collect::<Vec<_>>());
-    lead(&server, TOTAL).await;
+    server.lead(TOTAL).await;
     while slow.event().await[1]["n"] != json!(TOTAL) {}
     let stats = server.gateway.stats();
     assert!(stats.parked > 0 && stats.behind == 0 && stats.replayed > 0, "{stats:?}");
@@ -624,7 +464,7 @@ async fn a_slow_client_is_parked_on_the_log_and_gets_everything() {
 async fn history_reaches_back_as_far_as_the_catalog_says() {
     let server = Server::over(Arc::new(Fake::new("e1")), Options::default()).await;
     for n in 1..=120 {
-        lead(&server, n).await;
+        server.lead(n).await;
     }
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     let numbers = |answer: &Value| -> Vec<u64> {

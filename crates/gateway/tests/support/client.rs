@@ -133,6 +133,11 @@ impl Socket {
         }
     }
 
+    /// The numbers of the events in `early`.
+    pub(crate) fn missed(&self) -> Vec<u64> {
+        self.early.iter().filter_map(|event| event[1]["n"].as_u64()).collect()
+    }
+
     /// The next event has this name; answers its data.
     pub(crate) async fn expect(&mut self, name: &str) -> Value {
         let event = self.event().await;

@@ -73,6 +73,11 @@ impl Server {
         committed.events.first().and_then(|event| event.position).unwrap_or_default()
     }
 
+    /// An event that only ann sees.
+    pub(crate) async fn lead(&self, n: u64) {
+        self.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n })).await;
+    }
+
     pub(crate) async fn publish_for(&self, tenant: &str, kind: &str, data: Value, params: &[(&str, &str)]) {
         let mut event = NewEvent::new(kind, data);
         for (name, value) in params {
