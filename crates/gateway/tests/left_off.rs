@@ -56,9 +56,7 @@ async fn a_client_that_few_events_are_for_comes_back_to_where_it_left() {
     }
     let auth = json!({ "token": "p1/bob/", "pid": quiet.pid, "offset": quiet.offset });
     drop(quiet);
-    while server.gateway.stats().sockets > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    server.until_all_left().await;
     let (quiet, connected) = Socket::open(server.address).await.join("/", auth).await.expect("let in");
     assert_eq!((&connected["recovered"], quiet.missed()), (&json!(true), vec![]));
     // It knows, too, what a client that shows an older offset has missed.
@@ -134,9 +132,7 @@ async fn who_gave_up_coming_back_in_the_middle_has_missed_nothing_for_it() {
     let auth = json!({ "token": "p1/ann//slow", "pid": socket.pid, "offset": socket.offset }).to_string();
     let again = json!({ "token": "p1/ann/", "pid": socket.pid, "offset": socket.offset });
     drop(socket);
-    while server.gateway.stats().sockets > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    server.until_all_left().await;
     server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": 1 })).await;
     // Its poll ends while the credential is checked; the packet is dealt with all the same.
     let poll = Polling::open(server.address, "").await;

@@ -120,9 +120,7 @@ async fn who_left_on_purpose_does_not_come_back_to_old_rooms() {
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     socket.ask("join", &[json!("berth:b1")]).await;
     socket.send("41").await;
-    while server.gateway.stats().sockets > 0 {
-        tokio::task::yield_now().await;
-    }
+    server.until_all_left().await;
     let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(false), &json!(["port:p1", "user:ann"])));
     drop(socket);
@@ -133,9 +131,7 @@ async fn who_left_on_purpose_does_not_come_back_with_nothing_asked_for_either() 
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
     socket.send("41").await;
-    while server.gateway.stats().sockets > 0 {
-        tokio::task::yield_now().await;
-    }
+    server.until_all_left().await;
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!(connected["recovered"], false);
     socket.expect("continuity:lost").await;
@@ -144,9 +140,7 @@ async fn who_left_on_purpose_does_not_come_back_with_nothing_asked_for_either() 
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!(connected["recovered"], true);
     socket.send("41").await;
-    while server.gateway.stats().sockets > 0 {
-        tokio::task::yield_now().await;
-    }
+    server.until_all_left().await;
     let (_, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!((&connected["recovered"], &connected["rooms"]), (&json!(false), &json!(["port:p1", "user:ann"])));
 }

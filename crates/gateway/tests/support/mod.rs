@@ -73,6 +73,13 @@ impl Server {
         committed.events.first().and_then(|event| event.position).unwrap_or_default()
     }
 
+    /// The server has noticed that its clients are gone.
+    pub(crate) async fn until_all_left(&self) {
+        while self.gateway.stats().sockets > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// An event that only ann sees.
     pub(crate) async fn lead(&self, n: u64) {
         self.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n })).await;
