@@ -71,8 +71,12 @@ pub(super) async fn open(
             |error| format!("not connected within 30 s: {error:#}"),
         )
     };
-    let Opening { stream, buffer } = opened.with_context(late)??;
-    Ok(Client { stream, inbox: Inbox::new(buffer, memory), tally })
+    let Opening { stream, buffer, mut missed } = opened.with_context(late)??;
+    if !missed.is_empty() {
+        missed.extend_from_slice(&buffer);
+    }
+    let rest = if missed.is_empty() { buffer } else { missed };
+    Ok(Client { stream, inbox: Inbox::new(rest, memory), tally })
 }
 
 async fn dial(addr: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream> {
@@ -91,6 +95,8 @@ async fn dial(addr: SocketAddr, source: Option<Ipv4Addr>) -> Result<TcpStream> {
 struct Opening {
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// Frames of events that came before the CONNECT packet was answered: what a client that is back has missed.
+    missed: Vec<u8>,
 }
 
 impl Opening {
@@ -103,7 +109,7 @@ impl Opening {
         memory: Option<&Memory>,
     ) -> Result<Self> {
         let stream = dial(addr, source).await?;
-        let mut opening = Self { stream, buffer: Vec::with_capacity(512) };
+        let mut opening = Self { stream, buffer: Vec::with_capacity(512), missed: Vec::new() };
         opening.upgrade(addr, path).await?;
         opening.join(prefix, token, memory).await?;
         Ok(opening)
@@ -149,6 +155,8 @@ impl Opening {
             let packet = self.packet().await?;
             if let Some(answer) = packet.strip_prefix("40") {
                 return memory.map_or(Ok(()), |memory| memory.connected(answer));
+            } else if packet.starts_with("42") && memory.is_some() {
+                frame::encode_unmasked(packet.as_bytes(), &mut self.missed);
             } else if packet.starts_with('2') {
                 self.send("3").await?;
             } else {

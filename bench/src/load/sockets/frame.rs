@@ -76,3 +76,20 @@ pub(super) fn encode(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&key);
     out.extend(payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key));
 }
+
+/// Appends a text frame as a server sends it, for what was read already and is to be read again.
+pub(super) fn encode_unmasked(payload: &[u8], out: &mut Vec<u8>) {
+    out.push(0x80 | TEXT);
+    match payload.len() {
+        short @ ..126 => out.push(short as u8),
+        medium @ 126..=0xffff => {
+            out.push(126);
+            out.extend_from_slice(&(medium as u16).to_be_bytes());
+        }
+        long => {
+            out.push(127);
+            out.extend_from_slice(&(long as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
