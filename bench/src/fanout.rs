@@ -91,7 +91,7 @@ impl Fanout {
                 heartbeats: None,
             }
         };
-        let mut systems = vec![System::Tidewire];
+        let mut systems = vec![System::Tidewire, System::Ephemeral];
         if !self.no_peer {
             for peer in [System::NodeSocketio, System::Socketioxide] {
                 match peer.is_installed() {

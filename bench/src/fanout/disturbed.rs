@@ -101,7 +101,7 @@ async fn stop_reading(scale: &Scale, name: &str) -> Result<[f64; 4]> {
     let mut tokens = server.tokens(TENANT, others, small_room).await?;
     let slow_tokens = server.tokens(TENANT, others + slow, |_| SLOW.to_owned()).await?.split_off(others);
     let (addr, aside) = (server.addr, Aside::start()?);
-    let target = Target::Tidewire(Box::new(server));
+    let target = Target::Tidewire { server: Box::new(server), ephemeral: false };
     let fleet = target.connect(std::mem::take(&mut tokens)).await?;
     let slow_fleet = aside.run(connect(addr, slow_tokens)).await?;
     fleet.measure_latency();
@@ -147,7 +147,7 @@ async fn flood(scale: &Scale, name: &str) -> Result<[f64; 4]> {
     let sockets = scale.small;
     let noisy_tokens = server.tokens(NOISY, sockets, |_| "all".to_owned()).await?;
     let (addr, aside) = (server.addr, Aside::start()?);
-    let target = Target::Tidewire(Box::new(server));
+    let target = Target::Tidewire { server: Box::new(server), ephemeral: false };
     let fleet = target.fleet(sockets, small_room).await?;
     let noisy = aside.run(connect(addr, noisy_tokens)).await?;
     fleet.measure_latency();

@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum System {
     Tidewire,
+    /// The same server with events that it does not store, which is all that the peers have.
+    Ephemeral,
     NodeSocketio,
     Socketioxide,
 }
@@ -33,9 +35,14 @@ impl System {
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Tidewire => "",
+            Self::Ephemeral => "ephemeral: ",
             Self::NodeSocketio => "node socket.io: ",
             Self::Socketioxide => "socketioxide: ",
         }
+    }
+
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::Tidewire | Self::Ephemeral)
     }
 
     /// An error says what to do.
@@ -46,7 +53,7 @@ impl System {
     /// How to start it, where it is a peer.
     fn command(self) -> Result<Option<(&'static str, Command)>> {
         Ok(match self {
-            Self::Tidewire => None,
+            Self::Tidewire | Self::Ephemeral => None,
             Self::NodeSocketio => Some(("socketio", node_socketio(PEER_PORT, PEER_EMIT_PORT)?)),
             Self::Socketioxide => Some(("socketioxide", socketioxide(PEER_PORT, PEER_EMIT_PORT)?)),
         })
@@ -65,20 +72,22 @@ pub(super) enum To {
 
 /// A running system.
 pub(super) enum Target {
-    Tidewire(Box<Server>),
+    Tidewire { server: Box<Server>, ephemeral: bool },
     Peer(Peer),
 }
 
 impl Target {
     pub(super) async fn start(system: System) -> Result<Self> {
-        let Some((name, command)) = system.command()? else { return Ok(Self::Tidewire(Box::new(tidewire().await?))) };
+        let Some((name, command)) = system.command()? else {
+            return Ok(Self::Tidewire { server: Box::new(tidewire().await?), ephemeral: system == System::Ephemeral });
+        };
         let emit = SocketAddr::from(([127, 0, 0, 1], PEER_EMIT_PORT));
         Peer::start(name, "0", &command, emit, PATIENCE).await.map(Self::Peer)
     }
 
     pub(super) fn process(&self) -> &Peer {
         match self {
-            Self::Tidewire(server) => &server.peer,
+            Self::Tidewire { server, .. } => &server.peer,
             Self::Peer(peer) => peer,
         }
     }
@@ -86,15 +95,15 @@ impl Target {
     /// What a delivered event survives.
     pub(super) fn durability(&self) -> &'static str {
         match self {
-            Self::Tidewire(_) => FSYNC,
-            Self::Peer(_) => "none",
+            Self::Tidewire { ephemeral: false, .. } => FSYNC,
+            Self::Tidewire { ephemeral: true, .. } | Self::Peer(_) => "none",
         }
     }
 
     /// Credentials of the users `0..n`, for the one connect that they are made for.
     pub(super) async fn tokens(&self, n: usize, room_of: impl Fn(usize) -> String) -> Result<Vec<String>> {
         match self {
-            Self::Tidewire(server) => server.tokens(TENANT, n, room_of).await,
+            Self::Tidewire { server, .. } => server.tokens(TENANT, n, room_of).await,
             // The peers believe their clients.
             Self::Peer(_) => Ok((0..n).map(|index| format!("tenant,user:{index},{}", room_of(index))).collect()),
         }
@@ -103,7 +112,7 @@ impl Target {
     /// Connects a client for each token.
     pub(super) async fn connect(&self, tokens: Vec<String>) -> Result<Fleet> {
         let addr = match self {
-            Self::Tidewire(server) => server.addr,
+            Self::Tidewire { server, .. } => server.addr,
             Self::Peer(_) => SocketAddr::from(([127, 0, 0, 1], PEER_PORT)),
         };
         connect(addr, tokens).await
@@ -117,7 +126,7 @@ impl Target {
     /// A connection that publishes.
     pub(super) async fn publisher(&self) -> Result<Publisher> {
         let (addr, speaks) = match self {
-            Self::Tidewire(server) => (server.addr, Speaks::Tidewire(TENANT)),
+            &Self::Tidewire { ref server, ephemeral } => (server.addr, Speaks::Tidewire { tenant: TENANT, ephemeral }),
             Self::Peer(_) => (SocketAddr::from(([127, 0, 0, 1], PEER_EMIT_PORT)), Speaks::Emit),
         };
         Ok(Publisher { connection: Connection::open(addr).await?, speaks })
@@ -136,7 +145,7 @@ pub(super) async fn tidewire() -> Result<Server> {
 
 enum Speaks {
     /// The HTTP API, for this tenant.
-    Tidewire(&'static str),
+    Tidewire { tenant: &'static str, ephemeral: bool },
     /// The peers' own call.
     Emit,
 }
@@ -150,7 +159,7 @@ pub(super) struct Publisher {
 impl Publisher {
     /// One of our own server, for another tenant.
     pub(super) async fn of_tenant(server: SocketAddr, tenant: &'static str) -> Result<Self> {
-        Ok(Self { connection: Connection::open(server).await?, speaks: Speaks::Tidewire(tenant) })
+        Ok(Self { connection: Connection::open(server).await?, speaks: Speaks::Tidewire { tenant, ephemeral: false } })
     }
 
     /// Publishes one event of 300 bytes to each of `to` with one request, and waits for the answer. `t` is when they were due.
@@ -160,8 +169,8 @@ impl Publisher {
 
     pub(super) async fn publish_data(&mut self, to: &[To], t: u64, data: &Value) -> Result<()> {
         let request = match self.speaks {
-            Speaks::Tidewire(tenant) => {
-                let events: Vec<Value> = to.iter().map(|to| event(tenant, to, data)).collect();
+            Speaks::Tidewire { tenant, ephemeral } => {
+                let events: Vec<Value> = to.iter().map(|to| event(tenant, ephemeral, to, data)).collect();
                 Server::post("/v1/events", &Value::Array(events).to_string())
             }
             Speaks::Emit => {
@@ -181,13 +190,12 @@ impl Publisher {
     }
 }
 
-fn event(tenant: &str, to: &To, data: &Value) -> Value {
-    match to {
-        To::Room(room) => json!({ "tenant": tenant, "type": "bench", "params": { "room": room }, "data": data }),
-        To::User(index) => {
-            let user = format!("u{index}");
-            json!({ "tenant": tenant, "type": "direct", "params": { "userId": user }, "data": data })
-        }
-        To::Tenant => json!({ "tenant": tenant, "type": "everybody", "data": data }),
-    }
+fn event(tenant: &str, ephemeral: bool, to: &To, data: &Value) -> Value {
+    let (kind, params) = match to {
+        To::Room(room) => ("bench", json!({ "room": room })),
+        To::User(index) => ("direct", json!({ "userId": format!("u{index}") })),
+        To::Tenant => ("everybody", json!({})),
+    };
+    let kind = if ephemeral { format!("{kind}.ephemeral") } else { kind.to_owned() };
+    json!({ "tenant": tenant, "type": kind, "params": params, "data": data })
 }
