@@ -1,7 +1,7 @@
 //! Who is in a room: users, however many sockets each of them has.
 //!
-//! A user comes with the first socket and goes with the last one. A connection that breaks is given some time to come back before its
-//! user counts as gone, so a reload or a lost network makes no noise. What changes is noted under the locks of the room's table and the
+//! A user comes with the first socket and goes with the last one. A connection that breaks is given some time to come back, and until then
+//! its user is not gone, so a reload or a lost network makes no noise. What changes is noted under the locks of the room's table and the
 //! socket, in their order, and told after these are free, one note after the other.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -53,7 +53,7 @@ pub(crate) struct Presence {
 #[derive(Default)]
 struct State {
     rooms: HashMap<Arc<str>, BTreeMap<Arc<str>, Here>>,
-    /// Users without a socket, by when they count as gone. The grace is the same for all, so the first ends first.
+    /// When the grace of each connection that broke ends. It is the same for all, so the first ends first.
     leaving: VecDeque<(Instant, Arc<str>, Arc<str>)>,
     notes: VecDeque<Note>,
 }
@@ -61,11 +61,16 @@ struct State {
 struct Here {
     sockets: u32,
     since: Timestamp,
-    gone_at: Option<Instant>,
+    /// When the grace of each ends that broke and is not back, in order.
+    away: Vec<Instant>,
     word: Option<Word>,
 }
 
 impl Here {
+    fn is_gone(&self) -> bool {
+        self.sockets == 0 && self.away.is_empty()
+    }
+
     /// Answers whether this is news. Of several sockets the latest word counts, not that of the one which came back last.
     fn tell(&mut self, word: Option<&Word>) -> bool {
         let Some(word) = word.filter(|word| self.word.as_ref().is_none_or(|known| known.at <= word.at)) else {
@@ -92,19 +97,22 @@ struct Note {
 }
 
 impl Presence {
-    /// One more socket of `user` is in `room`, and may tell something of the user.
-    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp, word: Option<&Word>) {
+    /// One more socket of `user` is in `room`, perhaps `back` after a break, and may tell something of the user.
+    pub(crate) fn enter(&self, room: &Arc<str>, user: &Arc<str>, now: Timestamp, word: Option<&Word>, back: bool) {
         let mut state = self.state.lock();
         let users = state.rooms.entry(room.clone()).or_default();
         if let Some(here) = users.get_mut(user) {
             here.sockets += 1;
-            here.gone_at = None;
+            if back && !here.away.is_empty() {
+                // Which of them it is makes no difference but to the time that is left for the others.
+                here.away.remove(0);
+            }
             if here.tell(word) {
                 state.note("presence:update", room, user, word);
             }
             return;
         }
-        users.insert(user.clone(), Here { sockets: 1, since: now, gone_at: None, word: word.cloned() });
+        users.insert(user.clone(), Here { sockets: 1, since: now, away: Vec::new(), word: word.cloned() });
         state.note("presence:join", room, user, word);
     }
 
@@ -124,18 +132,16 @@ impl Presence {
         }
     }
 
-    /// One socket less. If it was the last one, the user is gone now, or at `gone_at` unless another one comes.
+    /// One socket less, which may be back until `gone_at`. The user is gone when nobody is there and nobody may come back.
     pub(crate) fn leave(&self, room: &Arc<str>, user: &Arc<str>, gone_at: Option<Instant>) {
         let mut state = self.state.lock();
         let Some(here) = state.rooms.get_mut(room).and_then(|users| users.get_mut(user)) else { return };
         here.sockets = here.sockets.saturating_sub(1);
-        if here.sockets > 0 {
-            return;
-        }
-        here.gone_at = gone_at;
-        match gone_at {
-            Some(at) => state.leaving.push_back((at, room.clone(), user.clone())),
-            None => state.remove(room, user),
+        here.away.extend(gone_at);
+        if here.is_gone() {
+            state.remove(room, user);
+        } else if let Some(at) = gone_at {
+            state.leaving.push_back((at, room.clone(), user.clone()));
         }
     }
 
@@ -145,9 +151,9 @@ impl Presence {
         while state.leaving.front().is_some_and(|(at, _, _)| *at <= now)
             && let Some((at, room, user)) = state.leaving.pop_front()
         {
-            let here = state.rooms.get(&room).and_then(|users| users.get(&user));
-            // Who came back, and perhaps left again since, has another time.
-            if here.is_some_and(|here| here.sockets == 0 && here.gone_at == Some(at)) {
+            let Some(here) = state.rooms.get_mut(&room).and_then(|users| users.get_mut(&user)) else { continue };
+            here.away.retain(|other| *other > at);
+            if here.is_gone() {
                 state.remove(&room, &user);
             }
         }
@@ -266,14 +272,14 @@ mod tests {
     fn a_user_comes_once_and_goes_once_and_a_reconnect_makes_no_noise() {
         let (presence, room, ann): (_, Arc<str>, Arc<str>) = (Presence::default(), "r".into(), "ann".into());
         let (now, grace) = (Instant::now(), Duration::from_secs(5));
-        let enter = || presence.enter(&room, &ann, Timestamp::from_millis(1), None);
-        enter();
-        enter();
+        let enter = |back| presence.enter(&room, &ann, Timestamp::from_millis(1), None, back);
+        enter(false);
+        enter(false);
         assert_eq!(notes(&presence), [("presence:join", "ann".to_owned())]);
         presence.leave(&room, &ann, None);
         presence.leave(&room, &ann, Some(now + grace));
         assert_eq!(presence.members("r", None, 9).members[0].sockets, 0);
-        enter();
+        enter(true);
         presence.leave(&room, &ann, Some(now + grace * 2));
         assert!(!presence.sweep(now + grace), "the first break was mended");
         assert!(presence.sweep(now + grace * 2));
@@ -282,11 +288,36 @@ mod tests {
     }
 
     #[test]
+    fn a_tab_that_may_come_back_keeps_the_user_there_whatever_the_others_do() {
+        let (presence, room, ann): (_, Arc<str>, Arc<str>) = (Presence::default(), "r".into(), "ann".into());
+        let (now, grace) = (Instant::now(), Duration::from_secs(5));
+        let enter = |back| presence.enter(&room, &ann, Timestamp::from_millis(1), None, back);
+        let later = |seconds| now + Duration::from_secs(seconds);
+        enter(false);
+        enter(false);
+        presence.leave(&room, &ann, Some(now + grace));
+        // A new tab is not the one that broke.
+        enter(false);
+        presence.leave(&room, &ann, None);
+        presence.leave(&room, &ann, None);
+        assert_eq!(presence.members("r", None, 9).members[0].sockets, 0, "one may still come back");
+        enter(true);
+        presence.leave(&room, &ann, Some(later(7)));
+        enter(false);
+        presence.leave(&room, &ann, Some(later(8)));
+        presence.sweep(later(7));
+        assert_eq!(notes(&presence), [("presence:join", "ann".to_owned())]);
+        presence.sweep(later(8));
+        assert_eq!(notes(&presence), [("presence:leave", "ann".to_owned())]);
+        assert!(presence.state.lock().leaving.is_empty());
+    }
+
+    #[test]
     fn a_list_goes_on_after_the_last_of_a_page() {
         let (presence, room): (_, Arc<str>) = (Presence::default(), "r".into());
         ["c", "a", "b"]
             .into_iter()
-            .for_each(|user| presence.enter(&room, &user.into(), Timestamp::from_millis(1), None));
+            .for_each(|user| presence.enter(&room, &user.into(), Timestamp::from_millis(1), None, false));
         let page = |after| {
             let page = presence.members("r", after, 2);
             (page.members.iter().map(|member| member.user_id.to_string()).collect::<Vec<_>>().concat(), page.total)

@@ -260,7 +260,7 @@ impl Socket {
                 }
                 _ => table.join(&room.name, self),
             };
-            state.rooms.push(self.enter(name, room));
+            state.rooms.push(self.enter(name, room, fed.is_some()));
         }
         drop(state);
         first(live_from);
@@ -303,7 +303,7 @@ impl Socket {
         }
         state.left.retain(|left| **left != *name);
         let app = room.app;
-        state.rooms.push(self.enter(name.clone(), room));
+        state.rooms.push(self.enter(name.clone(), room, false));
         state.changed = true;
         drop(state);
         drop(table);
@@ -353,12 +353,12 @@ impl Socket {
         tracing::info!(target: "audit", tenant = %self.tenant.id, user, socket = %self.sid, room, "{what}");
     }
 
-    /// Counts this socket in where it matters who is there. Called with the socket's state locked, so that a room is entered before it
+    /// Counts this socket, perhaps `back` after a break, in where it matters who is there. Called with the socket's state locked, so that a room is entered before it
     /// is left.
-    fn enter(&self, name: Arc<str>, room: Allowed) -> Joined {
+    fn enter(&self, name: Arc<str>, room: Allowed, back: bool) -> Joined {
         let Allowed { name: _, app, auto, presence, data, from } = room;
         if let (true, Some(user)) = (presence, &self.user) {
-            self.tenant.presence.enter(&name, user, self.shared().clock.now(), data.as_ref());
+            self.tenant.presence.enter(&name, user, self.shared().clock.now(), data.as_ref(), back);
         }
         Joined { name, from, app, auto, presence, data }
     }
