@@ -5,6 +5,7 @@ mod support;
 use serde_json::{Value, json};
 use support::Server;
 use support::client::Socket;
+use tidewire_core::event::Offset;
 use tidewire_gateway::Options;
 
 const TOKEN: &str = "p1/root/admin/cross";
@@ -146,4 +147,29 @@ async fn what_the_relay_passes_over_is_told_to_all_in_the_room_and_to_who_comes_
     assert_eq!(watcher.expect("system:alert").await["text"], "next");
     let (mut gone, connected) = gone.reconnect(server.address, "p1/boss/admin/cross").await;
     assert_eq!((&connected["recovered"], lost(&mut gone).await), (&json!(false), json!(["global"])));
+}
+
+#[tokio::test]
+async fn an_event_for_a_room_of_ones_own_and_one_that_spans_tenants_arrives_once() {
+    let server = Server::start().await;
+    let close = async |n: u64| server.publish("p1", "port:closed", json!({ "n": n })).await;
+    close(0).await;
+    // One is the first socket of the tenant that it happens in, the other knows it by the room that spans tenants alone.
+    let (mut own, connected) = Socket::connect(server.address, TOKEN).await;
+    assert_eq!(connected["position"], 1);
+    let (mut other, _) = Socket::connect(server.address, "p2/boss/admin/cross").await;
+    for n in 1..=20 {
+        close(n).await;
+    }
+    for socket in [&mut own, &mut other] {
+        for n in 1..=20 {
+            assert_eq!(socket.expect("port:closed").await["n"], n, "each once, in order");
+        }
+    }
+    alert(&server, "last").await;
+    for socket in [&mut own, &mut other] {
+        assert_eq!(socket.expect("system:alert").await["text"], "last", "nothing twice");
+    }
+    let position = own.offset.as_deref().and_then(|offset| offset.parse::<Offset>().ok()).expect("an offset").position;
+    assert_eq!(position.0, 21, "that of the log, from which it would go on");
 }
