@@ -61,6 +61,24 @@ impl Template {
         })
     }
 
+    /// What stands for the top-level key `key`, where it has no holes.
+    pub fn constant(&self, key: &str) -> Option<&Value> {
+        let Node::Object(entries) = &self.0 else {
+            return None;
+        };
+        entries.iter().find_map(|(name, node)| match node {
+            Node::Constant(value) if name == key => Some(value),
+            _ => None,
+        })
+    }
+
+    /// What stands in a single pair of braces, as `{id}`, and so is no hole.
+    pub fn stray_braces(&self) -> Vec<&str> {
+        let mut found = Vec::new();
+        self.0.collect_stray_braces(&mut found);
+        found
+    }
+
     /// Every path that a hole mentions, such as `data.id`.
     pub fn paths(&self) -> Vec<&str> {
         let mut found = Vec::new();
@@ -170,6 +188,19 @@ impl Node {
         }
     }
 
+    fn collect_stray_braces<'a>(&'a self, found: &mut Vec<&'a str>) {
+        match self {
+            Self::Constant(Value::String(text)) => found.extend(stray_braces(text)),
+            Self::Constant(_) | Self::Hole(_) => {}
+            Self::Text(pieces) => found.extend(pieces.iter().flat_map(|piece| match piece {
+                Piece::Text(text) => stray_braces(text),
+                Piece::Hole(_) => Vec::new(),
+            })),
+            Self::Array(items) => items.iter().for_each(|item| item.collect_stray_braces(found)),
+            Self::Object(entries) => entries.iter().for_each(|(_, node)| node.collect_stray_braces(found)),
+        }
+    }
+
     fn collect_paths<'a>(&'a self, found: &mut Vec<&'a str>) {
         match self {
             Self::Constant(_) => {}
@@ -182,6 +213,14 @@ impl Node {
             Self::Object(entries) => entries.iter().for_each(|(_, node)| node.collect_paths(found)),
         }
     }
+}
+
+/// Paths in single braces, with them.
+fn stray_braces(text: &str) -> Vec<&str> {
+    let is_path =
+        |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
+    let opened = text.match_indices('{').filter_map(|(at, _)| Some((at, text[at + 1..].find('}')?)));
+    opened.filter(|(at, len)| is_path(&text[at + 1..at + 1 + len])).map(|(at, len)| &text[at..at + len + 2]).collect()
 }
 
 fn splice(pieces: &[Piece], scope: &Value) -> String {
@@ -258,5 +297,13 @@ mod tests {
         assert_eq!(template.keys().expect("object").collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(template.paths(), ["data.id", "user.id"]);
         assert_eq!((template.hole("a"), template.hole("b")), (Some("data.id"), None));
+    }
+
+    #[test]
+    fn what_is_no_hole_can_be_listed() {
+        let template = json!({ "a": 1, "b": [{ "c": "no. {0} of {data.id}" }], "d": "{{ data.id }} { x } {} {" });
+        let template = Template::parse(template, ROOTS).expect("template");
+        assert_eq!((template.constant("a"), template.constant("d")), (Some(&json!(1)), None));
+        assert_eq!(template.stray_braces(), ["{0}", "{data.id}"]);
     }
 }

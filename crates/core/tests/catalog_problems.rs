@@ -453,7 +453,14 @@ queue = "q"
 [jobs.m]
 queue = "q"
 data = { id = "string", name = "string" }
+[events.answer]
+reply = true
+data = { id = "string", n = "integer", at = "string?" }
 [messages.idle]
+[messages.say]
+data = { n = "integer" }
+reply = { event = "answer", data = { n = "one", at = "{data.n} o'clock, {{ data.m }}" } }
+publish = [{ type = "heard", data = { id = 1, other = "x" } }]
 [messages.ask]
 data = { id = "string?" }
 enqueue = [{ job = "m", data = { id = "{{ data.id }}", text = "{{ data.di }}" }, when = "'admin' in user.roles" }]
@@ -483,6 +490,10 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
             "warning: message \"ask\": data.id is optional, but the job \"m\" needs data.id",
             "warning: message \"ask\": the job \"m\" needs data.name",
             "warning: message \"ask\": {{ data.di }} is not in the message's data; did you mean \"id\"?",
+            "warning: message \"say\": data.id: expected string, got 1, but the event \"heard\" needs it",
+            "warning: message \"say\": data.n: expected integer, got \"one\", but the event \"answer\" needs it",
+            "warning: message \"say\": the event \"answer\" needs data.id",
+            "warning: message \"say\": {{ data.m }} is not in the message's data; did you mean \"n\"?",
             "warning: queue \"empty\": no job waits in it",
             "warning: room \"lonely:{id}\": no event is delivered to it",
             "warning: rule 0 on \"heard\": the job \"j\" needs data.id",
@@ -491,6 +502,7 @@ enqueue = { job = "j", data = { id = "{{ data.other }}" } }
             "warning: schedule \"s\": data.id: expected string, got nothing, but the job \"j\" needs it",
             "note: job \"k\": no rule, message, schedule or alert enqueues it, so the app has to",
             "note: message \"idle\": has none of join, leave, reply, publish and enqueue, so only a handler in Rust can answer it",
+            "note: message \"say\": the event \"answer\" gets \"{data.n}\" as it stands; what is to be filled in has two, as {{ data.id }}",
             "note: role \"ghost\": declared but no expression asks for it",
         ]
     );

@@ -71,6 +71,19 @@ async fn publishers_of_a_tenant_whose_sockets_are_far_behind_are_held_back() {
 }
 
 #[tokio::test]
+async fn a_client_whose_messages_publish_is_held_back_too() {
+    let options = Options { max_relay_events: 100, max_publish_hold: Duration::from_millis(1), ..Options::default() };
+    let server = Server::with(options).await;
+    let (mut noisy, _) = Socket::connect(server.address, "p2/bob/").await;
+    for n in 0..FLOOD {
+        server.publish("p2", "port:closed", json!({ "n": n })).await;
+    }
+    // It asks while the log is being read for it.
+    assert_eq!(noisy.ask("say", &[json!({ "text": "hi" })]).await["ok"], true);
+    assert_eq!(server.gateway.stats().publishers_held, 1);
+}
+
+#[tokio::test]
 async fn ephemeral_events_keep_their_place_over_the_turns() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;

@@ -111,9 +111,19 @@ impl App {
         self.0.api.publisher.clock().now()
     }
 
-    /// Commits events and jobs: all of them are there when this answers, or none is.
+    /// Commits events and jobs: all of them are there when this answers, or none is. The answer to events of a tenant whose sockets are
+    /// far behind comes a little later, see [`Gateway::hold_publisher`].
     pub async fn commit(&self, tenant: &TenantId, request: Request) -> Result<Committed> {
-        self.0.api.publisher.commit(tenant, request, None).await
+        let committed = self.0.api.publisher.commit(tenant, request, None).await?;
+        self.keep_pace(tenant, &committed).await;
+        Ok(committed)
+    }
+
+    /// Nobody publishes faster than the sockets of the tenant can be written to.
+    async fn keep_pace(&self, tenant: &TenantId, committed: &Committed) {
+        if !committed.events.is_empty() {
+            self.gateway().hold_publisher(tenant).await;
+        }
     }
 
     /// Enqueues one job.
@@ -146,14 +156,14 @@ impl App {
             Error::invalid("store.no_sql", "only a SQLite store can run the app's own SQL in a commit")
         })?;
         let publisher = self.0.api.publisher.clone();
-        let tenant = tenant.clone();
+        let about = tenant.clone();
         let answer = Arc::new(Mutex::new(None));
         let kept = answer.clone();
         let committed = sqlite
             .commit_with(move |connection| {
                 let mut request = Request::default();
                 let value = work(connection, &mut request)?;
-                let expansion = publisher.expand(&tenant, request, &Origin::default())?;
+                let expansion = publisher.expand(&about, request, &Origin::default())?;
                 *kept.lock() = Some((value, expansion.ephemeral));
                 Ok(expansion.commit)
             })
@@ -162,6 +172,7 @@ impl App {
             .lock()
             .take()
             .ok_or_else(|| Error::internal("a transaction was answered without having run", "no value"))?;
+        self.keep_pace(tenant, &committed).await;
         Ok((value, self.0.api.publisher.with_ephemeral(committed, &ephemeral)))
     }
 

@@ -137,7 +137,14 @@ fn rules(catalog: &Catalog, findings: &mut Vec<Finding>) {
         // A flow has one condition for all its jobs.
         let of_flow = rule.flow.as_ref().and_then(|flow| flow.when.as_ref());
         for job in rule.jobs() {
-            reader.fills(job, rule.when.iter().chain(of_flow), catalog, findings);
+            reader.fills(&Filled::job(job, catalog), rule.when.iter().chain(of_flow).chain(&job.when), findings);
+        }
+        if let Some(publish) = &rule.publish {
+            reader.fills(
+                &Filled::event(&publish.event, &publish.data, catalog),
+                rule.when.iter().chain(&publish.when),
+                findings,
+            );
         }
     }
 }
@@ -156,9 +163,16 @@ fn messages(catalog: &Catalog, findings: &mut Vec<Finding>) {
         }
         let reader = Reader { label: format!("message {name:?}"), from: "message", read: message.data.as_ref() };
         let published = message.publish.iter().flat_map(|publish| publish.params.values().chain([&publish.data]));
-        reader.paths(published.chain(message.enqueue.iter().map(|enqueue| &enqueue.data)), findings);
+        let replied = message.reply.iter().map(|(_, data)| data);
+        reader.paths(published.chain(message.enqueue.iter().map(|enqueue| &enqueue.data)).chain(replied), findings);
         for enqueue in &message.enqueue {
-            reader.fills(enqueue, None.into_iter(), catalog, findings);
+            reader.fills(&Filled::job(enqueue, catalog), enqueue.when.iter(), findings);
+        }
+        for publish in &message.publish {
+            reader.fills(&Filled::event(&publish.event, &publish.data, catalog), publish.when.iter(), findings);
+        }
+        if let Some((event, data)) = &message.reply {
+            reader.fills(&Filled::event(event, data, catalog), None.into_iter(), findings);
         }
     }
 }
@@ -189,31 +203,62 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the job gets all that it needs; `when` are the conditions of the whole.
+    /// Whether a job or an event gets what it needs; `when` are the conditions under which it does.
     fn fills<'c>(
         &self,
-        enqueue: &'c RuleJob,
+        filled: &Filled<'_>,
         when: impl Iterator<Item = &'c Expr> + Clone,
-        catalog: &Catalog,
         findings: &mut Vec<Finding>,
     ) {
-        let Some(schema) = catalog.job(&enqueue.job).and_then(|job| job.data.as_ref()) else { return };
-        let Some(given) = enqueue.data.keys() else { return };
-        let (label, job) = (&self.label, &enqueue.job);
+        let (label, &Filled { what, name, data, schema }) = (&self.label, filled);
+        for braces in data.stray_braces() {
+            let hint = "what is to be filled in has two, as {{ data.id }}";
+            note(findings, format!("{label}: the {what} {name:?} gets {braces:?} as it stands; {hint}"));
+        }
+        let Some((schema, given)) = schema.zip(data.keys()) else { return };
         let given: BTreeSet<&str> = given.collect();
         for missing in schema.required_fields().filter(|field| !given.contains(field)) {
-            warn(findings, format!("{label}: the job {job:?} needs data.{missing}"));
+            warn(findings, format!("{label}: the {what} {name:?} needs data.{missing}"));
+        }
+        let mut errors = Vec::new();
+        for (field, shape) in given.iter().filter_map(|field| Some((field, schema.field(field)?))) {
+            if let Some(constant) = data.constant(field) {
+                shape.validate(constant, &format!("data.{field}"), &mut errors);
+            }
+        }
+        for FieldError { path, message } in errors {
+            warn(findings, format!("{label}: {path}: {message}, but the {what} {name:?} needs it"));
         }
         let maybe_absent = |path: &str| {
             let field = path.strip_prefix("data.").and_then(|name| self.read?.field(name));
-            let asked = when.clone().chain(&enqueue.when).any(|when| when.source().contains(path));
+            let asked = when.clone().any(|when| when.source().contains(path));
             field.is_some_and(Schema::is_optional) && !asked
         };
-        for (field, path) in schema.required_fields().filter_map(|field| Some((field, enqueue.data.hole(field)?))) {
+        for (field, path) in schema.required_fields().filter_map(|field| Some((field, data.hole(field)?))) {
             if maybe_absent(path) {
-                warn(findings, format!("{label}: {path} is optional, but the job {job:?} needs data.{field}"));
+                warn(findings, format!("{label}: {path} is optional, but the {what} {name:?} needs data.{field}"));
             }
         }
+    }
+}
+
+/// What a template is the data of.
+struct Filled<'a> {
+    what: &'static str,
+    name: &'a str,
+    data: &'a Template,
+    /// The shape that it is to have, if it has one.
+    schema: Option<&'a Schema>,
+}
+
+impl<'a> Filled<'a> {
+    fn job(job: &'a RuleJob, catalog: &'a Catalog) -> Self {
+        let schema = catalog.job(&job.job).and_then(|job| job.data.as_ref());
+        Self { what: "job", name: &job.job, data: &job.data, schema }
+    }
+
+    fn event(name: &'a str, data: &'a Template, catalog: &'a Catalog) -> Self {
+        Self { what: "event", name, data, schema: catalog.event(name).and_then(|event| event.data.as_ref()) }
     }
 }
 

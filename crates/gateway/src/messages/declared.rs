@@ -15,6 +15,7 @@ use tidewire_core::{Error, Json, Kind, Result};
 use super::{Outcome, builtin, fields};
 use crate::gateway::Handled;
 use crate::policy;
+use crate::relay;
 use crate::socket::{Change, Socket};
 
 /// Checks a declared message and does what it says: the app's handler first, then publish and enqueue with what it staged, then rooms and
@@ -87,6 +88,7 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
             outcome.extend(fields([("jobs", json!(committed.jobs))]));
         }
     }
+    let has_published = outcome.contains_key("events");
     if let Some((changing, change)) = rooms {
         changing.make(change)?;
         outcome.extend(fields([("room", json!(join.or(leave)))]));
@@ -100,6 +102,9 @@ pub(super) async fn handle(socket: &Arc<Socket>, name: &str, args: &[Value]) -> 
                 socket.emit("event", &envelope.to_string());
             }
         }
+    }
+    if has_published {
+        relay::hold(shared, &socket.tenant.id).await;
     }
     Ok(outcome)
 }
