@@ -350,6 +350,8 @@ pub struct Append {
     pub data: Json,
     /// The rooms it goes to.
     pub rooms: Arc<[Box<str>]>,
+    /// Some of these span tenants.
+    pub across: bool,
     /// The user it concerns.
     pub user_id: Option<Box<str>>,
     /// What it belongs to.

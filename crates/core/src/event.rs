@@ -59,8 +59,8 @@ pub struct Offset {
     pub epoch: Epoch,
     /// The place in it.
     pub position: Position,
-    /// How far the client is with the rooms that span tenants, which have no log: a number of the process that served it.
-    pub across: Option<u64>,
+    /// The place in the log of what goes to rooms that span tenants, of a client that is in one.
+    pub across: Option<Position>,
 }
 
 impl fmt::Display for Offset {
@@ -76,7 +76,7 @@ impl FromStr for Offset {
         let wrong = || Error::invalid("offset.invalid", "offset: expected EPOCH.POSITION");
         let (epoch, position) = text.split_once('.').ok_or_else(wrong)?;
         let (position, across) = match position.split_once('+') {
-            Some((position, number)) => (position, Some(number.parse().map_err(|_| wrong())?)),
+            Some((position, number)) => (position, Some(Position(number.parse().map_err(|_| wrong())?))),
             None => (position, None),
         };
         let position = Position(position.parse().map_err(|_| wrong())?);
@@ -92,6 +92,9 @@ pub struct Event {
     pub tenant: TenantId,
     /// Its place in that log.
     pub position: Position,
+    /// In the log of [`TenantId::across`]: the tenant that it is of and its place there.
+    #[serde(skip)]
+    pub origin: Option<(TenantId, Position)>,
     /// Its id, unique in the tenant.
     pub id: Id,
     /// Its type, as the catalog spells it.
@@ -119,6 +122,14 @@ pub struct Event {
     /// Its version in that stream: 1, 2, 3 …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+}
+
+impl Event {
+    /// The same as it stands in the log of [`TenantId::across`].
+    pub fn across(self, number: Position) -> Self {
+        let Self { tenant, position, .. } = self;
+        Self { tenant: TenantId::across(), position: number, origin: Some((tenant, position)), ..self }
+    }
 }
 
 /// An event that the catalog marks `ephemeral`: delivered to who is there, never logged.
@@ -152,7 +163,7 @@ mod tests {
         let offset: Offset = "k3j9.42+7".parse().expect("offset");
         assert_eq!(
             (offset.position, offset.across, offset.to_string()),
-            (Position(42), Some(7), "k3j9.42+7".to_owned())
+            (Position(42), Some(Position(7)), "k3j9.42+7".to_owned())
         );
         for bad in ["", "42", ".42", "k3.", "k3.-1", "K3.1", "some text", "k3.1.2", "k3.1+", "k3.1+x", "k3.1+2+3"] {
             assert!(bad.parse::<Offset>().is_err(), "{bad}");

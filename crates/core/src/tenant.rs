@@ -37,6 +37,11 @@ impl TenantId {
         Self("$app".into())
     }
 
+    /// The owner of the log of all events that go to rooms which span tenants, whosever they are. No caller can name it.
+    pub fn across() -> Self {
+        Self("$across".into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

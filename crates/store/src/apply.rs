@@ -210,9 +210,11 @@ impl<R: Rows> Writer<R> {
             None => None,
         };
         self.last_event = self.last_event.max(self.now);
+        let is_across = event.across;
         let event = Arc::new(Event {
             tenant: name.clone(),
             position,
+            origin: None,
             id: event.id,
             kind: event.kind,
             time: self.last_event,
@@ -228,7 +230,13 @@ impl<R: Rows> Writer<R> {
         self.rows.add_event(tenant, kind, &event)?;
         self.move_head(tenant, position);
         let answer = appended(&event, false);
-        self.events.push(event);
+        self.events.push(event.clone());
+        if is_across {
+            self.across = self.across.next();
+            let across = Arc::new(Event::clone(&event).across(self.across));
+            self.rows.add_across(tenant, &across)?;
+            self.events.push(across);
+        }
         Ok(answer)
     }
 

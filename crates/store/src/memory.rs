@@ -62,6 +62,8 @@ struct Tables {
     other_names: Vec<String>,
     heads: HashMap<NameId, Position>,
     events: BTreeMap<(NameId, Position), Arc<Event>>,
+    /// The log across tenants.
+    across: Vec<Arc<Event>>,
     event_ids: HashMap<(NameId, Id), Position>,
     streams: HashMap<(NameId, Box<str>), u64>,
     jobs: BTreeMap<Seq, JobRow>,
@@ -81,6 +83,10 @@ struct Tables {
 impl Tables {
     fn tenant(&self, tenant: &TenantId) -> Option<NameId> {
         self.tenants.get(tenant.as_str()).copied()
+    }
+
+    fn last_across(&self) -> Position {
+        self.across.last().map_or(Position::default(), |event| event.position)
     }
 
     fn jobs_where(&self, wanted: impl Fn(&JobRow) -> bool) -> Vec<&JobRow> {
@@ -184,6 +190,15 @@ impl Rows for MemoryRows {
             tables.streams.insert((tenant, stream.clone()), version);
         }
         tables.events.insert((tenant, event.position), event.clone());
+        Ok(())
+    }
+
+    fn last_across(&mut self) -> Result<Position> {
+        Ok(self.tables().last_across())
+    }
+
+    fn add_across(&mut self, _tenant: NameId, event: &Arc<Event>) -> Result<()> {
+        self.tables().across.push(event.clone());
         Ok(())
     }
 
@@ -400,13 +415,15 @@ impl Reader for MemoryReader {
     }
     fn head(&self, tenant: &TenantId) -> Answer<'_, Position> {
         let tables = self.tables.read();
+        if *tenant == TenantId::across() {
+            return ready(Ok(tables.last_across()));
+        }
         let head = tables.tenant(tenant).and_then(|tenant| tables.heads.get(&tenant).copied());
         ready(Ok(head.unwrap_or_default()))
     }
 
     fn log(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>> {
         let tables = self.tables.read();
-        let Some(tenant) = tables.tenant(tenant) else { return ready(Ok(Vec::new())) };
         let up_to = query.up_to.unwrap_or(Position(u64::MAX));
         if query.after >= up_to {
             return ready(Ok(Vec::new()));
@@ -418,7 +435,6 @@ impl Reader for MemoryReader {
                 && query.from.is_none_or(|from| event.time >= from)
                 && query.to.is_none_or(|to| event.time < to)
         };
-        let range = tables.events.range((tenant, query.after.next())..=(tenant, up_to));
         let limit = query.limit.clamp(1, LogQuery::MAX) as usize;
         let mut bytes = 0;
         let fits = |event: &&Arc<Event>| {
@@ -426,7 +442,16 @@ impl Reader for MemoryReader {
             bytes += event.data.get().len();
             before < LogQuery::MAX_BYTES
         };
-        ready(Ok(range.map(|(_, event)| event).filter(wanted).take(limit).take_while(fits).cloned().collect()))
+        let page = if *tenant == TenantId::across() {
+            let from = tables.across.partition_point(|event| event.position <= query.after);
+            let until = tables.across.partition_point(|event| event.position <= up_to);
+            tables.across[from..until].iter().filter(wanted).take(limit).take_while(fits).cloned().collect()
+        } else {
+            let Some(tenant) = tables.tenant(tenant) else { return ready(Ok(Vec::new())) };
+            let range = tables.events.range((tenant, query.after.next())..=(tenant, up_to)).map(|(_, event)| event);
+            range.filter(wanted).take(limit).take_while(fits).cloned().collect()
+        };
+        ready(Ok(page))
     }
 
     fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>> {

@@ -207,6 +207,9 @@ pub(crate) trait Rows: Bonds + Desk + Finished + Schedules + Send + 'static {
     fn set_head(&mut self, tenant: NameId, head: Position) -> Result<()>;
     fn last_time(&mut self) -> Result<Timestamp>;
     fn add_event(&mut self, tenant: NameId, kind: NameId, event: &Arc<Event>) -> Result<()>;
+    fn last_across(&mut self) -> Result<Position>;
+    /// Enters an event of `tenant` in the log across tenants.
+    fn add_across(&mut self, tenant: NameId, event: &Arc<Event>) -> Result<()>;
     fn event_by_id(&mut self, tenant: NameId, id: &Id) -> Result<Option<Arc<Event>>>;
     fn stream_version(&mut self, tenant: NameId, stream: &str) -> Result<u64>;
 

@@ -58,6 +58,8 @@ pub(crate) struct Writer<R: Rows> {
     /// The time of the last event, so that times never decrease along a log.
     pub(crate) last_event: Timestamp,
     pub(crate) heads: HashMap<NameId, Position>,
+    /// The head of the log across tenants.
+    pub(crate) across: Position,
     /// Tenants whose head moved in this turn.
     pub(crate) moved: Vec<NameId>,
     /// Jobs enqueued in this turn and not yet written: one that is leased in the same turn is written once.
@@ -122,6 +124,7 @@ impl<R: Rows> Writer<R> {
             now,
             last_event: Timestamp::default(),
             heads: HashMap::new(),
+            across: Position::default(),
             moved: Vec::new(),
             fresh: Vec::new(),
             recent: Recent::default(),
@@ -154,6 +157,7 @@ impl<R: Rows> Writer<R> {
         writer.rows.begin()?;
         writer.next_seq = writer.rows.last_seq()? + 1;
         writer.last_event = writer.rows.last_time()?;
+        writer.across = writer.rows.last_across()?;
         for lane in writer.rows.lanes()? {
             writer.dispatch.push_unread(lane);
         }

@@ -76,6 +76,13 @@ impl Catalog {
         suggest(name, self.events.keys().map(|known| &**known))
     }
 
+    /// Whether a room of this event type spans tenants.
+    pub fn crosses_tenants(&self, event: &EventType) -> bool {
+        let mut shapes = event.rooms.iter().chain(event.views.iter().map(|view| &view.room));
+        let mut rooms = self.rooms.iter().filter(|room| room.crosses_tenants).map(|room| &room.template);
+        rooms.any(|room| shapes.any(|shape| room.same_shape(shape)))
+    }
+
     /// The job type called `name`.
     pub fn job(&self, name: &str) -> Option<&JobType> {
         self.jobs.get(name)

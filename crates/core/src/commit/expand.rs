@@ -269,6 +269,7 @@ impl Run<'_> {
             kind: declared.name.clone(),
             data: event.data,
             rooms,
+            across: self.expander.catalog.crosses_tenants(declared),
             user_id: event.user_id.map(Into::into),
             correlation_id: effects.correlation_id,
             causation_id: event.causation_id.map(Into::into).or_else(|| origin.cause.clone()),

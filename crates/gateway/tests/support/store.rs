@@ -96,6 +96,7 @@ impl Commits for Fake {
             written.push(Arc::new(Event {
                 tenant: commit.tenant.clone(),
                 position: Position(log.len() as u64 + 1),
+                origin: None,
                 id: append.id,
                 kind: append.kind,
                 time: SystemClock.now(),

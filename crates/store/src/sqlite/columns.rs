@@ -77,6 +77,7 @@ pub(super) fn event(tenant: &TenantId, row: &Row<'_>) -> rusqlite::Result<Event>
     Ok(Event {
         tenant: tenant.clone(),
         position: Position(row.get::<_, i64>(0)?.unsigned_abs()),
+        origin: None,
         id: row.get::<_, StoredId>(1)?.0,
         kind: row.get_ref(2)?.as_str()?.into(),
         time: row.get::<_, Micros>(3)?.0,
@@ -88,6 +89,13 @@ pub(super) fn event(tenant: &TenantId, row: &Row<'_>) -> rusqlite::Result<Event>
         rooms: rooms.into(),
         data: json(row, 10)?,
     })
+}
+
+/// The same of the log across tenants, from [`EVENT_COLUMNS`] and then the number there and the tenant's name.
+pub(super) fn event_across(row: &Row<'_>) -> rusqlite::Result<Event> {
+    let number = Position(row.get::<_, i64>(11)?.unsigned_abs());
+    let tenant = TenantId::from_stored(row.get_ref(12)?.as_str()?);
+    event(&tenant, row).map(|event| event.across(number))
 }
 
 /// The columns of [`job_row`], for a query that joins `names q` and `names n`, and `tenants t`.

@@ -40,11 +40,15 @@ use crate::rows::{Found, read_cursor};
 use crate::writer::OnFatal;
 
 /// The version of `schema.sql`. A file of an older one is brought to it, a file of a newer one is refused.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// What leads from each version to the next: the first from 1 to 2. They never change once they are released.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("migrate-2.sql"), include_str!("migrate-3.sql"), include_str!("migrate-4.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("migrate-2.sql"),
+    include_str!("migrate-3.sql"),
+    include_str!("migrate-4.sql"),
+    include_str!("migrate-5.sql"),
+];
 
 /// Where and how to open a SQLite store.
 pub struct Options {

@@ -13,7 +13,8 @@ use tidewire_core::{Error, Id, Result, TenantId, Timestamp};
 use tokio::sync::Semaphore;
 
 use super::columns::{
-    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, failed_attempt, fault, job_row, state,
+    EVENT_COLUMNS, IdColumn, JOB_COLUMNS, JOB_TABLES, Micros, event, event_across, failed_attempt, fault, job_row,
+    state,
 };
 use crate::inbox::closed;
 
@@ -78,8 +79,13 @@ fn open(path: &Path) -> Result<Connection> {
 }
 
 pub(super) fn head(connection: &Connection, tenant: &TenantId) -> Result<Position> {
-    let mut statement = connection.prepare_cached("SELECT head FROM tenants WHERE name = ?1").map_err(fault)?;
-    let head = statement.query_row([tenant.as_str()], |row| row.get::<_, i64>(0)).optional().map_err(fault)?;
+    let head = if *tenant == TenantId::across() {
+        let mut statement = connection.prepare_cached("SELECT max(number) FROM across").map_err(fault)?;
+        statement.query_row([], |row| row.get::<_, Option<i64>>(0)).map_err(fault)?
+    } else {
+        let mut statement = connection.prepare_cached("SELECT head FROM tenants WHERE name = ?1").map_err(fault)?;
+        statement.query_row([tenant.as_str()], |row| row.get::<_, i64>(0)).optional().map_err(fault)?
+    };
     Ok(Position(head.unwrap_or_default().unsigned_abs()))
 }
 
@@ -87,14 +93,27 @@ pub(super) fn log(connection: &Connection, tenant: &TenantId, query: &LogQuery) 
     let up_to = query.up_to.map_or(i64::MAX, |position| i64::try_from(position.0).unwrap_or(i64::MAX));
     let (from, to) = (query.from.map(Micros), query.to.map(Micros));
     let limit = query.limit.clamp(1, LogQuery::MAX);
-    let mut sql = format!(
-        "SELECT {EVENT_COLUMNS} FROM events e JOIN names n ON n.id = e.type \
-         WHERE e.tenant = (SELECT id FROM tenants WHERE name = :tenant) AND e.position > :after AND e.position <= :up_to"
-    );
+    let is_across = *tenant == TenantId::across();
+    let (mut sql, place) = if is_across {
+        let sql = format!(
+            "SELECT {EVENT_COLUMNS}, a.number, t.name FROM across a JOIN tenants t ON t.id = a.tenant \
+             JOIN events e ON e.tenant = a.tenant AND e.position = a.position JOIN names n ON n.id = e.type \
+             WHERE a.number > :after AND a.number <= :up_to"
+        );
+        (sql, "a.number")
+    } else {
+        let sql = format!(
+            "SELECT {EVENT_COLUMNS} FROM events e JOIN names n ON n.id = e.type \
+             WHERE e.tenant = (SELECT id FROM tenants WHERE name = :tenant) AND e.position > :after AND e.position <= :up_to"
+        );
+        (sql, "e.position")
+    };
     let after = i64::try_from(query.after.0).unwrap_or(i64::MAX);
     let name = tenant.as_str();
-    let mut params: Vec<(&str, &dyn ToSql)> =
-        vec![(":tenant", &name), (":after", &after), (":up_to", &up_to), (":limit", &limit)];
+    let mut params: Vec<(&str, &dyn ToSql)> = vec![(":after", &after), (":up_to", &up_to), (":limit", &limit)];
+    if !is_across {
+        params.push((":tenant", &name));
+    }
     let filters: [(&str, &str, Option<&dyn ToSql>); 5] = [
         (" AND n.name = :kind", ":kind", query.kind.as_ref().map(|kind| kind as _)),
         (" AND e.stream = :stream", ":stream", query.stream.as_ref().map(|stream| stream as _)),
@@ -108,9 +127,10 @@ pub(super) fn log(connection: &Connection, tenant: &TenantId, query: &LogQuery) 
             params.push((name, value));
         }
     }
-    sql.push_str(" ORDER BY e.position LIMIT :limit");
+    sql.push_str(&format!(" ORDER BY {place} LIMIT :limit"));
     let mut statement = connection.prepare_cached(&sql).map_err(fault)?;
-    let rows = statement.query_map(params.as_slice(), |row| event(tenant, row).map(Arc::new)).map_err(fault)?;
+    let read = |row: &rusqlite::Row<'_>| if is_across { event_across(row) } else { event(tenant, row) };
+    let rows = statement.query_map(params.as_slice(), |row| read(row).map(Arc::new)).map_err(fault)?;
     let (mut events, mut bytes) = (Vec::new(), 0);
     for event in rows {
         let event = event.map_err(fault)?;

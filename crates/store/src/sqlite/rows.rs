@@ -191,6 +191,17 @@ impl Rows for SqliteRows {
         .map(drop)
     }
 
+    fn last_across(&mut self) -> Result<Position> {
+        let number = self.one("SELECT max(number) FROM across", [], |row| row.get::<_, Option<i64>>(0))?;
+        Ok(Position(number.flatten().unwrap_or_default().unsigned_abs()))
+    }
+
+    fn add_across(&mut self, tenant: NameId, event: &Arc<Event>) -> Result<()> {
+        let Some((_, position)) = &event.origin else { return Ok(()) };
+        let row = params![event.position.0.cast_signed(), tenant, position.0.cast_signed()];
+        self.run("INSERT INTO across (number, tenant, position) VALUES (?1, ?2, ?3)", row).map(drop)
+    }
+
     fn event_by_id(&mut self, tenant: NameId, id: &Id) -> Result<Option<Arc<Event>>> {
         let Some(name) = self.name(NameKind::Tenant, tenant)? else { return Ok(None) };
         let name = TenantId::from_stored(&name);

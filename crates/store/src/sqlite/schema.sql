@@ -24,6 +24,9 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_id ON events (tenant, id);
 CREATE UNIQUE INDEX events_stream ON events (tenant, stream, version) WHERE stream IS NOT NULL;
 
+-- The events of all tenants that go to rooms which span tenants, in the order of their commits.
+CREATE TABLE across (number INTEGER PRIMARY KEY, tenant INTEGER NOT NULL, position INTEGER NOT NULL);
+
 CREATE TABLE jobs (
   seq INTEGER PRIMARY KEY,
   tenant INTEGER NOT NULL,

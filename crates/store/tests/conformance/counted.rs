@@ -286,7 +286,7 @@ mod on_disk {
         again.close().await;
         let file = Connection::open(disk.path()).expect("open");
         let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("version");
-        assert_eq!(version, 4);
+        assert_eq!(version, 5);
     }
 
     /// What `schema.sql` makes and what the migrations make of version 1 is the same.

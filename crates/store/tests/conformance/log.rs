@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tidewire_core::Json;
 use tidewire_core::commit::Append;
 use tidewire_core::event::{Event, Position};
 use tidewire_core::store::{Follower, LogQuery};
+use tidewire_core::{Json, TenantId};
 use tokio::sync::mpsc;
 
 use crate::world::{HOUR, SECOND, START, World, code, commit, id, job_ids, tenant, within};
@@ -20,6 +20,7 @@ every_engine![
     a_follower_is_told_every_commit_in_order,
     a_follower_is_not_told_what_was_refused,
     a_closed_store_answers_unavailable,
+    events_across_tenants_have_a_log,
 ];
 
 async fn positions_have_no_gaps_in_each_tenant(world: World) {
@@ -219,4 +220,33 @@ async fn a_closed_store_answers_unavailable(world: World) {
     let late = commit(&a, vec![world.event("x")], Vec::new());
     assert_eq!(code(world.try_commit(late).await), "unavailable");
     assert_eq!(code(within(world.store.close()).await), "unavailable");
+}
+
+/// What goes to rooms that span tenants is in a log of its own as well: of all tenants, in the order of the commits, without gaps.
+async fn events_across_tenants_have_a_log(world: World) {
+    let (a, b, across) = (tenant("a"), tenant("b"), TenantId::across());
+    assert_eq!(within(world.store.head(&across)).await.expect("head"), Position(0));
+    let of = |kind: &str, across: bool| Append { across, ..world.event(kind) };
+    world.append(&a, vec![of("own", false), of("first", true), of("second", true)]).await;
+    world.append(&b, vec![of("third", true), of("own", false)]).await;
+    let repeated = || Append { id: id("e1"), given_id: true, ..of("fourth", true) };
+    world.append(&b, vec![repeated()]).await;
+    world.append(&b, vec![repeated()]).await;
+    world.append(&a, vec![of("fifth", true)]).await;
+    assert_eq!(within(world.store.head(&across)).await.expect("head"), Position(5));
+    let read = async |query: LogQuery| {
+        let events = within(world.store.read(&across, query)).await.expect("read");
+        let shown = |event: &Arc<Event>| {
+            let (tenant, position) = event.origin.clone().expect("whose it is");
+            format!("{} {} {}.{}", event.position, event.kind, tenant, position)
+        };
+        events.iter().map(shown).collect::<Vec<_>>()
+    };
+    let all = ["1 first a.2", "2 second a.3", "3 third b.1", "4 fourth b.3", "5 fifth a.4"];
+    assert_eq!(read(LogQuery { limit: 10, ..LogQuery::default() }).await, all);
+    let page = LogQuery { after: Position(1), up_to: Some(Position(4)), limit: 2, ..LogQuery::default() };
+    assert_eq!(read(page).await, all[1..3]);
+    assert_eq!(read(LogQuery { after: Position(5), limit: 10, ..LogQuery::default() }).await, [""; 0]);
+    let own = within(world.store.read(&a, LogQuery { limit: 10, ..LogQuery::default() })).await.expect("read");
+    assert!(own.iter().all(|event| event.origin.is_none() && event.tenant == a), "the tenant's own log is as ever");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use tidewire_core::TenantId;
 use tidewire_core::catalog::Keep;
 use tidewire_core::commit::{Append, Commit, Enqueue, Idempotency};
 use tidewire_core::event::Position;
@@ -27,7 +28,8 @@ async fn a_closed_store_opens_as_the_same_one() {
     let a = tenant("a");
     let first = disk.open();
     let (epoch, secret) = (first.world.store.epoch().clone(), *first.world.store.secret());
-    let event = Append { id: id("e1"), given_id: true, stream: Some("s".into()), ..first.world.event("x") };
+    let event =
+        Append { id: id("e1"), given_id: true, stream: Some("s".into()), across: true, ..first.world.event("x") };
     first.world.append(&a, vec![event.clone(), first.world.event("y")]).await;
     first.world.enqueue(&a, vec![Enqueue { id: id("j1"), given_id: true, ..first.world.job("work") }]).await;
     first.close().await;
@@ -40,9 +42,10 @@ async fn a_closed_store_opens_as_the_same_one() {
         .commit(commit(&a, vec![event], vec![Enqueue { id: id("j1"), given_id: true, ..world.job("work") }]))
         .await;
     assert!(again.events[0].deduplicated && again.jobs[0].deduplicated);
-    let next = Append { stream: Some("s".into()), expected_version: Some(1), ..world.event("z") };
+    let next = Append { stream: Some("s".into()), expected_version: Some(1), across: true, ..world.event("z") };
     let next = world.commit(commit(&a, vec![next], Vec::new())).await.events.remove(0);
     assert_eq!((next.position, next.version), (Some(Position(3)), Some(2)));
+    assert_eq!(world.head(&TenantId::across()).await, 2, "it goes on there, too");
     assert_eq!(world.claim_one().await.job.id, id("j1"));
 
     let other = Disk::new().open();

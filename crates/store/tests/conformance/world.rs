@@ -118,6 +118,7 @@ impl World {
             kind: kind.into(),
             data: Json::empty_object(),
             rooms: [].into(),
+            across: false,
             user_id: None,
             correlation_id: None,
             causation_id: None,

@@ -11,10 +11,11 @@ const LIMIT: usize = 10;
 /// Fails the test that prepares a statement which reads all of a table that grows. `next_due` alone reads an index from its beginning,
 /// and stops at the first entry.
 pub(super) fn must_not_scan(connection: &Connection, sql: &str) {
-    const GROWING: [&str; 17] = [
+    const GROWING: [&str; 18] = [
         "jobs",
         "j",
         "events",
+        "across",
         "e",
         "attempts",
         "claims",
@@ -90,6 +91,7 @@ fn event() -> Arc<Event> {
     Arc::new(Event {
         tenant: TenantId::new("a").expect("tenant"),
         position: Position(1),
+        origin: None,
         id: Id::parse("e1").expect("id"),
         kind: "x".into(),
         time: START,
@@ -118,6 +120,8 @@ fn no_statement_of_the_writer_reads_a_whole_table() -> Result<()> {
     rows.set_head(tenant, event.position)?;
     assert_eq!((rows.head(tenant)?, rows.last_time()?), (event.position, START));
     assert!(rows.event_by_id(tenant, &event.id)?.is_some());
+    rows.add_across(tenant, &Arc::new(Event::clone(&event).across(Position(7))))?;
+    assert_eq!(rows.last_across()?, Position(7));
     assert_eq!(rows.stream_version(tenant, "s")?, 1);
 
     for seq in 1..=4 {
