@@ -50,20 +50,76 @@ pub(crate) enum Form {
 /// What the members of a room get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The room spans tenants: delivered to who is there, never replayed.
+    /// The room spans tenants.
     pub(crate) app: bool,
     /// The redacted copy, by its index; `None` is the whole event.
     pub(crate) view: Option<u16>,
 }
 
 /// How far a client is that has everything up to a frame: what the offset of the frame says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct At {
+    /// In the log of its tenant.
     pub(crate) position: Position,
-    pub(crate) across: Option<u64>,
+    /// In that of what goes to rooms which span tenants, if it is in one.
+    pub(crate) across: Option<Position>,
+}
+
+/// Where an event stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the log of its tenant.
+    Own(Position),
+    /// In that across tenants.
+    Across(Position),
+    /// In none: it is ephemeral.
+    Nowhere,
+}
+
+impl Place {
+    pub(crate) fn of(event: &Event) -> Self {
+        if event.origin.is_some() { Self::Across(event.position) } else { Self::Own(event.position) }
+    }
 }
 
 impl At {
+    /// The same when the client has the event that is there, too; nothing if it has it already, or is in no such room.
+    pub(crate) fn with(self, place: Place) -> Option<Self> {
+        match place {
+            Place::Own(position) => (position > self.position).then_some(Self { position, ..self }),
+            Place::Across(number) => {
+                self.across.filter(|across| number > *across).map(|_| Self { across: Some(number), ..self })
+            }
+            Place::Nowhere => Some(self),
+        }
+    }
+
+    /// The same right before the event that is there.
+    pub(crate) fn until(self, place: Place) -> Self {
+        let before = |position: Position| Position(position.0 - 1);
+        match place {
+            Place::Own(position) => Self { position: before(position), ..self },
+            Place::Across(number) => Self { across: self.across.map(|_| before(number)), ..self },
+            Place::Nowhere => self,
+        }
+    }
+
+    /// The later of each. Who is in no room that spans tenants stays out.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self {
+            position: self.position.max(other.position),
+            across: self.across.map(|across| across.max(other.across.unwrap_or_default())),
+        }
+    }
+
+    /// How many events lie between this and what was before it, in the log where there are more.
+    pub(crate) fn beyond(self, before: Self) -> u64 {
+        let of = |now: Option<Position>, before: Option<Position>| {
+            now.zip(before).map_or(0, |(now, before)| now.0.saturating_sub(before.0))
+        };
+        of(Some(self.position), Some(before.position)).max(of(self.across, before.across))
+    }
+
     pub(crate) fn offset(self, shared: &Shared) -> String {
         let Self { position, across } = self;
         Offset { epoch: shared.store.epoch().clone(), position, across }.to_string()
@@ -115,13 +171,7 @@ impl Route {
         self.targets.iter().any(|target| target.app)
     }
 
-    /// Whether every room of this type spans tenants.
-    pub(crate) fn only_crosses_tenants(&self) -> bool {
-        self.targets.iter().all(|target| target.app)
-    }
-
-    /// What the rooms of one event get. The whole event comes before its views, so that a socket in both gets the whole; and the tenant's
-    /// own rooms before those that span tenants, so that a socket in both gets what the log has.
+    /// What the rooms of one event get. The whole event comes before its views, so that a socket in both gets the whole.
     ///
     /// An event's rooms stand in the order of the templates, each once. When two templates gave the same room, the rooms are matched by
     /// their shape instead, and in doubt a room gets the redacted copy.
@@ -157,6 +207,7 @@ pub(crate) struct Body<'a> {
 
 impl<'a> Body<'a> {
     pub(crate) fn logged(event: &'a Event) -> Self {
+        let own = event.origin.as_ref().map_or(event.position, |(_, position)| *position);
         Self {
             id: &event.id,
             kind: &event.kind,
@@ -164,7 +215,7 @@ impl<'a> Body<'a> {
             data: &event.data,
             user_id: event.user_id.as_deref(),
             correlation_id: event.correlation_id.as_deref(),
-            position: Some(event.position),
+            position: Some(own),
             version: event.version,
         }
     }
@@ -186,14 +237,16 @@ impl<'a> Body<'a> {
 /// One event being fanned out or replayed.
 pub(crate) struct Cast<'a> {
     shared: &'a Shared,
-    tenant: &'a TenantId,
+    pub(crate) tenant: &'a TenantId,
     pub(crate) body: Body<'a>,
-    /// Of an event that goes to those who follow the whole log.
-    whole: Option<&'a Event>,
+    /// The logged event.
+    pub(crate) event: Option<&'a Arc<Event>>,
+    /// It goes to those who follow the whole log.
+    whole: bool,
     pub(crate) route: &'a Route,
     /// Sockets remember the last one they saw, so that an event for two rooms of a socket arrives once. 0 in a replay.
     pub(crate) ticket: u64,
-    pub(crate) at: Position,
+    pub(crate) place: Place,
     /// When the store told of it; of what is read from the log nothing.
     pub(crate) since: Stamp,
     data: Option<Value>,
@@ -220,23 +273,33 @@ struct Key {
 }
 
 impl<'a> Cast<'a> {
-    /// `at` is the position that goes out as the offset: the event's own, or for ephemeral ones that of the last event before it.
-    pub(crate) fn new(
+    pub(crate) fn logged(shared: &'a Shared, event: &'a Arc<Event>, route: &'a Route, ticket: u64) -> Self {
+        let tenant = event.origin.as_ref().map_or(&event.tenant, |(tenant, _)| tenant);
+        let (body, place) = (Body::logged(event), Place::of(event));
+        Self { event: Some(event), ..Self::new(shared, tenant, route, body, place, ticket) }
+    }
+
+    pub(crate) fn ephemeral(shared: &'a Shared, event: &'a Ephemeral, route: &'a Route, ticket: u64) -> Self {
+        Self::new(shared, &event.tenant, route, Body::ephemeral(event), Place::Nowhere, ticket)
+    }
+
+    fn new(
         shared: &'a Shared,
         tenant: &'a TenantId,
         route: &'a Route,
         body: Body<'a>,
-        at: Position,
+        place: Place,
         ticket: u64,
     ) -> Self {
         Self {
             shared,
             tenant,
             body,
-            whole: None,
+            event: None,
+            whole: false,
             route,
             ticket,
-            at,
+            place,
             since: Stamp::NONE,
             data: None,
             judged: HashMap::new(),
@@ -250,13 +313,12 @@ impl<'a> Cast<'a> {
     }
 
     /// An event on its way to those who follow the whole log.
-    pub(crate) fn of_log(shared: &'a Shared, event: &'a Event, ticket: u64) -> Self {
-        let cast = Self::new(shared, &event.tenant, &shared.log, Body::logged(event), event.position, ticket);
-        Self { whole: Some(event), ..cast }
+    pub(crate) fn of_log(shared: &'a Shared, event: &'a Arc<Event>, ticket: u64) -> Self {
+        Self { whole: true, ..Self::logged(shared, event, &shared.log, ticket) }
     }
 
     pub(crate) fn class(&self) -> Class {
-        if self.body.position.is_some() { Class::Logged } else { Class::Ephemeral }
+        if self.event.is_some() { Class::Logged } else { Class::Ephemeral }
     }
 
     /// Whether this user may see the event. Judged once for all who have the same roles where only these matter, else once per credential.
@@ -302,11 +364,6 @@ impl<'a> Cast<'a> {
         Some(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
     }
 
-    /// Whether it is of this tenant.
-    pub(crate) fn is_of(&self, tenant: &TenantId) -> bool {
-        self.tenant == tenant
-    }
-
     /// The frames for a socket, and what the client is to remember when it has them.
     pub(crate) fn frame(&mut self, socket: &Socket, target: Target, at: At) -> Bytes {
         self.shared_frame(Key { namespace: socket.namespace, form: socket.session.form(), view: target.view, at })
@@ -333,7 +390,7 @@ impl<'a> Cast<'a> {
         let realtime = &self.shared.catalog.realtime;
         let offset = at.offset(self.shared);
         let fields = view.map(|view| self.route.declared.views[usize::from(view)].fields.as_slice());
-        if let (Form::Log, Some(event)) = (form, self.whole) {
+        if let (Form::Log, Some(event)) = (form, self.event.filter(|_| self.whole)) {
             return encode::stream_event(&offset, &event.kind, &encode::json(event));
         }
         if matches!(form, Form::Stream | Form::Log) {

@@ -10,6 +10,7 @@ use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, TenantId};
 
 use crate::auth::{Refusal, has_ended};
+use crate::cast::At;
 use crate::cursors;
 use crate::echo;
 use crate::gateway::Shared;
@@ -57,8 +58,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             return Ok(());
         }
     };
-    let tenant = shared.hub.enter(&principal.tenant);
-    tenant.open(&*shared.store).await.map_err(|error| recovery::unavailable(&error))?;
+    let tenant = shared.enter(&principal.tenant).await.map_err(|error| recovery::unavailable(&error))?;
     let cursor = match cursors::name("auth.after", &auth["after"]) {
         Ok(name) => name.zip(principal.user.as_ref()),
         Err(error) => {
@@ -76,16 +76,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Some(pid) => recovery::claim(shared, &tenant, &owner, pid, offset).await?,
         None => Return::New,
     };
-    let shown = offset.and_then(|offset| offset.parse::<Offset>().ok());
-    let (returned, missed) = match returned {
+    let returned = match returned {
         Return::Whole { claimed, saved, after } => {
             let (rooms, _) = allowed_rooms(shared, &principal, saved.clone());
-            match recovery::missed_across(shared, &rooms, shown.as_ref()) {
-                missed if missed.is_empty() => (Return::Whole { claimed, saved, after }, missed),
-                missed => (Return::New, missed),
+            let after = recovery::since(&rooms, after);
+            let is_lost = recovery::is_lost_across(shared, &rooms, after, offset.is_some()).await;
+            match is_lost.map_err(|error| recovery::unavailable(&error))? {
+                true => Return::New,
+                false => Return::Whole { claimed, saved, after },
             }
         }
-        Return::New => (Return::New, Vec::new()),
+        Return::New => Return::New,
     };
     // What a session knows of itself is newer than what its user has told of all of them.
     let cursor = cursor.filter(|_| matches!(returned, Return::New));
@@ -119,7 +120,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         Return::Whole { claimed, saved, after } => (claimed, saved, Some(after)),
         Return::New => {
             let began = shared.clock.now();
-            (Claimed { sid: random_id(), joined_at: Position(0), began }, Saved::default(), None)
+            (Claimed { sid: random_id(), joined_at: At::default(), began }, Saved::default(), None)
         }
     };
     let sid = claimed.sid.clone();
@@ -140,26 +141,18 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         socket.detach(Closing::Lost);
         return Ok(());
     }
-    let accept = |joined_at: Position| {
+    let accept = |joined_at: At| {
         let pid = shared.signer.sign(&Claimed { joined_at, ..claimed.clone() }, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &socket.sid, pid))
     };
     match (back, &acked) {
         (Some(after), _) => {
-            let mut is_whole = true;
             socket.attach(rooms, Some(after), |_| {
-                is_whole = socket.is_whole_since(shown.and_then(|offset| offset.across));
-                if is_whole {
-                    // Before what was missed: the client keeps events that come before the answer without their offsets, so a line that
-                    // breaks between the two would bring them again.
-                    accept(claimed.joined_at);
-                }
+                // Before what was missed: the client keeps events that come before the answer without their offsets, so a line that
+                // breaks between the two would bring them again.
+                accept(claimed.joined_at);
             });
-            if !is_whole {
-                // Between the look and the rooms. It has not been let in, so it comes back once more and gets a new session.
-                return Err(Closing::Unavailable);
-            }
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
@@ -179,19 +172,18 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (None, &(Acked::At(after) | Acked::New(after))) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            socket.attach(rooms, Some(after), |position| {
+            // A cursor is a place in the log of its tenant.
+            let begins_across = matches!(acked, Acked::At(_)).then(|| rooms.iter().filter(|room| room.app));
+            let missed: Vec<_> = begins_across.into_iter().flatten().map(|room| room.name.clone()).collect();
+            socket.attach(rooms, Some(At { position: after, across: None }), |now| {
                 // A new session, so the answer goes first. Nothing after the cursor has been sent, and so its `pid` says.
-                accept(after);
-                if matches!(acked, Acked::At(_)) {
-                    // What cannot be given of rooms that span tenants it is told of as soon as it is live.
-                    let _ = socket.is_whole_since(shown.and_then(|offset| offset.across));
-                }
-                let mut hello = hello(&socket, &names, position, Some(false));
+                accept(At { position: after, ..now });
+                let mut hello = hello(&socket, &names, now.position, Some(false));
                 hello["acked"] = json!(after);
-                socket.emit_at("connected", &hello.to_string(), after);
+                socket.emit_first("connected", &hello.to_string());
                 if !missed.is_empty() {
                     let lost = json!({ "position": after, "offset": offset, "rooms": missed });
-                    socket.emit_at("continuity:lost", &lost.to_string(), after);
+                    socket.emit_first("continuity:lost", &lost.to_string());
                 }
             });
             session.drained();
@@ -199,28 +191,25 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         (None, acked) => {
             let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            socket.attach(rooms, None, |position| {
-                accept(position);
+            socket.attach(rooms, None, |now| {
+                accept(now);
                 if shared.options.echo.is_some() {
                     session.push_frame(echo::greet(&socket, &auth));
                     return;
                 }
-                let mut hello = hello(&socket, &names, position, Some(false));
+                let mut hello = hello(&socket, &names, now.position, Some(false));
                 if let Acked::Lost(lost) = acked {
                     hello["acked"] = json!(lost.position);
                 }
-                socket.emit_at("connected", &hello.to_string(), position);
+                socket.emit_first("connected", &hello.to_string());
                 let lost = match acked {
                     Acked::Lost(lost) => Some(lost.to_string()),
                     Acked::NotAsked | Acked::At(_) | Acked::New(_) => offset.map(str::to_owned),
                 };
                 // Before any event that the client did not miss.
-                if lost.is_some() || !missed.is_empty() {
-                    let mut lost = json!({ "position": position, "offset": lost });
-                    if !missed.is_empty() {
-                        lost["rooms"] = json!(missed);
-                    }
-                    socket.emit_at("continuity:lost", &lost.to_string(), position);
+                if lost.is_some() {
+                    let lost = json!({ "position": now.position, "offset": lost });
+                    socket.emit_first("continuity:lost", &lost.to_string());
                 }
             });
         }
@@ -445,8 +434,7 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     if shared.auth.is_revoked(&principal) {
         return Err(forbidden());
     }
-    let tenant = shared.hub.enter(&principal.tenant);
-    tenant.open(&*shared.store).await?;
+    let tenant = shared.enter(&principal.tenant).await?;
     admit(session, &tenant, &principal).map_err(|crowded| too_many(shared, &crowded))?;
     shared.stats.sockets.up();
     let nsp = socket.namespace_name();
@@ -486,9 +474,9 @@ pub(crate) async fn switch(socket: &Arc<Socket>, to: &str) -> Result<Arc<Socket>
     let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let owner = Owner::new(nsp, &principal, &*shared.store);
-    next.attach(rooms, None, |position| {
-        next.emit_at("tenant:switched", &hello(&next, &names, position, None).to_string(), position);
-        let claimed = Claimed { sid: next.sid.clone(), joined_at: position, began: next.since };
+    next.attach(rooms, None, |now| {
+        next.emit_first("tenant:switched", &hello(&next, &names, now.position, None).to_string());
+        let claimed = Claimed { sid: next.sid.clone(), joined_at: now, began: next.since };
         let pid = shared.signer.sign(&claimed, &owner);
         let pid = shared.options.recovery.then_some(pid.as_str());
         session.push_frame(shared.options.parser.connect(nsp, &next.sid, pid));

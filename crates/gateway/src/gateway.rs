@@ -18,19 +18,18 @@ use tidewire_core::measure::Counter;
 use tidewire_core::principal::Sender;
 use tidewire_core::store::{Answer, Follower, Store};
 use tidewire_core::time::Clock;
-use tidewire_core::{Json, TenantId, Timestamp};
+use tidewire_core::{Json, Result, TenantId, Timestamp};
 use tidewire_wire::websocket;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::across::Numbers;
 use crate::auth::{Authenticate, Handshake};
 use crate::cast::Route;
 use crate::cursors::Cursors;
 use crate::heartbeat::{self, Wheel};
 use crate::http::Refused;
-use crate::hub::Hub;
+use crate::hub::{Hub, Tenant};
 use crate::options::Options;
 use crate::polling::Partings;
 use crate::positions;
@@ -84,7 +83,6 @@ pub(crate) struct Shared {
     /// The route of every event to those who follow the whole log.
     pub(crate) log: Route,
     pub(crate) hub: Hub,
-    pub(crate) across: Numbers,
     pub(crate) feeder: Feeder,
     pub(crate) writers: Writers,
     pub(crate) wheel: Wheel,
@@ -135,8 +133,7 @@ impl Gateway {
         let shared = Arc::new(Shared {
             routes: Route::all(&catalog),
             log: Route::log(),
-            hub: Hub::default(),
-            across: Numbers::new(),
+            hub: Hub::new(),
             feeder: Feeder::default(),
             writers: Writers::default(),
             wheel: Wheel::new(options.ping_interval.min(options.ping_timeout)),
@@ -195,7 +192,8 @@ impl Gateway {
     /// The counters, and how much there is now.
     pub fn stats(&self) -> Stats {
         let tenants = self.0.hub.all();
-        let rooms = tenants.iter().map(|tenant| tenant.rooms.read().len()).sum::<usize>() + self.0.hub.app.read().len();
+        let rooms = tenants.iter().map(|tenant| tenant.rooms.read().len()).sum::<usize>()
+            + self.0.hub.across.rooms.read().len();
         Stats { rooms: rooms as u64, tenants: tenants.len() as u64, ..self.0.stats.snapshot() }
     }
 
@@ -224,6 +222,14 @@ impl Gateway {
 }
 
 impl Shared {
+    /// The tenant, with its log and that across tenants open: sockets may join.
+    pub(crate) async fn enter(&self, id: &TenantId) -> Result<Arc<Tenant>> {
+        let tenant = self.hub.enter(id);
+        tenant.open(&*self.store).await?;
+        self.hub.across.open(&*self.store).await?;
+        Ok(tenant)
+    }
+
     pub(crate) fn next_key(&self) -> u64 {
         self.keys.fetch_add(1, Ordering::Relaxed)
     }

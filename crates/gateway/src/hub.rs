@@ -21,14 +21,17 @@ use crate::presence::Presence;
 use crate::socket::Socket;
 
 /// All tenants of this process that have sockets.
-#[derive(Default)]
 pub(crate) struct Hub {
     tenants: RwLock<HashMap<TenantId, Arc<Tenant>>>,
-    /// The rooms that span tenants.
-    pub(crate) app: RwLock<Rooms>,
+    /// The rooms that span tenants, and how far their log has been relayed. It has no sockets of its own.
+    pub(crate) across: Arc<Tenant>,
 }
 
 impl Hub {
+    pub(crate) fn new() -> Self {
+        Self { tenants: RwLock::default(), across: Arc::new(Tenant::new(TenantId::across())) }
+    }
+
     /// The tenant, known from now on: the follower passes on its events.
     pub(crate) fn enter(&self, id: &TenantId) -> Arc<Tenant> {
         if let Some(tenant) = self.find(id) {
@@ -38,13 +41,14 @@ impl Hub {
     }
 
     pub(crate) fn find(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        self.tenants.read().get(id).cloned()
+        self.tenants.read().get(id).or_else(|| (*id == self.across.id).then_some(&self.across)).cloned()
     }
 
     pub(crate) fn knows(&self, id: &TenantId) -> bool {
-        self.tenants.read().contains_key(id)
+        self.tenants.read().contains_key(id) || *id == self.across.id
     }
 
+    /// Without that of the rooms that span tenants.
     pub(crate) fn all(&self) -> Vec<Arc<Tenant>> {
         self.tenants.read().values().cloned().collect()
     }
@@ -72,8 +76,6 @@ pub(crate) struct Tenant {
     /// The last event whose fan-out is complete.
     delivered: AtomicU64,
     ready: AtomicBool,
-    /// The head of the log when it became ready.
-    opened: AtomicU64,
     opening: OnceCell<()>,
     pub(crate) rooms: RwLock<Rooms>,
     pub(crate) directory: Mutex<Directory>,
@@ -98,7 +100,6 @@ impl Tenant {
             begun: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             ready: AtomicBool::new(false),
-            opened: AtomicU64::new(0),
             opening: OnceCell::new(),
             rooms: RwLock::default(),
             directory: Mutex::default(),
@@ -118,7 +119,6 @@ impl Tenant {
                 // Under the lock, because the relay looks at `ready` and moves the position under it.
                 let rooms = self.rooms.write();
                 self.raise(head);
-                self.opened.store(head.0, Ordering::SeqCst);
                 self.ready.store(true, Ordering::SeqCst);
                 drop(rooms);
                 Ok(())
@@ -127,14 +127,19 @@ impl Tenant {
             .copied()
     }
 
+    /// All that get something from its log.
+    pub(crate) fn sockets(&self) -> Vec<Arc<Socket>> {
+        let own: Vec<_> = self.directory.lock().sockets.values().cloned().collect();
+        if !own.is_empty() {
+            return own;
+        }
+        // Rooms that span tenants have sockets of others.
+        self.rooms.read().everybody().cloned().collect()
+    }
+
     /// Whether the position is known. Before, the relay only notes how far it is.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
-    }
-
-    /// Whether an event comes by the queue alone: the log is read only from where it ended when the tenant became ready.
-    pub(crate) fn is_not_read(&self, position: Position) -> bool {
-        !self.is_ready() || position.0 <= self.opened.load(Ordering::SeqCst)
     }
 
     /// Moves the position without delivering anything: nobody is there yet.
@@ -329,14 +334,14 @@ impl Rooms {
         self.rooms.len()
     }
 
-    /// Every room and its members.
-    pub(crate) fn each(&self) -> impl Iterator<Item = (&str, &[Arc<Socket>])> {
-        self.rooms.iter().map(|(name, room)| (&**name, &*room.members))
+    /// Everybody, as often as in a room.
+    pub(crate) fn everybody(&self) -> impl Iterator<Item = &Arc<Socket>> {
+        self.rooms.values().flat_map(|room| &room.members)
     }
 
     /// Every room and its number of members.
     pub(crate) fn sizes(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.each().map(|(name, members)| (name, members.len()))
+        self.rooms.iter().map(|(name, room)| (&**name, room.members.len()))
     }
 }
 

@@ -71,7 +71,6 @@ mod socket;
 mod echo;
 mod parser;
 
-mod across;
 mod cast;
 mod encode;
 mod hub;

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 use tidewire_core::catalog::{Catalog, Join, Room};
-use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 
 use crate::presence::Word;
+use crate::socket::Since;
 
 /// The longest name of a room in bytes.
 pub(crate) const MAX_ROOM_BYTES: usize = 512;
@@ -25,7 +25,7 @@ pub(crate) struct Allowed {
     /// What the user tells of itself there.
     pub(crate) data: Option<Word>,
     /// What is up to here in the log is not for the socket by this room, however late it is read: it was not in it yet.
-    pub(crate) from: Position,
+    pub(crate) from: Since,
 }
 
 /// The rooms that `principal` is in by itself, in the order of the catalog: a user in the `auto` rooms that the claims fill, a visitor in the
@@ -41,7 +41,7 @@ pub(crate) fn auto_rooms(catalog: &Catalog, principal: &Principal) -> Vec<Allowe
         let Ok(name) = room.template.render(|name| own_param(catalog, principal, name)) else { continue };
         if !found.iter().any(|known| known.name == name) && holds(catalog, room, principal, &name) {
             let (app, presence) = (room.crosses_tenants, room.presence);
-            found.push(Allowed { name, app, auto: true, presence, data: None, from: Position(0) });
+            found.push(Allowed { name, app, auto: true, presence, data: None, from: Since::EVER });
         }
     }
     found
@@ -70,7 +70,7 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
         auto: false,
         presence: room.presence,
         data: None,
-        from: Position(0),
+        from: Since::EVER,
     })
 }
 

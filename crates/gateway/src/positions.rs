@@ -74,12 +74,11 @@ async fn tell(shared: &Shared) {
     let realtime = &shared.catalog.realtime;
     let (count, now) = (u64::from(realtime.history_count), Instant::now());
     let mut looked = 0;
-    for tenant in shared.hub.all() {
+    for tenant in shared.hub.all().iter().chain([&shared.hub.across]) {
         let due = tenant.told.lock().due(tenant.delivered(), now, count, realtime.history_age);
         let Some(least) = due else { continue };
         let mut frames = Vec::new();
-        let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
-        for socket in sockets {
+        for socket in tenant.sockets() {
             looked += 1;
             if looked % BATCH == 0 {
                 tokio::task::yield_now().await;

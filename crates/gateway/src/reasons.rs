@@ -68,8 +68,8 @@ impl Default for ByReason {
                 "unavailable",
             ]),
             closed: Reasons::new(&Closing::REASONS),
-            dropped: Reasons::new(&["backlog", "behind", "relay", "app_room"]),
-            returned: Reasons::new(&["recovered", "expired", "trimmed", "epoch", "foreign", "ended", "app_room"]),
+            dropped: Reasons::new(&["backlog", "behind", "relay"]),
+            returned: Reasons::new(&["recovered", "expired", "trimmed", "epoch", "foreign", "ended"]),
         }
     }
 }

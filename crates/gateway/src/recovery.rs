@@ -18,12 +18,13 @@ use tidewire_core::principal::Principal;
 use tidewire_core::store::{LogQuery, Store};
 use tidewire_core::{Result, TenantId, Timestamp};
 
+use crate::cast::At;
 use crate::gateway::Shared;
 use crate::hub::Tenant;
 use crate::policy::Allowed;
 use crate::presence::Word;
 use crate::session::Closing;
-use crate::socket::{Joining, Replayed, Socket};
+use crate::socket::{Joining, Replayed, Since, Socket};
 
 /// How many events one read of the log asks for. With the largest data this is 16 MiB at once, with usual data 20 KiB.
 const PAGE: u32 = 64;
@@ -31,18 +32,18 @@ const PAGE: u32 = 64;
 /// What a client asked for beyond what it gets by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// Each with the position from which on it gets what is for it.
+    /// Each with from where on it gets what is for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) rooms: Vec<(Box<str>, Position)>,
+    pub(crate) rooms: Vec<(Box<str>, Since)>,
     /// Rooms of its own that it left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) left: Vec<Box<str>>,
     /// What the user told of itself, by the room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) data: Vec<(Box<str>, Word)>,
-    /// Each with that position, too.
+    /// Each with that, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) types: Option<Vec<(String, Position)>>,
+    pub(crate) types: Option<Vec<(String, Since)>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) acked: Option<Position>,
     /// The client left on purpose: the session does not come back.
@@ -69,9 +70,23 @@ impl Saved {
 pub(crate) struct Parting {
     pub(crate) saved: Saved,
     /// The last offset that was sent to the client.
-    pub(crate) told: Position,
-    /// How far the log had been read for the client: beyond `told` nothing was for it up to here.
-    pub(crate) reached: Position,
+    pub(crate) told: At,
+    /// How far the logs had been read for the client: beyond `told` nothing was for it up to here.
+    pub(crate) reached: At,
+}
+
+impl Parting {
+    /// From where on a client has missed something that shows this offset: who has all that it was sent has missed nothing up to where
+    /// the log had been read for it.
+    fn lift(&self, shown: At) -> At {
+        let lift = |shown, told, reached| if shown < told { shown } else { reached };
+        let Self { told, reached, .. } = self;
+        let across = shown.across.map(|shown| {
+            let known = told.across.zip(reached.across);
+            known.map_or(shown, |(told, reached)| lift(shown, told, shown.max(reached)))
+        });
+        At { position: lift(shown.position, told.position, shown.position.max(reached.position)), across }
+    }
 }
 
 /// Sessions that closed a moment ago, for clients that are back before the store has written what is kept of them.
@@ -128,16 +143,16 @@ impl<'a> Owner<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claimed {
     pub(crate) sid: Arc<str>,
-    /// The position at which the session began.
-    pub(crate) joined_at: Position,
+    /// Where the session began.
+    pub(crate) joined_at: At,
     /// When it began.
     pub(crate) began: Timestamp,
 }
 
 /// The length of a socket id in bytes.
 const SID: usize = 20;
-/// The length of what a `pid` says: the id, the position and the milliseconds.
-const SAID: usize = SID + 8 + 8;
+/// The length of what a `pid` says: the id, the position, that across tenants or the largest number, and the milliseconds.
+const SAID: usize = SID + 8 + 8 + 8;
 const TAG: usize = 32;
 
 impl Signer {
@@ -148,7 +163,9 @@ impl Signer {
     pub(crate) fn sign(&self, claimed: &Claimed, owner: &Owner<'_>) -> String {
         let mut token = Vec::with_capacity(SAID + TAG);
         token.extend_from_slice(claimed.sid.as_bytes());
-        token.extend_from_slice(&claimed.joined_at.0.to_be_bytes());
+        let At { position, across } = claimed.joined_at;
+        token.extend_from_slice(&position.0.to_be_bytes());
+        token.extend_from_slice(&across.map_or(u64::MAX, |across| across.0).to_be_bytes());
         token.extend_from_slice(&claimed.began.as_millis().to_be_bytes());
         let tag = hmac::sign(&self.0, &Self::signed(&token, owner));
         token.extend_from_slice(tag.as_ref());
@@ -161,10 +178,12 @@ impl Signer {
         let (said, tag) = token.split_at(SAID);
         hmac::verify(&self.0, &Self::signed(said, owner), tag).ok()?;
         let (sid, numbers) = said.split_first_chunk::<SID>()?;
-        let (position, millis) = numbers.split_first_chunk::<8>()?;
+        let (position, numbers) = numbers.split_first_chunk::<8>()?;
+        let (across, millis) = numbers.split_first_chunk::<8>()?;
+        let across = Some(u64::from_be_bytes(*across)).filter(|across| *across < u64::MAX).map(Position);
         Some(Claimed {
             sid: std::str::from_utf8(sid).ok()?.into(),
-            joined_at: Position(u64::from_be_bytes(*position)),
+            joined_at: At { position: Position(u64::from_be_bytes(*position)), across },
             began: Timestamp::from_millis(i64::from_be_bytes(millis.try_into().ok()?)),
         })
     }
@@ -187,7 +206,7 @@ impl Signer {
 /// What a client that comes back gets.
 pub(crate) enum Return {
     /// Everything: the same session, and every event after `after`.
-    Whole { claimed: Claimed, saved: Saved, after: Position },
+    Whole { claimed: Claimed, saved: Saved, after: At },
     /// A new session.
     New,
 }
@@ -211,7 +230,7 @@ pub(crate) async fn claim(
     };
     let after = match offset.map(str::parse::<Offset>) {
         None => claimed.joined_at,
-        Some(Ok(offset)) if offset.epoch == *shared.store.epoch() => offset.position,
+        Some(Ok(Offset { epoch, position, across })) if epoch == *shared.store.epoch() => At { position, across },
         Some(_) => {
             shared.lose(&shared.stats.lost_epoch, "epoch");
             return Ok(Return::New);
@@ -228,8 +247,10 @@ pub(crate) async fn claim(
     };
     let parting = parting.or_else(|| shared.recent.find(&claimed.sid));
     let (kept, after) = match parting {
-        // Who has all that it was sent has missed nothing up to where the log had been read for it.
-        Some(Parting { saved, told, reached }) => (Some(saved), if after < told { after } else { after.max(reached) }),
+        Some(parting) => {
+            let after = parting.lift(after);
+            (Some(parting.saved), after)
+        }
         None => {
             let kept = shared.store.session(&tenant.id, &claimed.sid).await.map_err(|error| unavailable(&error))?;
             // What cannot be read was not written by this version: then nothing is known about its rooms.
@@ -238,7 +259,7 @@ pub(crate) async fn claim(
     };
     let saved = match kept {
         Some(saved) => saved,
-        None if may_be_forgotten(shared, tenant, claimed.began, after).await? => {
+        None if may_be_forgotten(shared, tenant, claimed.began, after.position).await? => {
             shared.lose(&shared.stats.lost_history, "expired");
             return Ok(Return::New);
         }
@@ -249,24 +270,37 @@ pub(crate) async fn claim(
         return Ok(Return::New);
     }
     // With acknowledgements, what was received but not dealt with comes again.
-    let after = saved.acked.map_or(after, |acked| after.min(acked.max(claimed.joined_at)));
-    if let Some(reason) = beyond_history(shared, tenant, after).await.map_err(|error| unavailable(&error))? {
+    let position = after.position;
+    let position = saved.acked.map_or(position, |acked| position.min(acked.max(claimed.joined_at.position)));
+    let after = At { position, ..after };
+    if let Some(reason) = beyond_history(shared, tenant, position).await.map_err(|error| unavailable(&error))? {
         shared.lose(&shared.stats.lost_history, reason);
         return Ok(Return::New);
     }
     Ok(Return::Whole { claimed, saved, after })
 }
 
-/// Which of these rooms span tenants and may have had events that the client has not, by the offset that it shows. Those events cannot
-/// be given to it.
-pub(crate) fn missed_across(shared: &Shared, rooms: &[Allowed], offset: Option<&Offset>) -> Vec<String> {
-    let seen = offset.and_then(|offset| offset.across);
-    let missed = rooms.iter().filter(|room| room.app && !shared.across.is_whole(&room.name, seen));
-    let missed: Vec<String> = missed.map(|room| room.name.clone()).collect();
-    if !missed.is_empty() {
-        shared.lose(&shared.stats.lost_app_room, "app_room");
+/// From where on a client that comes back gets what happened in these rooms. What it asked for in a room that spans tenants it gets since it
+/// asked, if it was told of no later place.
+pub(crate) fn since(rooms: &[Allowed], after: At) -> At {
+    let asked = rooms.iter().filter(|room| room.app && room.from != Since::EVER);
+    At { across: after.across.or_else(|| asked.map(|room| room.from.across()).min()), ..after }
+}
+
+/// Whether something of rooms that span tenants cannot be given to a client that goes on from here. Who `shows` a place without one in
+/// their log was in no such room then, and has missed nothing there.
+pub(crate) async fn is_lost_across(shared: &Shared, rooms: &[Allowed], after: At, shows: bool) -> Result<bool> {
+    if !rooms.iter().any(|room| room.app) {
+        return Ok(false);
     }
-    missed
+    let lost = match after.across {
+        Some(across) => beyond_history(shared, &shared.hub.across, across).await?,
+        None => (!shows).then_some("trimmed"),
+    };
+    if let Some(reason) = lost {
+        shared.lose(&shared.stats.lost_history, reason);
+    }
+    Ok(lost.is_some())
 }
 
 /// Ends a session for good: nobody comes back to it from now on, nor after a crash. Codes `store.busy`, `unavailable`.
@@ -328,30 +362,44 @@ async fn may_be_forgotten(
 /// From the moment the socket holds, every event is either held or at most at the position read after that moment, and then it is in
 /// the log. So nothing is missed between the two, and the positions tell what is in both.
 pub(crate) async fn catch_up(socket: &Arc<Socket>) -> Result<(), Closing> {
-    let shared = socket.shared();
     loop {
-        let Some(mut at) = socket.hold() else { return Ok(()) };
-        let target = socket.tenant.begun();
-        while at < target {
-            let query = LogQuery { after: at, up_to: Some(target), limit: PAGE, ..LogQuery::default() };
-            let page = shared.store.read(&socket.tenant.id, query).await.map_err(|error| unavailable(&error))?;
-            if page.first().is_none_or(|event| event.position != at.next()) {
-                // The log has been trimmed beyond this socket: there is no whole any more.
-                return Err(Closing::TooSlow);
-            }
-            for event in page {
-                if socket.replay(&event) == Replayed::Full {
-                    socket.wait_for_room();
-                    return Ok(());
-                }
-                at = event.position;
-            }
-        }
-        match socket.go_live(at.max(target)) {
+        let Some(At { position, across }) = socket.hold() else { return Ok(()) };
+        let Some(position) = read_up(socket, &socket.tenant, position).await? else { return Ok(()) };
+        let across = match across {
+            None => None,
+            Some(across) => match read_up(socket, &socket.shared().hub.across, across).await? {
+                None => return Ok(()),
+                up_to => up_to,
+            },
+        };
+        match socket.go_live(At { position, across }) {
             Joining::Live | Joining::Full => return Ok(()),
             Joining::Overflowed => {}
         }
     }
+}
+
+/// Gives a socket that holds what a log has after `at`. Answers up to where it was read; nothing when the client has to take something
+/// first, then the socket is parked.
+async fn read_up(socket: &Arc<Socket>, log: &Tenant, mut at: Position) -> Result<Option<Position>, Closing> {
+    let shared = socket.shared();
+    let target = log.begun();
+    while at < target {
+        let query = LogQuery { after: at, up_to: Some(target), limit: PAGE, ..LogQuery::default() };
+        let page = shared.store.read(&log.id, query).await.map_err(|error| unavailable(&error))?;
+        if page.first().is_none_or(|event| event.position != at.next()) {
+            // The log has been trimmed beyond this socket: there is no whole any more.
+            return Err(Closing::TooSlow);
+        }
+        for event in page {
+            if socket.replay(&event) == Replayed::Full {
+                socket.wait_for_room();
+                return Ok(None);
+            }
+            at = event.position;
+        }
+    }
+    Ok(Some(at.max(target)))
 }
 
 pub(crate) fn unavailable(error: &tidewire_core::Error) -> Closing {
@@ -369,7 +417,7 @@ mod tests {
         let owner = || Owner { namespace: "/", tenant: "a", user: Some("u"), epoch: "e1" };
         let claimed = Claimed {
             sid: "abcdefghijabcdefghij".into(),
-            joined_at: Position(42),
+            joined_at: At { position: Position(42), across: Some(Position(7)) },
             began: Timestamp::from_millis(1_700_000_000_000),
         };
         let pid = signer.sign(&claimed, &owner());
@@ -396,7 +444,8 @@ mod tests {
         let soon = std::time::Duration::from_millis(300);
         let check = bolero::check!().with_test_time(soon).with_type::<(u64, u32, Vec<(u8, u8)>, Vec<u8>)>();
         check.for_each(|(position, millis, changes, noise)| {
-            let (joined_at, began) = (Position(*position), Timestamp::from_millis(i64::from(*millis)));
+            let joined_at = At { position: Position(*position), across: None };
+            let began = Timestamp::from_millis(i64::from(*millis));
             let claimed = Claimed { sid: "abcdefghijabcdefghij".into(), joined_at, began };
             let pid = signer.sign(&claimed, &owner);
             let mut changed = pid.clone().into_bytes();

@@ -114,7 +114,7 @@ impl Gateway {
                 }
             }
             None => {
-                add(None, &shared.hub.app.read());
+                add(None, &shared.hub.across.rooms.read());
                 shared.hub.all().iter().for_each(|tenant| add(Some(&tenant.id), &tenant.rooms.read()));
             }
         }

@@ -17,10 +17,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::across::{self, Numbered};
-use crate::cast::{Body, Cast, Route, Target};
+use crate::cast::{Cast, Place, Target};
 use crate::gateway::Shared;
-use crate::hub::Tenant;
+use crate::hub::{Rooms, Tenant};
 use crate::latency::Stamp;
 use crate::socket::Socket;
 
@@ -79,13 +78,8 @@ impl Feeder {
             match turns.push(&tenant, item, bytes, room) {
                 Ok(()) => {}
                 Err(Item::Ephemeral(_)) => shared.stats.drop_copies("relay", 1),
-                Err(Item::Logged(event, _)) => {
-                    // The log is read for who is here. Others of other tenants may have waited for it.
-                    if shared.crosses_tenants(&event.kind)
-                        && shared.hub.find(&tenant).is_none_or(|tenant| tenant.is_not_read(event.position))
-                    {
-                        shared.across.skip();
-                    }
+                Err(Item::Logged(..)) => {
+                    // The log is read for who is here.
                     if turns.lag(&tenant) {
                         shared.stats.relay_lagged.up();
                     }
@@ -116,10 +110,7 @@ impl Follower for Follow {
         let Some(shared) = self.0.upgrade() else { return };
         // A tenant without sockets costs no more than this look. Its position is asked of the log when its first socket comes,
         // after it is known here, so that no event falls between the two.
-        let mut wanted = events
-            .iter()
-            .filter(|event| shared.hub.knows(&event.tenant) || shared.crosses_tenants(&event.kind))
-            .peekable();
+        let mut wanted = events.iter().filter(|event| shared.hub.knows(&event.tenant)).peekable();
         if wanted.peek().is_some() {
             let now = shared.stats.latency.now();
             shared.feeder.offer(&shared, wanted.cloned().map(|event| Item::Logged(event, now)));
@@ -218,44 +209,42 @@ impl Relay<'_> {
     }
 
     fn logged(&mut self, event: &Arc<Event>, since: Stamp) {
-        let Some(tenant) = self.shared.hub.find(&event.tenant) else {
-            // Nobody of that tenant is here; rooms that span tenants may still want it.
-            return self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
-        };
+        // It may have been forgotten meanwhile.
+        let Some(tenant) = self.shared.hub.find(&event.tenant) else { return };
         match self.deliver(&tenant, event, since) {
             Next::Done => {}
             Next::Behind(up_to) => self.shared.feeder.turns.lock().aim(&tenant.id, up_to),
         }
     }
 
-    /// Delivers the event that comes next in its tenant's log.
-    fn deliver(&mut self, tenant: &Arc<Tenant>, event: &Event, since: Stamp) -> Next {
+    /// Delivers the event that comes next in its log.
+    fn deliver(&mut self, tenant: &Arc<Tenant>, event: &Arc<Event>, since: Stamp) -> Next {
         // Locked for as long as the fan-out takes, so that a socket joins before it or after it and never in its middle.
         let rooms = tenant.rooms.read();
         if !tenant.is_ready() {
             tenant.raise(event.position);
-            drop(rooms);
-            self.fan_out_app(&event.tenant, Body::logged(event), &event.rooms, event.position);
             return Next::Done;
         }
         let delivered = tenant.delivered();
         if event.position <= delivered {
-            if tenant.is_not_read(event.position) {
-                // Rooms that span tenants have not had it. Who is in a room of its own, too, has it from the log.
-                self.offer_all(tenant, event, since, &rooms);
-            }
             return Next::Done;
         }
         if event.position > delivered.next() {
             return Next::Behind(event.position);
         }
         tenant.begin(event.position);
-        self.offer_all(tenant, event, since, &rooms);
+        if let Some(route) = self.shared.routes.get(&event.kind) {
+            self.ticket += 1;
+            let mut cast = Cast::logged(self.shared, event, route, self.ticket);
+            cast.since = since;
+            self.offer(&mut cast, &event.rooms, Some(&rooms));
+            self.count(cast, Some(tenant));
+        }
         if !rooms.followers().is_empty() {
             self.ticket += 1;
             let mut cast = Cast::of_log(self.shared, event, self.ticket);
             cast.since = since;
-            rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE, None));
+            rooms.followers().iter().for_each(|socket| socket.offer(&mut cast, Target::WHOLE));
             tenant.count_deliveries(self.shared, cast.deliveries, cast.delivery_bytes);
             self.price += rooms.followers().len() as u64;
             self.since_pause.1 += cast.deliveries;
@@ -265,66 +254,33 @@ impl Relay<'_> {
         Next::Done
     }
 
-    /// Offers an event to all of its rooms.
-    fn offer_all(&mut self, tenant: &Tenant, event: &Event, since: Stamp, own: &crate::hub::Rooms) {
-        let Some(route) = self.shared.routes.get(&event.kind) else { return };
-        let mut cast = self.cast(&event.tenant, route, Body::logged(event), event.position);
-        cast.since = since;
-        for (room, target) in route.rooms(&event.rooms) {
-            self.offer_room(&mut cast, room, target, own);
-        }
-        self.count(cast, Some(tenant));
-    }
-
     fn ephemeral(&mut self, event: &Ephemeral) {
-        let body = Body::ephemeral(event);
-        let Some(tenant) = self.shared.hub.find(&event.tenant) else {
-            return self.fan_out_app(&event.tenant, body, &event.rooms, Position(0));
-        };
         let Some(route) = self.shared.routes.get(&event.kind) else { return };
-        let rooms = tenant.rooms.read();
-        let mut cast = self.cast(&event.tenant, route, body, tenant.delivered());
-        for (room, target) in route.rooms(&event.rooms) {
-            self.offer_room(&mut cast, room, target, &rooms);
-        }
-        self.count(cast, Some(&tenant));
-    }
-
-    /// Delivers to rooms that span tenants only.
-    fn fan_out_app(&mut self, tenant: &TenantId, body: Body<'_>, rooms: &[Box<str>], at: Position) {
-        let Some(route) = self.shared.routes.get(body.kind) else { return };
-        let mut cast = self.cast(tenant, route, body, at);
-        for (room, target) in route.rooms(rooms).into_iter().filter(|(_, target)| target.app) {
-            self.offer_room(&mut cast, room, target, &crate::hub::Rooms::default());
-        }
-        self.count(cast, None);
-    }
-
-    fn cast<'c>(&mut self, tenant: &'c TenantId, route: &'c Route, body: Body<'c>, at: Position) -> Cast<'c>
-    where
-        Self: 'c,
-    {
+        let tenant = self.shared.hub.find(&event.tenant);
+        let rooms = tenant.as_ref().map(|tenant| tenant.rooms.read());
         self.ticket += 1;
-        Cast::new(self.shared, tenant, route, body, at, self.ticket)
+        let mut cast = Cast::ephemeral(self.shared, event, route, self.ticket);
+        self.offer(&mut cast, &event.rooms, rooms.as_deref());
+        self.count(cast, tenant.as_deref());
     }
 
-    fn offer_room(&mut self, cast: &mut Cast<'_>, room: &str, target: Target, own: &crate::hub::Rooms) {
-        let is_logged = cast.body.position.is_some();
-        let mut offer = |members: &[Arc<Socket>], numbered| {
-            members.iter().for_each(|socket| socket.offer(cast, target, numbered));
-            self.price += members.len() as u64;
-        };
-        if !target.app {
-            return offer(own.members(room), None);
-        }
-        let Shared { hub, across, .. } = &**self.shared;
-        let table = hub.app.read();
-        if is_logged {
-            let number = across.begin(room);
-            offer(table.members(room), Some(Numbered { room, number }));
-            across.finish(number);
-        } else {
-            offer(table.members(room), None);
+    /// Offers an event to its rooms; `rooms` are those of the log that it is read from. In a room that spans tenants, the sockets of its
+    /// own tenant have it from the log of that, in its order with all else, and the others from that across tenants.
+    fn offer(&mut self, cast: &mut Cast<'_>, names: &[Box<str>], rooms: Option<&Rooms>) {
+        let (own, place, across) = (cast.tenant, cast.place, &self.shared.hub.across);
+        for (room, target) in cast.route.rooms(names) {
+            let mut offer = |members: &[Arc<Socket>], to: &dyn Fn(&TenantId) -> bool| {
+                members.iter().filter(|socket| to(&socket.tenant.id)).for_each(|socket| socket.offer(cast, target));
+                self.price += members.len() as u64;
+            };
+            let members = rooms.map_or(&[][..], |rooms| rooms.members(room));
+            match (place, target.app) {
+                (Place::Own(_) | Place::Nowhere, false) => offer(members, &|_| true),
+                (Place::Own(_), true) => offer(across.rooms.read().members(room), &|tenant| tenant == own),
+                (Place::Across(_), true) => offer(members, &|tenant| tenant != own),
+                (Place::Nowhere, true) => offer(across.rooms.read().members(room), &|_| true),
+                (Place::Across(_), false) => {}
+            }
         }
     }
 
@@ -355,7 +311,6 @@ impl Relay<'_> {
     async fn read(&mut self, id: &TenantId, up_to: Position, limit: u32) {
         let Some(tenant) = self.shared.hub.find(id).filter(|tenant| tenant.is_ready()) else {
             // It was forgotten meanwhile. When somebody comes again, its position is asked of the log.
-            self.tell_gap();
             return self.reached(id);
         };
         match self.try_read(&tenant, up_to, limit).await {
@@ -382,10 +337,8 @@ impl Relay<'_> {
         if first.position != after.next() {
             // The log was trimmed under us. Nobody may believe to have seen what nobody can show any more.
             tracing::warn!(tenant = %tenant.id, %after, "the log begins later than what was delivered; closing this tenant's sockets");
-            let sockets: Vec<_> = tenant.directory.lock().sockets.values().cloned().collect();
-            sockets.iter().for_each(|socket| socket.session.close(crate::session::Closing::TooSlow));
+            tenant.sockets().iter().for_each(|socket| socket.session.close(crate::session::Closing::TooSlow));
             tenant.raise(Position(first.position.0 - 1));
-            self.tell_gap();
         }
         for event in page {
             if let Next::Behind(_) = self.deliver(tenant, &event, Stamp::NONE) {
@@ -422,18 +375,9 @@ impl Relay<'_> {
         }
     }
 
-    /// Something is passed over that may have been for rooms that span tenants.
-    fn tell_gap(&self) {
-        across::tell_gap(&self.shared.across, &self.shared.hub.app);
-    }
-
     /// Has the log read up to its head: something of this tenant did not come by the queue.
     async fn compare(&mut self, id: &TenantId) {
-        let known = self.shared.hub.find(id);
-        if self.shared.across.take_skipped() || known.is_none() {
-            self.tell_gap();
-        }
-        let Some(tenant) = known else {
+        let Some(tenant) = self.shared.hub.find(id) else {
             self.late.remove(id);
             return;
         };

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
@@ -15,8 +17,7 @@ use tidewire_core::{Error, Kind, Result, Timestamp};
 pub(crate) use self::change::Change;
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
-use crate::across::Across;
-use crate::cast::Form;
+use crate::cast::{At, Form, Place};
 use crate::connect;
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
@@ -51,14 +52,13 @@ struct State {
     types: Option<Vec<Wanted>>,
     /// The last fan-out that came by.
     ticket: u64,
-    /// Events up to here are not to be queued again.
-    fed: Position,
+    /// Events up to here are not to be queued again. In the log across tenants while it is in such a room.
+    fed: At,
     /// The last offset that was queued for it; not before it is attached.
-    told: Option<Position>,
-    /// The last logged event that was queued for it.
+    told: Option<At>,
+    /// The last event of its tenant's log that was queued for it.
     sent: Position,
     feed: Feed,
-    across: Across,
     /// The last position that the client said it has dealt with.
     acked: Option<Position>,
     /// When its rooms and types were last kept in the store.
@@ -75,21 +75,45 @@ struct State {
     parting: Option<Box<Parting>>,
 }
 
+/// From where on events are for a socket: those up to here are not, however late they are read. In the log of its tenant, and in that
+/// across tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Since(Position, Position);
+
+impl Since {
+    pub(crate) const EVER: Self = Self(Position(0), Position(0));
+
+    pub(crate) fn across(self) -> Position {
+        self.1
+    }
+
+    fn is_before(self, place: Place) -> bool {
+        match place {
+            Place::Own(position) => self.0 < position,
+            Place::Across(position) => self.1 < position,
+            Place::Nowhere => true,
+        }
+    }
+
+    fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0), self.1.min(other.1))
+    }
+}
+
 /// Event types that a socket is subscribed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pattern: Pattern,
-    /// Those up to here in the log are not for it, however late they are read.
-    from: Position,
+    from: Since,
 }
 
 impl Wanted {
     /// Since ever.
     pub(crate) fn ever(pattern: Pattern) -> Self {
-        Self { pattern, from: Position(0) }
+        Self { pattern, from: Since::EVER }
     }
 
-    fn saved(&self) -> (String, Position) {
+    fn saved(&self) -> (String, Since) {
         let text = match &self.pattern {
             Pattern::Exact(name) => (**name).to_owned(),
             Pattern::Prefix(prefix) => format!("{prefix}*"),
@@ -98,7 +122,7 @@ impl Wanted {
     }
 
     /// What was kept.
-    pub(crate) fn restored((text, from): &(String, Position)) -> Option<Self> {
+    pub(crate) fn restored((text, from): &(String, Since)) -> Option<Self> {
         Some(Self { pattern: Pattern::parse(text)?, from: *from })
     }
 }
@@ -106,7 +130,7 @@ impl Wanted {
 #[derive(Clone, Debug)]
 struct Joined {
     name: Arc<str>,
-    from: Position,
+    from: Since,
     app: bool,
     auto: bool,
     presence: bool,
@@ -117,7 +141,7 @@ struct Joined {
 impl Joined {
     /// It is in there by itself, and since ever.
     fn is_given(&self) -> bool {
-        self.auto && self.from == Position(0)
+        self.auto && self.from == Since::EVER
     }
 }
 
@@ -155,11 +179,10 @@ impl Socket {
                 left,
                 types,
                 ticket: 0,
-                fed: Position(0),
+                fed: At::default(),
                 told: None,
                 sent: Position(0),
                 feed: Feed::Live,
-                across: Across::default(),
                 acked,
                 saved: kept.then_some(now),
                 // What was kept of a session that comes back may be about to expire.
@@ -227,22 +250,29 @@ impl Socket {
         self.state.lock().types_text()
     }
 
+    /// From where on what happens now is for it.
+    pub(crate) fn begun(&self) -> Since {
+        Since(self.tenant.begun(), self.shared().hub.across.begun())
+    }
+
     /// Takes its first rooms, and from `fed` on every event of its tenant. `first` is queued before any of them when the socket is
     /// new (`live`); one that comes back waits parked until it has been read up to date.
-    pub(crate) fn attach(self: &Arc<Self>, rooms: Vec<Allowed>, fed: Option<Position>, first: impl FnOnce(Position)) {
+    pub(crate) fn attach(self: &Arc<Self>, rooms: Vec<Allowed>, fed: Option<At>, first: impl FnOnce(At)) {
         let mut table = self.tenant.rooms.write();
         // In this order, as the relay takes them. With both, what `first` says of either is exact.
+        let across = &self.shared().hub.across;
         let crosses = rooms.iter().any(|room| room.app);
-        let mut app = crosses.then(|| self.shared().hub.app.write());
+        let mut app = crosses.then(|| across.rooms.write());
         let mut state = self.state.lock();
         if state.closed {
             return;
         }
         // Nothing is being fanned out while the table is locked, so the position is exact.
-        let live_from = self.tenant.delivered();
+        let now = At { position: self.tenant.delivered(), across: crosses.then(|| across.delivered()) };
         match fed {
-            None => state.fed = live_from,
-            Some(fed) => self.park(&mut state, fed),
+            None => state.fed = now,
+            // Who was in no such room has missed nothing there.
+            Some(fed) => self.park(&mut state, At { across: now.across.map(|now| fed.across.unwrap_or(now)), ..fed }),
         }
         state.told = Some(state.fed);
         if state.whole_log {
@@ -253,7 +283,6 @@ impl Socket {
         for room in rooms {
             let name = match &mut app {
                 Some(app) if room.app => {
-                    state.across.join();
                     let name = app.join(&room.name, self);
                     audited.push(name.clone());
                     name
@@ -263,7 +292,7 @@ impl Socket {
             state.rooms.push(self.enter(name, room, fed.is_some()));
         }
         drop(state);
-        first(live_from);
+        first(now);
         drop(app);
         drop(table);
         audited.iter().for_each(|room| self.audit(room, "joined a room that spans tenants"));
@@ -299,7 +328,8 @@ impl Socket {
         }
         let name = table.join(&room.name, self);
         if room.app {
-            state.across.join();
+            // Nothing is being fanned out to these rooms while their table is locked.
+            state.fed.across.get_or_insert_with(|| self.shared().hub.across.delivered());
         }
         state.left.retain(|left| **left != *name);
         let app = room.app;
@@ -327,8 +357,8 @@ impl Socket {
         if left.auto {
             state.left.push(room.into());
         }
-        if left.app {
-            state.across.leave(room);
+        if !state.rooms.iter().any(|joined| joined.app) {
+            state.fed.across = None;
         }
         state.changed = true;
         table.leave(room, self);
@@ -370,7 +400,7 @@ impl Socket {
     }
 
     fn table(&self, app: bool) -> &RwLock<Rooms> {
-        if app { &self.shared().hub.app } else { &self.tenant.rooms }
+        if app { &self.shared().hub.across.rooms } else { &self.tenant.rooms }
     }
 
     /// Takes over a checked credential of the same user, a new one or that of before as it is now (`is_new`): leaves rooms that `keep` no
@@ -391,7 +421,10 @@ impl Socket {
             state.checking = false;
             state.rooms.iter().map(|room| room.name.clone()).filter(|room| !keep(room)).collect()
         };
-        let left = self.state.lock().left.clone();
+        let (left, was_across) = {
+            let state = self.state.lock();
+            (state.left.clone(), state.fed.across.is_some())
+        };
         for room in &gone {
             self.leave(room);
         }
@@ -399,6 +432,11 @@ impl Socket {
         self.state.lock().left.clone_from(&left);
         for room in auto.into_iter().filter(|room| !left.iter().any(|left| **left == *room.name)) {
             self.join(room)?;
+        }
+        let at = self.at();
+        if at.across.is_some() && !was_across {
+            // It comes back to no earlier place than this, once it has been told that it is there.
+            self.emit("continuity:kept", &json!({ "position": at.position }).to_string());
         }
         Ok(())
     }
@@ -469,8 +507,8 @@ impl Socket {
     }
 
     fn part(&self, state: &State, saved: Saved) -> Option<Parting> {
-        let (told, reached) = (state.told?, self.is_at(state).position);
-        let saved = Saved { acked: saved.acked.and(state.dealt_with(reached)), ..saved };
+        let (told, reached) = (state.told?, self.is_at(state));
+        let saved = Saved { acked: saved.acked.and(state.dealt_with(reached.position)), ..saved };
         Some(Parting { saved, told, reached })
     }
 
@@ -502,9 +540,7 @@ impl Socket {
             rooms
         };
         for room in &rooms {
-            let mut table = if room.app { shared.hub.app.write() } else { self.tenant.rooms.write() };
-            table.leave(&room.name, self);
-            drop(table);
+            self.table(room.app).write().leave(&room.name, self);
             if room.app {
                 self.audit(&room.name, "left a room that spans tenants");
             }

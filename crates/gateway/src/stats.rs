@@ -67,8 +67,6 @@ pub struct Stats {
     pub lost_history: u64,
     /// Clients that came back with a `pid` that is not theirs, or is of a session that was ended.
     pub lost_identity: u64,
-    /// Clients that were told that events of rooms that span tenants are missing: they came back, or were slow, or the relay was.
-    pub lost_app_room: u64,
     /// Times the queue between store and sockets was full and the log had to be read instead.
     pub relay_lagged: u64,
     /// Answers to publishers that were held back while their tenant's sockets were far behind.
@@ -118,7 +116,6 @@ counters!(
     lost_epoch,
     lost_history,
     lost_identity,
-    lost_app_room,
     relay_lagged,
     publishers_held,
 );

@@ -23,18 +23,18 @@ use tidewire_core::{Error, Kind, Result, TenantId};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{ClientAddress, Handshake};
-use crate::cast::Form;
+use crate::cast::{At, Form};
 use crate::connect;
 use crate::gateway::{Gateway, Shared};
 use crate::http::{Answer, Origin, parse_query, preflight_of};
 use crate::hub::Tenant;
 use crate::messages::builtin;
 use crate::outbox::Taken;
-use crate::policy;
+use crate::policy::{self, Allowed};
 use crate::recovery::{self, Saved};
 use crate::registry;
 use crate::session::{Closing, Opening, Session, random, random_id};
-use crate::socket::{Beginning, Socket, Wanted};
+use crate::socket::{Beginning, Since, Socket, Wanted};
 
 /// The time between two signs of life, if pings are not more frequent.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -247,15 +247,6 @@ enum Start {
     After(Position),
 }
 
-impl Start {
-    fn offset(&self) -> Option<&Offset> {
-        match self {
-            Self::Offset(offset) => Some(offset),
-            Self::After(_) => None,
-        }
-    }
-}
-
 impl Query {
     fn read(catalog: &Catalog, query: &[(String, String)], headers: &HeaderMap, reader: &Reader) -> Result<Self> {
         let wrong = |detail: String| Err(Error::invalid("request.invalid", format!("query: {detail}")));
@@ -374,26 +365,16 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
             policy::may_join(&shared.catalog, &principal, name).ok_or_else(|| builtin::refused(name))?;
         }
         let wanted =
-            Saved { rooms: named.iter().map(|name| (name.as_str().into(), Position(0))).collect(), ..Saved::default() };
+            Saved { rooms: named.iter().map(|name| (name.as_str().into(), Since::EVER)).collect(), ..Saved::default() };
         (rooms, _) = connect::allowed_rooms(shared, &principal, wanted);
     }
-    let tenant = shared.hub.enter(&principal.tenant);
-    tenant.open(&*shared.store).await?;
-    let mut missed = Vec::new();
-    let (after, lost, seen) = match start {
-        None => (None, None, None),
-        Some(start) => {
-            let shown = start.offset();
-            let after = resume(shared, &tenant, &start, whole_log).await?;
-            if after.is_some() {
-                missed = recovery::missed_across(shared, &rooms, shown);
-            }
-            let seen = shown.and_then(|shown| shown.across);
-            match after.filter(|_| missed.is_empty()) {
-                Some(after) => (Some(after), None, seen),
-                None => (None, Some(start), None),
-            }
-        }
+    let tenant = shared.enter(&principal.tenant).await?;
+    let (after, lost) = match start {
+        None => (None, None),
+        Some(start) => match resume(shared, &tenant, &start, &rooms, whole_log).await? {
+            Some(after) => (Some(after), None),
+            None => (None, Some(start)),
+        },
     };
     connect::admit(session, &tenant, &principal).map_err(|crowded| {
         shared.stats.refused.up();
@@ -422,13 +403,11 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     session.push_frame(format!("retry: {}\n\n", RETRY_MS + u16::from_be_bytes(random()) % (2 * RETRY_MS)).into());
     let names: Vec<String> = rooms.iter().map(|room| room.name.clone()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let hello = |position, recovered| connect::hello(&socket, &names, position, Some(recovered)).to_string();
+    let hello = |now: At, recovered| connect::hello(&socket, &names, now.position, Some(recovered)).to_string();
     match after {
         Some(after) => {
-            socket.attach(rooms, Some(after), |position| {
-                // What came between the look and the rooms it is told of; until then its offsets say what it has shown.
-                let _ = socket.is_whole_since(seen);
-                socket.emit_at("connected", &hello(position, true), after);
+            socket.attach(rooms, Some(after), |now| {
+                socket.emit_first("connected", &hello(now, true));
             });
             shared.stats.recovered.up();
             shared.stats.by.returned.up("recovered");
@@ -440,15 +419,12 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
                 Start::Offset(offset) => offset,
                 Start::After(position) => Offset { epoch: shared.store.epoch().clone(), position, across: None },
             });
-            socket.attach(rooms, None, |position| {
-                socket.emit_at("connected", &hello(position, false), position);
+            socket.attach(rooms, None, |now| {
+                socket.emit_first("connected", &hello(now, false));
                 // Before any event that the client did not miss.
                 if let Some(lost) = lost {
-                    let mut told = json!({ "position": position, "offset": lost.to_string() });
-                    if !missed.is_empty() {
-                        told["rooms"] = json!(missed);
-                    }
-                    socket.emit_at("continuity:lost", &told.to_string(), position);
+                    let told = json!({ "position": now.position, "offset": lost.to_string() });
+                    socket.emit_first("continuity:lost", &told.to_string());
                 }
             });
         }
@@ -464,24 +440,33 @@ async fn join(session: &Arc<Session>, asked: Query, auth: &Value, principal: Pri
     Ok(())
 }
 
-/// The position to go on from; `None` when not everything after it can be given.
-async fn resume(shared: &Shared, tenant: &Tenant, start: &Start, whole_log: bool) -> Result<Option<Position>> {
+/// From where to go on; `None` when not everything after it can be given.
+async fn resume(
+    shared: &Shared,
+    tenant: &Tenant,
+    start: &Start,
+    rooms: &[Allowed],
+    whole_log: bool,
+) -> Result<Option<At>> {
     let after = match start {
-        Start::After(position) => *position,
-        Start::Offset(offset) if offset.epoch == *shared.store.epoch() => offset.position,
+        Start::After(position) => At { position: *position, across: None },
+        Start::Offset(Offset { epoch, position, across }) if epoch == shared.store.epoch() => {
+            At { position: *position, across: *across }
+        }
         Start::Offset(_) => {
             shared.lose(&shared.stats.lost_epoch, "epoch");
             return Ok(None);
         }
     };
     let lost = match whole_log {
-        true => recovery::beyond_log(shared, tenant, after, None).await?,
-        false => recovery::beyond_history(shared, tenant, after).await?,
+        true => recovery::beyond_log(shared, tenant, after.position, None).await?,
+        false => recovery::beyond_history(shared, tenant, after.position).await?,
     };
     if let Some(reason) = lost {
         shared.lose(&shared.stats.lost_history, reason);
+        return Ok(None);
     }
-    Ok(lost.is_none().then_some(after))
+    Ok((!recovery::is_lost_across(shared, rooms, after, true).await?).then_some(after))
 }
 
 #[cfg(test)]

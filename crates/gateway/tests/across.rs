@@ -1,8 +1,8 @@
-//! Rooms that span tenants have no log: what a client missed there cannot come, so it is told.
+//! Rooms that span tenants: who misses something there gets it from a log of their own, beside that of its tenant.
 
 mod support;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::Server;
 use support::client::Socket;
 use tidewire_core::event::Offset;
@@ -10,48 +10,90 @@ use tidewire_gateway::Options;
 
 const TOKEN: &str = "p1/root/admin/cross";
 
-async fn alert(server: &Server, text: &str) {
-    server.publish("p2", "system:alert", json!({ "text": text })).await;
+async fn alert(server: &Server, n: u64) {
+    alert_of(server, "p2", n).await;
 }
 
-/// The rooms that a client is told of right after `connected`.
-async fn lost(socket: &mut Socket) -> Value {
-    socket.expect("continuity:lost").await["rooms"].take()
+async fn alert_of(server: &Server, tenant: &str, n: u64) {
+    server.publish(tenant, "system:alert", json!({ "text": "", "n": n })).await;
+}
+
+fn offset(socket: &Socket) -> Offset {
+    socket.offset.as_deref().and_then(|offset| offset.parse().ok()).expect("an offset")
 }
 
 #[tokio::test]
-async fn who_was_away_recovers_only_if_nothing_happened_there() {
+async fn who_was_away_gets_what_happened_there_also_from_another_process() {
     let server = Server::start().await;
-    let (mut watcher, _) = Socket::connect(server.address, "p3/watcher/admin/cross").await;
     let (socket, _) = Socket::connect(server.address, TOKEN).await;
     let (mut socket, connected) = socket.reconnect(server.address, TOKEN).await;
     assert_eq!(connected["recovered"], true, "nothing happened");
-    alert(&server, "heard").await;
-    for socket in [&mut socket, &mut watcher] {
-        socket.expect("system:alert").await;
+    alert(&server, 0).await;
+    assert_eq!(socket.expect("system:alert").await["n"], 0);
+    let (mut socket, _) = socket.reconnect(server.address, TOKEN).await;
+    assert!(socket.missed().is_empty(), "it had heard that one");
+    for round in 1..=2 {
+        // Of three tenants, its own among them, on their way to a transport that the client has given up.
+        for n in 0..9 {
+            alert_of(&server, ["p2", "p1", "p3"][n as usize % 3], n).await;
+            server.publish("p1", "lead:created", json!({ "agentId": "x", "n": 100 + n })).await;
+        }
+        let (back, connected) = socket.reconnect(server.address, TOKEN).await;
+        assert_eq!(connected["recovered"], true, "in round {round}");
+        let (mut own, mut across): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
+        for event in &back.early {
+            let n = event[1]["n"].as_u64().expect("a number");
+            if event[0] == "system:alert" && n % 3 != 1 { across.push(n) } else { own.push(n) }
+        }
+        assert_eq!(across, [0, 2, 3, 5, 6, 8], "those of others, in their order");
+        let expected: Vec<u64> =
+            (0..9).flat_map(|n| [Some(n).filter(|n| n % 3 == 1), Some(100 + n)]).flatten().collect();
+        assert_eq!(own, expected, "the log of its own tenant, in its order");
+        socket = back;
     }
-    let (socket, connected) = socket.reconnect(server.address, TOKEN).await;
-    assert_eq!(connected["recovered"], true, "it had heard that one");
-    // On its way to a transport that the client has given up.
-    alert(&server, "unheard").await;
-    watcher.expect("system:alert").await;
-    let (mut socket, connected) = socket.reconnect(server.address, TOKEN).await;
-    assert_eq!((&connected["recovered"], lost(&mut socket).await), (&json!(false), json!(["global"])));
-    let (socket, connected) = socket.reconnect(server.address, TOKEN).await;
-    assert_eq!(connected["recovered"], true, "it was told of that one");
-    // Who is not there does not care.
-    let (ann, _) = Socket::connect(server.address, "p1/ann/").await;
-    alert(&server, "not for ann").await;
-    watcher.expect("system:alert").await;
-    let (ann, connected) = ann.reconnect(server.address, "p1/ann/").await;
-    assert_eq!(connected["recovered"], true);
-    assert_eq!(server.gateway.stats().lost_app_room, 1);
-    // Another process knows nothing of what happened.
+    alert(&server, 7).await;
     let server = server.crash_and_restart().await;
-    let (mut socket, connected) = socket.reconnect(server.address, TOKEN).await;
-    assert_eq!((&connected["recovered"], lost(&mut socket).await), (&json!(false), json!(["global"])));
+    alert(&server, 8).await;
+    let (socket, connected) = socket.reconnect(server.address, TOKEN).await;
+    assert_eq!((&connected["recovered"], socket.missed()), (&json!(true), vec![7, 8]));
+}
+
+#[tokio::test]
+async fn history_reaches_back_as_far_there_as_in_a_tenants_log() {
+    let server = Server::start().await;
+    let (away, _) = Socket::connect(server.address, TOKEN).await;
+    let (ann, _) = Socket::connect(server.address, "p1/ann/").await;
+    for n in 0..100 {
+        alert(&server, n).await;
+    }
+    let (away, connected) = away.reconnect(server.address, TOKEN).await;
+    assert_eq!((&connected["recovered"], away.missed().len()), (&json!(true), 100));
+    for n in 0..101 {
+        alert(&server, n).await;
+    }
+    let (mut away, connected) = away.reconnect(server.address, TOKEN).await;
+    assert_eq!(connected["recovered"], false);
+    away.expect("continuity:lost").await;
+    assert_eq!(server.gateway.stats().lost_history, 1);
     let (_ann, connected) = ann.reconnect(server.address, "p1/ann/").await;
-    assert_eq!(connected["recovered"], true);
+    assert_eq!(connected["recovered"], true, "who is not there does not care");
+}
+
+#[tokio::test]
+async fn who_was_not_there_gets_nothing_from_before() {
+    let server = Server::start().await;
+    let (ann, _) = Socket::connect(server.address, "p1/root/admin").await;
+    alert(&server, 1).await;
+    // It may be in there since it was away.
+    let (mut root, connected) = ann.reconnect(server.address, TOKEN).await;
+    assert_eq!((&connected["recovered"], root.missed()), (&json!(true), vec![]));
+    alert(&server, 2).await;
+    assert_eq!(root.expect("system:alert").await["n"], 2);
+    assert_eq!(root.ask("leave", &[json!("global")]).await["ok"], true);
+    alert(&server, 3).await;
+    assert_eq!(root.ask("join", &[json!("global")]).await["ok"], true);
+    let (root, connected) = root.reconnect(server.address, TOKEN).await;
+    assert_eq!((&connected["recovered"], root.missed()), (&json!(true), vec![]));
 }
 
 #[tokio::test]
@@ -62,91 +104,65 @@ async fn who_begins_at_a_cursor_is_told_what_it_does_not_bring() {
         Socket::open(server.address).await.join("/", auth).await.expect("let in").0
     };
     let mut first = begin().await;
-    alert(&server, "heard").await;
-    assert_eq!(first.expect("system:alert").await["text"], "heard", "nothing was missed before the cursor was there");
+    alert(&server, 1).await;
+    assert_eq!(first.expect("system:alert").await["n"], 1, "nothing was missed before the cursor was there");
     drop(first);
     server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": 1 })).await;
     let mut second = begin().await;
+    assert_eq!(second.expect("continuity:lost").await["rooms"], json!(["global"]));
     assert_eq!(second.expect("lead:created").await["n"], 1);
-    assert_eq!(lost(&mut second).await, json!(["global"]));
+    // It is in the log of its own tenant, which the cursor is a place of.
+    drop(second);
+    alert_of(&server, "p1", 2).await;
+    let mut third = begin().await;
+    third.expect("continuity:lost").await;
+    assert_eq!(
+        (third.expect("lead:created").await["n"].take(), third.expect("system:alert").await["n"].take()),
+        (json!(1), json!(2))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_client_is_told_once_when_it_is_live_again() {
+async fn a_slow_client_gets_everything_once_and_in_order_of_both_logs() {
+    const TOTAL: u64 = 1_000;
     let server = Server::with(Options { max_backlog: 20_000, ..Options::default() }).await;
     let (mut slow, _) = Socket::connect(server.address, TOKEN).await;
     let text = "x".repeat(20_000);
-    const TOTAL: u64 = 1_500;
-    let lead = |n: u64| server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n, "text": text }));
-    for n in 0..TOTAL {
-        lead(n).await;
-    }
-    while server.gateway.stats().behind == 0 {
-        tokio::task::yield_now().await;
-    }
-    // The log brings this one for its other room.
-    server.publish("p1", "port:closed", json!({ "n": TOTAL })).await;
-    for _ in 0..2 {
-        alert(&server, &text).await;
-    }
-    while server.gateway.stats().dropped < 2 {
-        tokio::task::yield_now().await;
-    }
-    let (mut numbers, mut told) = (Vec::new(), Vec::new());
-    while told.is_empty() || numbers.len() <= TOTAL as usize {
-        let event = slow.event().await;
-        match event[0].as_str() {
-            Some("continuity:lost") => told.push(event[1]["rooms"].clone()),
-            Some("system:alert") => panic!("it was dropped"),
-            _ => numbers.extend(event[1]["n"].as_u64()),
-        }
-    }
-    assert_eq!(numbers, (0..=TOTAL).collect::<Vec<_>>(), "its own log, whole and once");
-    alert(&server, "live").await;
-    assert_eq!(slow.expect("system:alert").await["text"], "live");
-    assert_eq!(told, [json!(["global"])]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_slow_with_nothing_else_is_told_too() {
-    let server = Server::with(Options { max_backlog: 20_000, ..Options::default() }).await;
-    let (mut slow, _) = Socket::connect(server.address, TOKEN).await;
-    let text = "x".repeat(20_000);
-    const TOTAL: u64 = 1_500;
-    for _ in 0..TOTAL {
-        server.publish("p2", "system:alert", json!({ "text": text })).await;
-    }
-    while server.gateway.stats().dropped == 0 {
-        tokio::task::yield_now().await;
-    }
-    let told = loop {
-        let event = slow.event().await;
-        if event[0] != "system:alert" {
-            break event;
-        }
+    let publish = async |tenant: &str, kind: &str, n: u64| {
+        server.publish(tenant, kind, json!({ "agentId": "ann", "n": n, "text": text })).await;
     };
-    assert_eq!((&told[0], &told[1]["rooms"]), (&json!("continuity:lost"), &json!(["global"])));
-    assert!(server.gateway.stats().lost_app_room > 0);
+    for n in 0..TOTAL {
+        publish("p1", "lead:created", n).await;
+        publish("p2", "system:alert", n).await;
+        publish("p1", "port:closed", n).await;
+    }
+    assert!(server.gateway.stats().parked > 0);
+    let mut found = std::collections::BTreeMap::<String, Vec<u64>>::new();
+    for _ in 0..3 * TOTAL {
+        let event = slow.event().await;
+        let name = event[0].as_str().expect("a name").to_owned();
+        found.entry(name).or_default().extend(event[1]["n"].as_u64());
+    }
+    let all: Vec<u64> = (0..TOTAL).collect();
+    assert_eq!(found.values().collect::<Vec<_>>(), [&all, &all, &all], "{:?}", found.keys());
+    alert(&server, TOTAL).await;
+    assert_eq!(slow.expect("system:alert").await["n"], TOTAL, "live again");
+    let at = offset(&slow);
+    assert_eq!((at.position.0, at.across.map(|across| across.0)), (2 * TOTAL, Some(2 * TOTAL + 1)));
 }
 
 #[tokio::test]
-async fn what_the_relay_passes_over_is_told_to_all_in_the_room_and_to_who_comes_back() {
+async fn what_the_queue_to_the_relay_cannot_take_is_read_from_the_log() {
     let server = Server::with(Options { max_relay_events: 100, ..Options::default() }).await;
     let (mut watcher, _) = Socket::connect(server.address, TOKEN).await;
-    let (gone, _) = Socket::connect(server.address, "p1/boss/admin/cross").await;
-    // Nobody of p2 is here, so nobody reads its log. Nothing is relayed in between, as this runs on one thread and never waits.
+    // Nothing is relayed in between, as this runs on one thread and never waits.
     for n in 0..200 {
-        alert(&server, &n.to_string()).await;
+        alert(&server, n).await;
     }
-    // One tenant has at most half of the room.
-    for n in 0..50 {
-        assert_eq!(watcher.expect("system:alert").await["text"], n.to_string());
+    for n in 0..200 {
+        assert_eq!(watcher.expect("system:alert").await["n"], n);
     }
-    assert_eq!(watcher.expect("continuity:lost").await, json!({ "rooms": ["global"], "position": 0 }));
-    alert(&server, "next").await;
-    assert_eq!(watcher.expect("system:alert").await["text"], "next");
-    let (mut gone, connected) = gone.reconnect(server.address, "p1/boss/admin/cross").await;
-    assert_eq!((&connected["recovered"], lost(&mut gone).await), (&json!(false), json!(["global"])));
+    assert_eq!(server.gateway.stats().relay_lagged, 1);
 }
 
 #[tokio::test]
@@ -166,10 +182,12 @@ async fn an_event_for_a_room_of_ones_own_and_one_that_spans_tenants_arrives_once
             assert_eq!(socket.expect("port:closed").await["n"], n, "each once, in order");
         }
     }
-    alert(&server, "last").await;
+    alert_of(&server, "p3", 99).await;
     for socket in [&mut own, &mut other] {
-        assert_eq!(socket.expect("system:alert").await["text"], "last", "nothing twice");
+        assert_eq!(socket.expect("system:alert").await["n"], 99, "nothing twice");
+        assert_eq!(offset(socket).across.map(|across| across.0), Some(22));
     }
-    let position = own.offset.as_deref().and_then(|offset| offset.parse::<Offset>().ok()).expect("an offset").position;
-    assert_eq!(position.0, 21, "that of the log, from which it would go on");
+    assert_eq!((offset(&own).position.0, offset(&other).position.0), (21, 0));
+    let (own, _) = own.reconnect(server.address, TOKEN).await;
+    assert!(own.missed().is_empty());
 }

@@ -141,7 +141,7 @@ impl Reader<'_> {
         self.socket.shared().store.read(&self.socket.tenant.id, query).await
     }
 
-    fn is_shown(&self, event: &Event) -> bool {
+    fn is_shown(&self, event: &Arc<Event>) -> bool {
         let asked_for =
             self.types.as_ref().is_none_or(|types| types.iter().any(|pattern| pattern.matches(&event.kind)));
         asked_for && event.time >= self.oldest && self.socket.sees(event).is_some()
@@ -157,7 +157,7 @@ impl Reader<'_> {
         Ok(first.first().is_some_and(|event| event.position == after.next() && event.time >= self.oldest))
     }
 
-    fn show(&self, event: &Event) -> Option<Value> {
+    fn show(&self, event: &Arc<Event>) -> Option<Value> {
         let target = self.socket.sees(event)?;
         let body = Body::logged(event);
         let route = self.socket.shared().routes.get(&event.kind)?;

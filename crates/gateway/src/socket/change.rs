@@ -11,7 +11,7 @@ use tidewire_core::store::Answer;
 use tidewire_core::{Error, Kind, Result};
 use tokio::sync::MutexGuard;
 
-use super::{Socket, State, Wanted};
+use super::{Since, Socket, State, Wanted};
 use crate::policy::Allowed;
 use crate::recovery::{Parting, Saved};
 use crate::session::Closing;
@@ -55,7 +55,7 @@ impl Socket {
         for wanted in &mut types {
             // What is still wanted by another pattern, and was by this one before, is not missed for it.
             let before = gone.iter().filter(|gone| gone.pattern.overlaps(&wanted.pattern)).map(|gone| gone.from);
-            wanted.from = before.fold(wanted.from, Position::min);
+            wanted.from = before.fold(wanted.from, Since::min);
         }
         Some(types)
     }
@@ -65,7 +65,7 @@ impl Socket {
         let most = self.shared().options.max_subscriptions;
         let types = self.state.lock().types.clone();
         // The first ones are what is left of all.
-        let from = if types.is_some() { self.tenant.begun() } else { Position(0) };
+        let from = if types.is_some() { self.begun() } else { Since::EVER };
         let mut types = types.unwrap_or_default();
         for pattern in add {
             if !types.iter().any(|wanted| wanted.pattern == pattern) {
@@ -194,7 +194,7 @@ impl State {
                 continue;
             }
             saved.left.retain(|left| **left != *name);
-            if !room.auto || room.from > Position(0) {
+            if !room.auto || room.from != Since::EVER {
                 saved.rooms.push((name.into(), room.from));
             }
             joined.push(room);

@@ -1,14 +1,15 @@
 //! How events get to a socket: live from the relay, or from the log while it is behind.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
+use tidewire_core::TenantId;
 use tidewire_core::event::{Event, Position};
 
 use super::{Joined, Socket, State, Wanted};
-use crate::across::Numbered;
-use crate::cast::{At, Body, Cast, Target};
+use crate::cast::{At, Cast, Place, Target};
 use crate::encode;
 use crate::gateway::Shared;
 use crate::latency::Stamp;
@@ -22,7 +23,7 @@ pub(super) enum Feed {
     /// The log, when there is room: everything after `fed` is still to come.
     Parked { since: Instant },
     /// The log up to some position; what the relay brings meanwhile is held.
-    Holding { since: Instant, frames: Vec<(Position, Frame)>, bytes: usize },
+    Holding { since: Instant, events: Vec<Arc<Event>>, bytes: usize },
 }
 
 /// Packets of the gateway's own, by what they depend on: the namespace, whether it is for a stream, and the offset.
@@ -49,205 +50,121 @@ pub(crate) enum Joining {
 }
 
 impl Socket {
-    /// Offers a copy of an event that is being fanned out to a room of this socket; `numbered` if it is logged and the room spans tenants.
-    pub(crate) fn offer(&self, cast: &mut Cast<'_>, target: Target, numbered: Option<Numbered<'_>>) {
+    /// Offers a copy of an event that is being fanned out to a room of this socket.
+    pub(crate) fn offer(&self, cast: &mut Cast<'_>, target: Target) {
         let mut state = self.state.lock();
         if state.closed || state.ticket == cast.ticket {
             return;
         }
-        let Shared { stats, across, .. } = &**self.shared();
-        let is_live = matches!(state.feed, Feed::Live);
-        let is_own = target.app && cast.is_of(&self.tenant.id);
-        // The log may yet bring it for another room of this socket, and must not bring it twice.
-        let waits = numbered.filter(|_| !is_live && is_own && !cast.route.only_crosses_tenants());
-        if waits.is_none() {
-            state.ticket = cast.ticket;
-        }
+        state.ticket = cast.ticket;
         if !state.wants(cast.body.kind) || !cast.is_visible(&state.principal) {
             return;
         }
-        if let Some(Numbered { room, .. }) = waits {
-            state.across.miss(room, across);
-            return stats.drop_copies("app_room", 1);
-        }
-        // Rooms that span tenants are not replayed, so their copies cannot wait on the log either.
-        let position = cast.body.position.filter(|_| !target.app);
-        let seen = state.across.seen(across);
-        match (&mut state.feed, position) {
-            (Feed::Live, None) => {}
-            (Feed::Live, Some(position)) => {
-                if position <= state.fed {
-                    return;
-                }
-                // Whatever happens to it below: what is sent later must not carry an earlier offset.
-                state.send(position);
-            }
-            (Feed::Parked { .. } | Feed::Holding { .. }, None) if numbered.is_none() => {
-                return stats.drop_copies("behind", 1);
-            }
-            (Feed::Parked { .. } | Feed::Holding { .. }, None) => {}
+        let shared = self.shared();
+        let before = self.is_at(&state);
+        let Some(at) = before.with(cast.place) else { return };
+        match (&mut state.feed, cast.event) {
+            (Feed::Live, _) => {}
             (Feed::Parked { .. }, Some(_)) => return,
-            (Feed::Holding { since, frames, bytes }, Some(position)) => {
-                let key = cast.key(self.namespace, target.view);
-                let frame = cast.frame(self, target, At { position, across: seen });
-                *bytes += frame.len();
-                if *bytes > self.shared().options.max_backlog {
+            (Feed::Holding { since, events, bytes }, Some(event)) => {
+                *bytes += event.data.get().len();
+                if *bytes > shared.options.max_backlog {
                     state.feed = Feed::Parked { since: *since };
                 } else {
-                    let frame = Frame { bytes: frame, class: Class::Logged, key, since: Stamp::NONE };
-                    frames.push((position, frame));
+                    events.push(event.clone());
                 }
                 return;
             }
+            (Feed::Parked { .. } | Feed::Holding { .. }, None) => return shared.stats.drop_copies("behind", 1),
         }
         let key = cast.key(self.namespace, target.view);
-        let before = if target.app { self.is_at(&state).position } else { cast.at };
-        let at = At {
-            position: if is_own && is_live { before.max(cast.at) } else { before },
-            across: numbered.map_or(seen, |numbered| Some(state.across.with(numbered.number))),
-        };
         let frame = cast.frame(self, target, at);
         let len = frame.len();
         let frame = Frame { bytes: frame, class: cast.class(), key, since: cast.since };
-        let pushed = self.session.outbox.push(frame, self.shared().options.max_backlog, stats);
-        let fed = match (pushed, position, numbered) {
-            (Pushed::Queued | Pushed::Due, ..) => {
+        match self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats) {
+            pushed @ (Pushed::Queued | Pushed::Due) => {
                 if pushed == Pushed::Due {
                     cast.due.push(self.session.clone());
                 }
-                if let Some(Numbered { number, .. }) = numbered {
-                    state.across.take(number);
-                }
-                // What is sent from now on must not carry an earlier offset, also while the fan-out goes on.
-                state.fed = state.fed.max(at.position);
-                return cast.count(len);
+                state.send(at, cast.place);
+                cast.count(len);
             }
-            (Pushed::Full, Some(position), _) => Position(position.0 - 1),
-            (Pushed::Full, None, Some(Numbered { room, .. })) => {
-                state.across.miss(room, across);
-                stats.drop_copies("app_room", 1);
-                if !is_live {
-                    return;
-                }
-                // It is told when it has been read up to date.
-                before
+            Pushed::Full if cast.event.is_some() => {
+                self.park(&mut state, before.until(cast.place));
+                shared.stats.parked.up();
+                drop(state);
+                self.watch_stall();
+                self.session.drained();
             }
-            (Pushed::Full, None, None) | (Pushed::Ended, ..) => return,
-        };
-        self.park(&mut state, fed);
-        stats.parked.up();
-        drop(state);
-        self.watch_stall();
-        self.session.drained();
-    }
-
-    /// An event of a room that spans tenants will not come.
-    pub(crate) fn miss(&self, room: &str) {
-        self.state.lock().across.miss(room, &self.shared().across);
-    }
-
-    /// Whether a client that had everything of its rooms up to the number it has shown still has now that it is in them again. If not, it will
-    /// be told.
-    pub(crate) fn is_whole_since(&self, seen: Option<u64>) -> bool {
-        let numbers = &self.shared().across;
-        let mut state = self.state.lock();
-        let mut rooms = state.rooms.iter().filter(|room| room.app && !numbers.is_whole(&room.name, seen));
-        let missed: Vec<_> = rooms.by_ref().map(|room| room.name.clone()).collect();
-        missed.iter().for_each(|room| state.across.miss(room, numbers));
-        if !missed.is_empty() {
-            state.across.stay_at(seen);
+            Pushed::Full | Pushed::Ended => {}
         }
-        missed.is_empty()
-    }
-
-    /// Tells a live client of which rooms that span tenants something has not come; others when they are live again.
-    pub(crate) fn tell_missed(&self) {
-        let mut state = self.state.lock();
-        if state.closed || state.across.missed().is_empty() || !matches!(state.feed, Feed::Live) {
-            return;
-        }
-        let rooms = json!(state.across.missed());
-        state.across.told();
-        let at = self.is_at(&state);
-        state.told = Some(at.position);
-        let told = json!({ "rooms": rooms, "position": at.position });
-        let pushed = self.session.push_frame(self.packet("continuity:lost", &told.to_string(), at));
-        drop(state);
-        self.shared().stats.lost_app_room.up();
-        self.session.close_if_full(pushed);
     }
 
     /// Queues an event read from the log, if it is for this socket. `fed` moves on unless there was no room.
-    pub(crate) fn replay(&self, event: &Event) -> Replayed {
-        let shared = self.shared();
-        let mut state = self.state.lock();
-        if event.position <= state.fed {
-            return Replayed::Skipped;
+    pub(crate) fn replay(&self, event: &Arc<Event>) -> Replayed {
+        let replayed = self.feed(&mut self.state.lock(), event);
+        if replayed == Replayed::Sent {
+            self.shared().stats.replayed.up();
         }
-        let Some((mut cast, target)) = state.judge(shared, event) else {
-            state.fed = event.position;
+        replayed
+    }
+
+    fn feed(&self, state: &mut State, event: &Arc<Event>) -> Replayed {
+        let shared = self.shared();
+        let place = Place::of(event);
+        let Some(at) = state.fed.with(place) else { return Replayed::Skipped };
+        let Some((mut cast, target)) = state.judge(shared, &self.tenant.id, event) else {
+            state.fed = at;
             return Replayed::Skipped;
         };
         let key = cast.key(self.namespace, target.view);
-        let at = At { position: event.position, across: state.across.seen(&shared.across) };
         let bytes = cast.frame(self, target, at);
         let len = bytes.len() as u64;
-        let pushed = self.push(Frame { bytes, class: Class::Logged, key, since: Stamp::NONE });
-        if pushed == Pushed::Full {
+        if self.push(Frame { bytes, class: Class::Logged, key, since: Stamp::NONE }) == Pushed::Full {
             return Replayed::Full;
         }
-        state.send(event.position);
-        shared.stats.replayed.up();
+        state.send(at, place);
         self.tenant.count_deliveries(shared, 1, len);
         Replayed::Sent
     }
 
     /// Whether this socket may see an event of the log in its rooms, and which copy. Types are not looked at.
-    pub(crate) fn sees(&self, event: &Event) -> Option<Target> {
-        self.state.lock().sees(self.shared(), event, Position(u64::MAX)).map(|(_, target)| target)
+    pub(crate) fn sees(&self, event: &Arc<Event>) -> Option<Target> {
+        self.state.lock().sees(self.shared(), &self.tenant.id, event, false).map(|(_, target)| target)
     }
 
-    /// From now on the relay's events are held. Answers the position up to which a parked socket has been fed; nothing if it is not parked,
-    /// as somebody else reads it up to date.
-    pub(crate) fn hold(&self) -> Option<Position> {
+    /// From now on the relay's events are held. Answers how far a parked socket has been fed; nothing if it is not parked, as somebody else
+    /// reads it up to date.
+    pub(crate) fn hold(&self) -> Option<At> {
         let mut state = self.state.lock();
         if !matches!(state.feed, Feed::Parked { .. }) {
             return None;
         }
-        state.feed = Feed::Holding { since: Instant::now(), frames: Vec::new(), bytes: 0 };
+        state.feed = Feed::Holding { since: Instant::now(), events: Vec::new(), bytes: 0 };
         Some(state.fed)
     }
 
-    /// Everything up to `up_to` was read from the log: queues what was held and goes live, unless there is more in the log by now or
+    /// Everything up to `up_to` was read from the logs: queues what was held and goes live, unless there is more in a log by now or
     /// no room for it.
-    pub(crate) fn go_live(&self, up_to: Position) -> Joining {
+    pub(crate) fn go_live(&self, up_to: At) -> Joining {
         let shared = self.shared();
         let mut state = self.state.lock();
-        let Feed::Holding { frames, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() })
+        let Feed::Holding { events, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() })
         else {
             return Joining::Overflowed;
         };
         state.fed = state.fed.max(up_to);
-        for (position, frame) in frames {
-            if position <= state.fed {
-                continue;
-            }
-            let len = frame.bytes.len() as u64;
-            if self.push(frame) == Pushed::Full {
-                // What lies between was not for this socket, or it would have been held.
-                state.fed = Position(position.0 - 1);
+        for event in &events {
+            if self.feed(&mut state, event) == Replayed::Full {
                 self.session.set_behind();
                 return Joining::Full;
             }
-            self.tenant.count_deliveries(shared, 1, len);
-            state.send(position);
         }
         state.feed = Feed::Live;
         if !state.closed {
             shared.stats.behind.down();
         }
         drop(state);
-        self.tell_missed();
         self.tell_position(positions::margin(u64::from(shared.catalog.realtime.history_count)), &mut Vec::new());
         Joining::Live
     }
@@ -275,7 +192,7 @@ impl Socket {
         !matches!(self.state.lock().feed, Feed::Live)
     }
 
-    pub(super) fn park(&self, state: &mut State, fed: Position) {
+    pub(super) fn park(&self, state: &mut State, fed: At) {
         if matches!(state.feed, Feed::Live) {
             self.shared().stats.behind.up();
         }
@@ -290,7 +207,7 @@ impl Socket {
         // The state stays locked until the frame is queued: an event queued in between would have the later offset.
         let mut state = self.state.lock();
         let at = self.is_at(&state);
-        state.told = Some(at.position);
+        state.told = Some(at);
         let pushed = self.session.push_frame(self.packet(name, data, at));
         drop(state);
         self.session.close_if_full(pushed);
@@ -298,16 +215,23 @@ impl Socket {
 
     /// How far a client is that has everything that is queued for it.
     pub(crate) fn reached(&self) -> Position {
-        self.is_at(&self.state.lock()).position
+        self.at().position
     }
 
-    /// The same as an offset.
+    /// The same of both logs.
+    pub(super) fn at(&self) -> At {
+        self.is_at(&self.state.lock())
+    }
+
     pub(super) fn is_at(&self, state: &State) -> At {
-        let position = match state.feed {
-            Feed::Live => state.fed.max(self.tenant.delivered()),
+        let At { position, across } = state.fed;
+        match state.feed {
+            Feed::Live => At {
+                position: position.max(self.tenant.delivered()),
+                across: across.map(|across| across.max(self.shared().hub.across.delivered())),
+            },
             Feed::Parked { .. } | Feed::Holding { .. } => state.fed,
-        };
-        At { position, across: state.across.seen(&self.shared().across) }
+        }
     }
 
     /// A sign of life in a stream. It says how far the log has been read for it, so that a client which few events are for comes back
@@ -339,7 +263,7 @@ impl Socket {
     pub(crate) fn tell_position(&self, least: u64, frames: &mut Encoded) {
         let mut state = self.state.lock();
         let at = self.is_at(&state);
-        let is_behind = state.told.is_some_and(|told| at.position.0.saturating_sub(told.0) >= least);
+        let is_behind = state.told.is_some_and(|told| at.beyond(told) >= least);
         let is_asked = self.shared().options.recovery && self.session.streaming.is_none();
         if state.closed || !is_behind || !is_asked || !matches!(state.feed, Feed::Live) {
             return;
@@ -348,7 +272,7 @@ impl Socket {
         let bytes = self.packet_once("continuity:kept", data, at, frames);
         let pushed = self.push(Frame { bytes, class: Class::Ephemeral, key: None, since: Stamp::NONE });
         if matches!(pushed, Pushed::Queued | Pushed::Due) {
-            state.told = Some(at.position);
+            state.told = Some(at);
             if state.acked.is_some() {
                 state.acked = state.dealt_with(at.position);
                 state.changed = true;
@@ -377,14 +301,10 @@ impl Socket {
         pushed
     }
 
-    /// The same as `emit` with a position that the caller knows, and without closing a full transport.
-    pub(crate) fn emit_at(&self, name: &str, data: &str, position: Position) -> Pushed {
-        let across = {
-            let mut state = self.state.lock();
-            state.told = state.told.max(Some(position));
-            state.across.seen(&self.shared().across)
-        };
-        self.session.push_frame(self.packet(name, data, At { position, across }))
+    /// The same while it is being attached, before any event, and without closing a full transport.
+    pub(crate) fn emit_first(&self, name: &str, data: &str) -> Pushed {
+        let fed = self.state.lock().fed;
+        self.session.push_frame(self.packet(name, data, fed))
     }
 
     fn packet(&self, name: &str, data: &str, at: At) -> Bytes {
@@ -399,9 +319,13 @@ impl Socket {
 }
 
 impl State {
-    /// The logged event at this position is queued.
-    fn send(&mut self, position: Position) {
-        (self.fed, self.told, self.sent) = (position, Some(position), position);
+    /// An event is queued, and the client is at `at` when it has it.
+    fn send(&mut self, at: At, place: Place) {
+        // What is sent from now on must not carry an earlier offset, also while the fan-out goes on.
+        (self.fed, self.told) = (at, Some(at));
+        if let Place::Own(position) = place {
+            self.sent = position;
+        }
     }
 
     /// How far a client has dealt with the log that says so, if it has been read for it up to `reached`: who has dealt with all that it was
@@ -414,26 +338,39 @@ impl State {
         self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted.pattern.matches(kind)))
     }
 
-    /// Whether an event that is read from the log is to be given to the client, by what it had asked for when the event was written.
-    fn judge<'a>(&self, shared: &'a Shared, event: &'a Event) -> Option<(Cast<'a>, Target)> {
-        let at = event.position;
-        let is_wanted = |wanted: &Wanted| at > wanted.from && wanted.pattern.matches(&event.kind);
+    /// Whether an event that is read from a log is to be given to the client, by what it had asked for when the event was written.
+    fn judge<'a>(&self, shared: &'a Shared, own: &TenantId, event: &'a Arc<Event>) -> Option<(Cast<'a>, Target)> {
+        let place = Place::of(event);
+        let is_wanted = |wanted: &Wanted| wanted.from.is_before(place) && wanted.pattern.matches(&event.kind);
         let wants = self.types.as_ref().is_none_or(|types| types.iter().any(is_wanted));
-        wants.then(|| self.sees(shared, event, at)).flatten()
+        wants.then(|| self.sees(shared, own, event, true)).flatten()
     }
 
-    /// The copy of an event for the rooms in which the socket was before the position `at`.
-    fn sees<'a>(&self, shared: &'a Shared, event: &'a Event, at: Position) -> Option<(Cast<'a>, Target)> {
+    /// The copy of an event for the rooms in which the socket is; `by_then` for those in which it was when the event was written.
+    fn sees<'a>(
+        &self,
+        shared: &'a Shared,
+        own: &TenantId,
+        event: &'a Arc<Event>,
+        by_then: bool,
+    ) -> Option<(Cast<'a>, Target)> {
         if self.whole_log {
             return Some((Cast::of_log(shared, event, 0), Target::WHOLE));
         }
+        // The log of its own tenant has it.
+        if event.origin.as_ref().is_some_and(|(tenant, _)| tenant == own) {
+            return None;
+        }
         // A type that the catalog no longer has: nobody knows who may see it.
         let route = shared.routes.get(&event.kind)?;
-        let rooms = route.rooms(&event.rooms).into_iter().filter(|(_, target)| !target.app);
-        let is_in = |joined: &Joined, room: &str| !joined.app && at > joined.from && &*joined.name == room;
-        let mut mine = rooms.filter(|(room, _)| self.rooms.iter().any(|joined| is_in(joined, room)));
+        let place = Place::of(event);
+        let is_in = |joined: &Joined, room: &str, target: Target| {
+            joined.app == target.app && &*joined.name == room && (!by_then || joined.from.is_before(place))
+        };
+        let rooms = route.rooms(&event.rooms).into_iter().filter(|(_, target)| target.app || event.origin.is_none());
+        let mut mine = rooms.filter(|(room, target)| self.rooms.iter().any(|joined| is_in(joined, room, *target)));
         let (_, target) = mine.next()?;
-        let mut cast = Cast::new(shared, &event.tenant, route, Body::logged(event), event.position, 0);
+        let mut cast = Cast::logged(shared, event, route, 0);
         cast.is_visible(&self.principal).then_some((cast, target))
     }
 }

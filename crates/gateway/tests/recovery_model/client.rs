@@ -43,36 +43,9 @@ pub(crate) struct Session {
     /// When it began.
     since: Timestamp,
     pub(crate) ledger: Ledger,
-    alerts: Alerts,
-}
-
-/// What a session is to have of the room that spans tenants: what came while it was there, or a word that it does not have it.
-#[derive(Debug)]
-struct Alerts {
-    owed: BTreeSet<u64>,
-    /// Events up to this number have been looked at.
-    checked: u64,
-}
-
-impl Alerts {
-    fn new(world: &World) -> Self {
-        Self { owed: BTreeSet::new(), checked: world.all.len() as u64 }
-    }
-
-    /// Notes what was published meanwhile, for a client with this standing.
-    fn note(&mut self, world: &World, standing: &Standing) {
-        for (_, event) in &world.all[self.checked as usize..] {
-            if event.kind == Kind::Alert && event.shown(standing).is_some() {
-                self.owed.insert(event.number);
-            }
-        }
-        self.checked = world.all.len() as u64;
-    }
-
-    /// What is on its way to a client that is something else by now may come or not.
-    fn forgive(&mut self, world: &World, standing: &Standing) {
-        self.owed.retain(|number| world.all[*number as usize - 1].1.shown(standing).is_some());
-    }
+    /// The same of the log across tenants, and where it was when the session began.
+    across: Ledger,
+    joined_across: Option<u64>,
 }
 
 /// What a client shows of the session it had.
@@ -136,16 +109,8 @@ impl Client {
         }
         let mut line = Line::open(world, way).await;
         line.send(&format!("40{auth}")).await;
-        let mut again = false;
         let answer = loop {
-            let Some(packet) = line.packet().await else {
-                // Something went to the room that spans tenants just when it came back, and nothing was sent yet. It tries once more.
-                assert!(!again && auth["pid"].is_string(), "no answer to CONNECT");
-                again = true;
-                line = Line::open(world, way).await;
-                line.send(&format!("40{auth}")).await;
-                continue;
-            };
+            let packet = line.packet().await.expect("an answer to CONNECT");
             match packet.get(..2) {
                 Some("40") => break packet,
                 Some("44") => {
@@ -177,7 +142,7 @@ impl Client {
         assert_eq!((&hello["socketId"], &hello["userId"]), (&json!(sid), &json!(self.user)));
         self.line = Some(line);
         if hello["recovered"] == true {
-            self.resume(world, &shown, &sid, &pid, &hello);
+            self.resume(world, &shown, &sid, &pid, &connected);
             self.told.missed += early.len() as u64;
             for event in early {
                 self.take(world, &event);
@@ -195,17 +160,12 @@ impl Client {
         }
         let standing = Standing::new(tenant, self.user, &self.roles);
         assert_eq!(rooms(&hello), standing.rooms);
-        let ledger = Ledger::new(position, standing);
-        let (offset_now, since, alerts) = (String::new(), world.now(), Alerts::new(world));
-        self.session = Some(Session { sid, pid, joined: position, offset: offset_now, since, ledger, alerts });
+        self.session = Some(Session::new(world, sid, pid, position, &connected, standing));
         self.ghosts.clear();
         self.take(world, &connected);
         if let Some(offset) = offset {
             let told = event(&self.packet().await.expect("continuity:lost"));
-            let mut expected = json!({ "position": position, "offset": offset });
-            if !told[1]["rooms"].is_null() {
-                expected["rooms"] = json!(["global"]);
-            }
+            let expected = json!({ "position": position, "offset": offset });
             assert_eq!((&told[0], &told[1]), (&json!("continuity:lost"), &expected));
             self.take(world, &told);
             self.told.lost += 1;
@@ -213,11 +173,12 @@ impl Client {
     }
 
     /// The session goes on: with its rooms and filters by today's roles, and from the offset that was shown.
-    fn resume(&mut self, world: &World, shown: &Shown, sid: &str, pid: &str, hello: &Value) {
+    fn resume(&mut self, world: &World, shown: &Shown, sid: &str, pid: &str, connected: &Value) {
+        let hello = &connected[1];
         let had = self.session.as_mut().expect("nobody recovers a session that it did not have");
-        let after = match shown {
-            Shown::Own { offset: true } => had.ledger.last,
-            Shown::Own { offset: false } => had.joined,
+        let (after, after_across) = match shown {
+            Shown::Own { offset: true } => (had.ledger.last, had.across.last),
+            Shown::Own { offset: false } => (had.joined, had.joined_across.unwrap_or(had.across.last)),
             Shown::Nothing | Shown::Other(_) | Shown::OtherLog => panic!("recovered with {shown:?}"),
         };
         assert_eq!(sid, had.sid, "a recovered session has its id");
@@ -230,10 +191,9 @@ impl Client {
         standing.lost.retain(|room| !rooms.contains(room));
         standing.rooms = rooms;
         assert_eq!(pid, had.pid, "the stock client knows by the same pid that it has recovered");
-        had.alerts.note(world, had.ledger.standing());
-        had.alerts.forgive(world, &standing);
-        had.alerts = Alerts { owed: std::mem::take(&mut had.alerts.owed), ..Alerts::new(world) };
         let position = hello["position"].as_u64().expect("a position");
+        let (_, across) = places(connected);
+        had.across.resume(after_across, across.unwrap_or(world.across(0).len() as u64), standing.clone());
         had.ledger.resume(after, position, standing);
         assert!(position <= world.head(had.ledger.standing().tenant));
         self.told.recovered += 1;
@@ -243,24 +203,31 @@ impl Client {
     fn check_loss(&self, world: &World, shown: &Shown) {
         let (Shown::Own { offset }, Some(had)) = (shown, &self.session) else { return };
         let standing = had.ledger.standing();
-        let is_in_global = standing.with_roles(&self.roles).rooms.contains("global");
-        // Nobody can say from outside whether something was passed over that may have been for this room, so it may be a loss.
-        if is_in_global {
+        let is_within = |log: &[Logged], after: u64| {
+            let oldest = log.get(after as usize).map_or(world.now(), |event| event.time);
+            log.len() as u64 - after <= HISTORY && world.now().since(oldest).as_secs() <= HISTORY_SECONDS
+        };
+        let (after, after_across) = match offset {
+            true => (had.ledger.last, places(&json!([had.offset])).1),
+            false => (had.joined, had.joined_across),
+        };
+        let is_across = standing.with_roles(&self.roles).rooms.contains("global");
+        if is_across && !offset && after_across.is_none() {
+            // It did not show whether it was there later.
             return;
         }
-        let after = if *offset { had.ledger.last } else { had.joined };
+        let after_across = after_across.filter(|_| is_across);
         let log = self.log(world);
-        let oldest = log.get(after as usize).map_or(world.now(), |event| event.time);
+        let within =
+            is_within(log, after) && after_across.is_none_or(|after| is_within(&world.across(standing.tenant), after));
         let age = |time: Timestamp| world.now().since(time).as_secs();
-        let within = world.head(standing.tenant) - after <= HISTORY && age(oldest) <= HISTORY_SECONDS;
         // The last sign of the client is so old that what it asked for may have been forgotten.
         let sign = log.get((after as usize).wrapping_sub(1)).map_or(had.since, |event| event.time.max(had.since));
         assert!(
             !within || age(sign) > HISTORY_SECONDS,
-            "continuity was lost within history, after {after} of {}: {shown:?}, {:?}, {standing:?}, {:?}",
+            "continuity was lost within history, after {after} of {}: {shown:?}, {:?}, {standing:?}",
             had.offset,
             self.roles,
-            had.alerts
         );
     }
 
@@ -283,46 +250,43 @@ impl Client {
     /// Takes an event as the stock client does, and checks it.
     fn take(&mut self, world: &World, event: &Value) {
         let session = self.session.as_mut().expect("a session");
-        let offset = event.as_array().and_then(|event| event.last()).and_then(Value::as_str).expect("an offset");
-        let position = offset.rsplit_once('.').and_then(|(_, at)| at.split('+').next()?.parse().ok());
-        let position: u64 = position.expect("a position");
-        session.offset = offset.to_owned();
+        let (position, number) = places(event);
+        session.offset = event.as_array().and_then(|event| event.last()?.as_str()).expect("an offset").to_owned();
         let tenant = session.ledger.standing().tenant;
-        let log = &world.logs[tenant];
+        let (log, across) = (&world.logs[tenant], world.across(tenant));
         let name = event[0].as_str().expect("a name");
-        if name == "continuity:lost" && event[1]["rooms"] == json!(["global"]) {
-            session.alerts.owed.clear();
-            session.alerts.checked = world.all.len() as u64;
-        }
         if ["connected", "continuity:kept", "continuity:lost", "auth:revoked", "tenant:switched"].contains(&name) {
-            return session.ledger.settle(log, position);
+            session.ledger.settle(log, position);
+            number.into_iter().for_each(|number| session.across.settle(&across, number));
+            return;
         }
         self.told.events += 1;
-        let number = event[1]["n"].as_u64().expect("a number");
-        let (of, published) = &world.all[number as usize - 1];
-        if published.kind != Kind::Alert {
-            assert_eq!(*of, tenant, "of another tenant: {event}");
+        let n = event[1]["n"].as_u64().expect("a number");
+        let (of, published) = &world.all[n as usize - 1];
+        if *of != tenant {
+            let number = number.unwrap_or_else(|| panic!("of another tenant: {event}"));
+            assert!(published.kind.is_across(), "of another tenant: {event}");
+            session.ledger.settle(log, position);
+            return session.across.take(&across, number, name, &event[1]);
         }
-        match published.kind {
-            Kind::Typing | Kind::Alert => {
-                assert!(self.once.insert(number), "twice: {event}");
-                session.alerts.note(world, session.ledger.standing());
-                session.alerts.owed.remove(&number);
-                assert_eq!(name, published.kind.name());
-                session.ledger.check_shown(published, 0, &event[1]);
-                session.ledger.settle(log, position);
-            }
-            _ => session.ledger.take(log, position, name, &event[1]),
+        number.into_iter().for_each(|number| session.across.settle(&across, number));
+        if published.kind == Kind::Typing {
+            assert!(self.once.insert(n), "twice: {event}");
+            assert_eq!(name, published.kind.name());
+            session.ledger.check_shown(published, 0, &event[1]);
+            session.ledger.settle(log, position);
+        } else {
+            session.ledger.take(log, position, name, &event[1]);
         }
     }
 
     /// Reads until everything that this client must have by now is there.
     pub(crate) async fn read(&mut self, world: &World) {
-        if let Some(session) = &mut self.session {
-            session.alerts.note(world, session.ledger.standing());
-        }
-        let owed = |session: &Session, log| !session.alerts.owed.is_empty() || session.ledger.owed(log).is_some();
-        while self.is_online() && self.session.as_ref().is_some_and(|session| owed(session, self.log(world))) {
+        let owed = |session: &Session| {
+            let tenant = session.ledger.standing().tenant;
+            session.ledger.owed(&world.logs[tenant]).is_some() || session.across.owed(&world.across(tenant)).is_some()
+        };
+        while self.is_online() && self.session.as_ref().is_some_and(owed) {
             match self.packet().await {
                 Some(packet) => self.take(world, &event(&packet)),
                 None => return,
@@ -356,8 +320,7 @@ impl Client {
         let session = self.session.as_mut().expect("a session");
         let head = world.head(session.ledger.standing().tenant);
         let before = session.ledger.standing().clone();
-        session.alerts.note(world, &before);
-        session.alerts.forgive(world, &next);
+        session.across.change(world.across(0).len() as u64, next.clone());
         session.ledger.change(head, next);
         let Some(answer) = self.ask(world, name, argument).await else { return };
         if answer["ok"] != true {
@@ -390,15 +353,8 @@ impl Client {
         standing.types.clone_from(&session.ledger.standing().types);
         assert_eq!(rooms(&hello[1]), standing.rooms);
         let joined = hello[1]["position"].as_u64().expect("a position");
-        self.session = Some(Session {
-            sid: answer["sid"].as_str().expect("sid").to_owned(),
-            pid: answer["pid"].as_str().expect("pid").to_owned(),
-            joined,
-            offset: String::new(),
-            since: world.now(),
-            ledger: Ledger::new(joined, standing),
-            alerts: Alerts::new(world),
-        });
+        let text = |name: &str| answer[name].as_str().expect("text").to_owned();
+        self.session = Some(Session::new(world, text("sid"), text("pid"), joined, &hello, standing));
         self.take(world, &hello);
         loop {
             let packet = self.packet().await.expect("an acknowledgement");
@@ -428,6 +384,24 @@ impl Client {
         self.line = None;
         self.ghosts.clear();
     }
+}
+
+impl Session {
+    /// One that begins with this event.
+    fn new(world: &World, sid: String, pid: String, joined: u64, first: &Value, standing: Standing) -> Self {
+        let (_, joined_across) = places(first);
+        let across = Ledger::new(joined_across.unwrap_or_default(), standing.clone());
+        let (ledger, offset, since) = (Ledger::new(joined, standing), String::new(), world.now());
+        Self { sid, pid, joined, offset, since, ledger, across, joined_across }
+    }
+}
+
+/// The place in the log of the tenant that the offset of an event says, and that in the log across tenants.
+fn places(event: &Value) -> (u64, Option<u64>) {
+    let offset = event.as_array().and_then(|event| event.last()?.as_str()).expect("an offset");
+    let (_, places) = offset.rsplit_once('.').expect("a position");
+    let (own, across) = places.split_once('+').map_or((places, None), |(own, across)| (own, Some(across)));
+    (own.parse().expect("a position"), across.map(|across| across.parse().expect("a number")))
 }
 
 fn event(packet: &str) -> Value {

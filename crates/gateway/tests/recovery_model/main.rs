@@ -20,7 +20,7 @@ use tidewire_core::Timestamp;
 
 use client::{Client, Shown, Told};
 use line::Way;
-use oracle::{Kind, Logged, Standing, USERS};
+use oracle::{Kind, Logged, Standing, USERS, Whose};
 use program::{Dice, Show, Step};
 use world::{Ending, World};
 
@@ -130,7 +130,7 @@ async fn join(world: &World, client: &mut Client) {
 }
 
 fn event(kind: Kind) -> Logged {
-    Logged { kind, berth: "b1", user: USERS[0], number: 0, time: Timestamp::default() }
+    Logged { kind, berth: "b1", user: USERS[0], number: 0, time: Timestamp::default(), whose: Whose::Own }
 }
 
 /// Prints the program when a check has failed.

@@ -28,10 +28,22 @@ pub(crate) enum Kind {
     Opened,
     Typing,
     Alert,
+    Closed,
+}
+
+/// How an event stands to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// It is in the log of the client's tenant.
+    Own,
+    /// It is of another tenant, in the log across tenants.
+    Others,
+    /// It is in that log, too, and the client has it by the other one.
+    OwnAgain,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Said,
         Self::Lead,
         Self::Pinged,
@@ -42,6 +54,7 @@ impl Kind {
         Self::Opened,
         Self::Typing,
         Self::Alert,
+        Self::Closed,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -56,12 +69,13 @@ impl Kind {
             Self::Opened => "vault:opened",
             Self::Typing => "user:typing",
             Self::Alert => "system:alert",
+            Self::Closed => "port:closed",
         }
     }
 
-    /// Whether a client that comes back gets what it missed of it.
-    fn is_replayed(self) -> bool {
-        !matches!(self, Self::Typing | Self::Alert)
+    /// Whether a room of it spans tenants.
+    pub(crate) fn is_across(self) -> bool {
+        matches!(self, Self::Alert | Self::Closed)
     }
 }
 
@@ -74,11 +88,12 @@ pub(crate) struct Logged {
     /// Unique in a program.
     pub(crate) number: u64,
     pub(crate) time: Timestamp,
+    pub(crate) whose: Whose,
 }
 
 impl fmt::Debug for Logged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, berth, user, number, time: _ } = self;
+        let Self { kind, berth, user, number, .. } = self;
         write!(f, "{kind:?}-{number}({berth},{user})")
     }
 }
@@ -92,7 +107,7 @@ impl Logged {
             Kind::Moved => json!({ "n": n, "berthId": berth, "secret": "of the staff" }),
             // The last text of an event is not always its offset.
             Kind::Typing => json!({ "n": n, "text": "p1.7" }),
-            Kind::Said | Kind::Pinged | Kind::Told | Kind::Alert => json!({ "n": n }),
+            Kind::Said | Kind::Pinged | Kind::Told | Kind::Alert | Kind::Closed => json!({ "n": n }),
         }
     }
 
@@ -111,6 +126,7 @@ impl Logged {
             Kind::Noted => within(&format!("berth:{}", self.berth)),
             Kind::Opened => within(&format!("vault:{}", self.berth)),
             Kind::Alert => within("global"),
+            Kind::Closed => within("global") || (self.whose == Whose::Own && within(&port)),
             Kind::Moved => {
                 let whole = within(&port) || within(&format!("berth:{}", self.berth));
                 if to.is("staff") && !whole && within(&format!("map:{}", TENANTS[to.tenant])) {
@@ -243,7 +259,7 @@ impl Ledger {
     /// Whether the client has to be given the event at `position`, with the log as it is.
     pub(crate) fn must(&self, log: &[Logged], position: u64) -> bool {
         let event = &log[position as usize - 1];
-        if !event.kind.is_replayed() || self.possible(position).iter().any(|(_, to)| event.shown(to).is_none()) {
+        if event.whose == Whose::OwnAgain || self.possible(position).iter().any(|(_, to)| event.shown(to).is_none()) {
             return false;
         }
         // Of a state only the last value that came has to arrive.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidewire_core::Timestamp;
 
 use crate::line::Way;
-use crate::oracle::{BERTHS, HISTORY_SECONDS, Kind, Logged, TENANTS, USERS};
+use crate::oracle::{BERTHS, HISTORY_SECONDS, Kind, Logged, TENANTS, USERS, Whose};
 use crate::world::Ending;
 
 /// `SplitMix64` (Steele, Lea, Flood 2014).
@@ -168,12 +168,13 @@ fn show(dice: &mut Dice, clients: usize) -> Show {
 
 fn room(dice: &mut Dice) -> String {
     let (tenant, berth) = (dice.pick(&TENANTS), dice.pick(&BERTHS));
-    match dice.below(8) {
+    match dice.below(9) {
         0..3 => format!("berth:{berth}"),
         3 => format!("vault:{berth}"),
         4 => format!("map:{tenant}"),
         5 => format!("port:{tenant}"),
         6 => format!("staff:{tenant}"),
+        7 => "global".to_owned(),
         _ => format!("user:{}", dice.pick(&USERS)),
     }
 }
@@ -191,6 +192,7 @@ fn events(dice: &mut Dice, many: usize) -> Vec<Logged> {
         user: dice.pick(&USERS),
         number: 0,
         time: Timestamp::default(),
+        whose: Whose::Own,
     };
     (0..many).map(|_| event(dice)).collect()
 }

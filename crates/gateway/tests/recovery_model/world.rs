@@ -22,7 +22,7 @@ use tokio::io::DuplexStream;
 use tokio::runtime::Runtime;
 
 use crate::forgetful::Forgetful;
-use crate::oracle::{Kind, Logged, TENANTS};
+use crate::oracle::{Kind, Logged, TENANTS, Whose};
 
 static CATALOG: LazyLock<Arc<Catalog>> =
     LazyLock::new(|| Arc::new(catalog::parse(include_str!("app.toml")).unwrap_or_else(|error| panic!("{error}"))));
@@ -142,6 +142,13 @@ impl World {
                 assert_eq!(last.position.map(|at| at.0), Some(head), "positions have no gaps");
             }
         }
+    }
+
+    /// The log across tenants, as it is for a client of this one.
+    pub(crate) fn across(&self, tenant: usize) -> Vec<Logged> {
+        let across = self.all.iter().filter(|(_, event)| event.kind.is_across());
+        let whose = |of: usize| if of == tenant { Whose::OwnAgain } else { Whose::Others };
+        across.map(|(of, event)| Logged { whose: whose(*of), ..event.clone() }).collect()
     }
 
     pub(crate) fn head(&self, tenant: usize) -> u64 {

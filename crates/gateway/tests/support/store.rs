@@ -90,10 +90,10 @@ impl Store for Fake {
 impl Commits for Fake {
     fn commit(&self, commit: Commit) -> Answer<'_, Committed> {
         let mut logs = self.logs.lock();
-        let log = logs.entry(commit.tenant.clone()).or_default();
-        let mut written = Vec::new();
+        let (mut written, mut told) = (Vec::new(), Vec::new());
         for append in commit.events {
-            written.push(Arc::new(Event {
+            let log = logs.entry(commit.tenant.clone()).or_default();
+            let event = Arc::new(Event {
                 tenant: commit.tenant.clone(),
                 position: Position(log.len() as u64 + 1),
                 origin: None,
@@ -107,12 +107,19 @@ impl Commits for Fake {
                 causation_id: append.causation_id,
                 stream: append.stream,
                 version: None,
-            }));
-            log.extend(written.last().cloned());
+            });
+            log.push(event.clone());
+            written.push(event.clone());
+            told.push(event.clone());
+            if append.across {
+                let log = logs.entry(TenantId::across()).or_default();
+                log.push(Arc::new(Event::clone(&event).across(Position(log.len() as u64 + 1))));
+                told.extend(log.last().cloned());
+            }
         }
         // Told under the lock, so that the follower hears in the order of the log.
         if !self.mute.load(Ordering::SeqCst) {
-            self.followers.lock().iter().for_each(|follower| follower.committed(&written));
+            self.followers.lock().iter().for_each(|follower| follower.committed(&told));
         }
         let appended = |event: &Arc<Event>| Appended {
             id: event.id.clone(),
