@@ -169,6 +169,12 @@ impl RoomTemplate {
             })
     }
 
+    /// How many bytes of a room's name it says itself. Of several templates that make a room, the one that says most of it is meant.
+    pub fn fixed_bytes(&self) -> usize {
+        let fixed = |part: &Part| if let Part::Text(text) = part { text.len() } else { 0 };
+        self.parts.iter().map(fixed).sum()
+    }
+
     /// The template as it was written.
     pub fn source(&self) -> &str {
         &self.source

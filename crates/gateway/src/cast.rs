@@ -134,14 +134,10 @@ impl Target {
 impl Route {
     /// The routes of all event types.
     pub(crate) fn all(catalog: &Catalog) -> HashMap<Arc<str>, Self> {
-        let app = |shape: &tidewire_core::room::RoomTemplate| {
-            let declared = catalog.rooms.iter().find(|room| room.template.same_shape(shape));
-            declared.is_some_and(|room| room.crosses_tenants)
-        };
         let route = |declared: &Arc<EventType>| {
-            let whole = declared.rooms.iter().map(|room| Target { app: app(room), view: None });
+            let whole = declared.rooms.iter().map(|room| Target { app: catalog.is_across(room), view: None });
             let views = declared.views.iter().zip(0..);
-            let views = views.map(|(view, index)| Target { app: app(&view.room), view: Some(index) });
+            let views = views.map(|(view, index)| Target { app: catalog.is_across(&view.room), view: Some(index) });
             let fields = declared.visible.as_ref().and_then(|visible| visible.fields_of("user"));
             let by_roles = fields.is_some_and(|fields| fields.iter().all(|field| *field == "roles"));
             Self { targets: whole.chain(views).collect(), by_roles, declared: declared.clone() }

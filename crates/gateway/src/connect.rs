@@ -73,17 +73,17 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let offset = auth["offset"].as_str();
     let owner = Owner::new(nsp, &principal, &*shared.store);
     let returned = match auth["pid"].as_str().filter(|_| shared.options.recovery) {
-        Some(pid) => recovery::claim(shared, &tenant, &owner, pid, offset).await?,
+        Some(pid) => recovery::claim(shared, &tenant, &owner, &principal.roles, pid, offset).await?,
         None => Return::New,
     };
     let returned = match returned {
-        Return::Whole { claimed, saved, after } => {
+        Return::Whole { claimed, saved, after, turn } => {
             let (rooms, _) = allowed_rooms(shared, &principal, saved.clone());
             let after = recovery::since(&rooms, after);
             let is_lost = recovery::is_lost_across(shared, &rooms, after, offset.is_some()).await;
             match is_lost.map_err(|error| recovery::unavailable(&error))? {
                 true => Return::New,
-                false => Return::Whole { claimed, saved, after },
+                false => Return::Whole { claimed, saved, after, turn },
             }
         }
         Return::New => Return::New,
@@ -116,11 +116,11 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     }
     shared.stats.sockets.up();
     let namespace = u8::try_from(namespace).unwrap_or(u8::MAX);
-    let (claimed, saved, back) = match returned {
-        Return::Whole { claimed, saved, after } => (claimed, saved, Some(after)),
+    let (claimed, saved, back, turn) = match returned {
+        Return::Whole { claimed, saved, after, turn } => (claimed, saved, Some(after), Some(turn)),
         Return::New => {
             let began = shared.clock.now();
-            (Claimed { sid: random_id(), joined_at: At::default(), began }, Saved::default(), None)
+            (Claimed { sid: random_id(), joined_at: At::default(), began }, Saved::default(), None, None)
         }
     };
     let sid = claimed.sid.clone();
@@ -132,11 +132,8 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let beginning =
         Beginning { sid, namespace, principal: principal.clone(), types, left, acked: own_acked, kept, credential };
     let socket = Socket::new(session.clone(), tenant.clone(), beginning);
-    let before = tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
-    if let Some(before) = before {
-        // Two transports came back with the same token at once; the later one is the client's.
-        before.session.close(Closing::Replaced);
-    }
+    tenant.directory.lock().sockets.insert(socket.sid.clone(), socket.clone());
+    drop(turn);
     if !session.add_socket(&socket) {
         socket.detach(Closing::Lost);
         return Ok(());
@@ -156,7 +153,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
             recovery::catch_up(&socket).await?;
             let names: Vec<_> = socket.rooms();
             let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-            let hello = hello(&socket, &names, tenant.delivered(), Some(true));
+            let hello = hello(&socket, &names, socket.reached(), Some(true));
             socket.emit("connected", &hello.to_string());
             if claimed.began < shared.since {
                 // Who was there in the process before and does not come back is not told of by anybody.

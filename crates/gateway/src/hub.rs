@@ -3,7 +3,7 @@
 //! A room belongs to a tenant; only rooms with `scope = "app"` stand in a table of their own. Fan-out reads a table while joins and
 //! leaves write it. Locks are taken in this order and never the other way: a table of rooms, the state of a socket, its outbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -181,8 +181,30 @@ impl Tenant {
 pub(crate) struct Directory {
     pub(crate) sockets: HashMap<Arc<str>, Arc<Socket>>,
     users: HashMap<Arc<str>, User>,
+    /// Sessions that clients come back to at this moment: between the look at what is known of one and its new socket.
+    returning: HashSet<Arc<str>>,
     /// What is left of the tenant's rate of messages.
     messages: RateState,
+}
+
+/// The turn to come back to a session. There is one at a time, so that what is known of the session is so when it goes on.
+pub(crate) struct Turn {
+    tenant: Arc<Tenant>,
+    sid: Arc<str>,
+}
+
+impl Turn {
+    /// Nothing while another connection has it.
+    pub(crate) fn take(tenant: &Arc<Tenant>, sid: &Arc<str>) -> Option<Self> {
+        let is_first = tenant.directory.lock().returning.insert(sid.clone());
+        is_first.then(|| Self { tenant: tenant.clone(), sid: sid.clone() })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.tenant.directory.lock().returning.remove(&self.sid);
+    }
 }
 
 #[derive(Default)]

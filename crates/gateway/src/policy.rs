@@ -39,6 +39,10 @@ pub(crate) fn auto_rooms(catalog: &Catalog, principal: &Principal) -> Vec<Allowe
             continue;
         }
         let Ok(name) = room.template.render(|name| own_param(catalog, principal, name)) else { continue };
+        // Not what only looks like one of these.
+        if !catalog.room(&name).is_some_and(|declared| std::ptr::eq(declared, room)) {
+            continue;
+        }
         if !found.iter().any(|known| known.name == name) && holds(catalog, room, principal, &name) {
             let (app, presence) = (room.crosses_tenants, room.presence);
             found.push(Allowed { name, app, auto: true, presence, data: None, from: Since::EVER });
@@ -57,8 +61,7 @@ pub(crate) fn may_join(catalog: &Catalog, principal: &Principal, name: &str) -> 
     if let Some(room) = own.into_iter().find(|room| room.name == name) {
         return Some(room);
     }
-    // The first declared room of that shape decides; a later, laxer one does not open what it closes.
-    let room = catalog.rooms.iter().find(|room| room.template.matches(name))?;
+    let room = catalog.room(name)?;
     let asked_for = match room.join {
         Join::Auto => false,
         Join::Request => !visitor,
@@ -91,12 +94,15 @@ fn own_param<'a>(catalog: &Catalog, principal: &'a Principal, name: &str) -> Opt
     }
 }
 
-/// The tenant in the name, if the template has one, is the principal's, and `when` holds. Everything unclear is a no.
+/// The tenant and the user in the name, if the template has them, are the principal's, and `when` holds. Everything unclear is a no.
 fn holds(catalog: &Catalog, room: &Room, principal: &Principal, name: &str) -> bool {
     let Some(params) = room.template.match_room(name) else { return false };
-    let own_tenant =
-        |(param, value): &(&str, &str)| *param != &*catalog.app.tenant || *value == principal.tenant.as_str();
-    if !room.crosses_tenants && !params.iter().all(own_tenant) {
+    let is_own = |(param, value): &(&str, &str)| match *param {
+        "userId" => principal.user.as_deref() == Some(value),
+        param if param == &*catalog.app.tenant => room.crosses_tenants || *value == principal.tenant.as_str(),
+        _ => true,
+    };
+    if !params.iter().all(is_own) {
         return false;
     }
     let Some(when) = &room.when else { return true };

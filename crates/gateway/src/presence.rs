@@ -217,7 +217,7 @@ pub(crate) fn tell(shared: &Shared, tenant: &Tenant) {
 
 /// Whether the room called `name` is told who is in it. Code `presence.off` when it is not.
 pub(crate) fn require(catalog: &Catalog, name: &str) -> Result<()> {
-    if catalog.rooms.iter().find(|room| room.template.matches(name)).is_some_and(|room| room.presence) {
+    if catalog.room(name).is_some_and(|room| room.presence) {
         return Ok(());
     }
     Err(Error::invalid("presence.off", "the catalog does not say `presence = true` for this room"))
@@ -231,8 +231,7 @@ pub(crate) fn word(catalog: &Catalog, room: &str, data: &Value, at: Timestamp) -
     if data.is_null() {
         return Ok(None);
     }
-    let declared = catalog.rooms.iter().find(|declared| declared.template.matches(room));
-    let Some(shape) = declared.and_then(|declared| declared.member_data.as_ref()) else {
+    let Some(shape) = catalog.room(room).and_then(|declared| declared.member_data.as_ref()) else {
         let detail = "data: the catalog says nothing of data in the presence of this room";
         return Err(Error::invalid("message.invalid_data", detail));
     };

@@ -20,7 +20,7 @@ use tidewire_core::{Result, TenantId, Timestamp};
 
 use crate::cast::At;
 use crate::gateway::Shared;
-use crate::hub::Tenant;
+use crate::hub::{Tenant, Turn};
 use crate::policy::Allowed;
 use crate::presence::Word;
 use crate::session::Closing;
@@ -71,14 +71,18 @@ pub(crate) struct Parting {
     pub(crate) saved: Saved,
     /// The last offset that was sent to the client.
     pub(crate) told: At,
-    /// How far the logs had been read for the client: beyond `told` nothing was for it up to here.
+    /// How far the logs had been read for the client: beyond `told` nothing was for it up to here, with the roles that it had.
     pub(crate) reached: At,
+    pub(crate) roles: Arc<[String]>,
 }
 
 impl Parting {
     /// From where on a client has missed something that shows this offset: who has all that it was sent has missed nothing up to where
     /// the log had been read for it.
-    fn lift(&self, shown: At) -> At {
+    fn lift(&self, shown: At, roles: &Arc<[String]>) -> At {
+        if self.roles != *roles {
+            return shown;
+        }
         let lift = |shown, told, reached| if shown < told { shown } else { reached };
         let Self { told, reached, .. } = self;
         let across = shown.across.map(|shown| {
@@ -206,7 +210,7 @@ impl Signer {
 /// What a client that comes back gets.
 pub(crate) enum Return {
     /// Everything: the same session, and every event after `after`.
-    Whole { claimed: Claimed, saved: Saved, after: At },
+    Whole { claimed: Claimed, saved: Saved, after: At, turn: Turn },
     /// A new session.
     New,
 }
@@ -216,6 +220,7 @@ pub(crate) async fn claim(
     shared: &Arc<Shared>,
     tenant: &Arc<Tenant>,
     owner: &Owner<'_>,
+    roles: &Arc<[String]>,
     pid: &str,
     offset: Option<&str>,
 ) -> Result<Return, Closing> {
@@ -236,11 +241,14 @@ pub(crate) async fn claim(
             return Ok(Return::New);
         }
     };
+    // Of two at once the second one tries again: it cannot know yet what becomes of the first.
+    let Some(turn) = Turn::take(tenant, &claimed.sid) else { return Err(Closing::Unavailable) };
     let half_open = tenant.directory.lock().sockets.get(&claimed.sid).cloned();
     let parting = match half_open {
         Some(old) => {
-            // First, so that nothing of it changes afterwards.
+            // First, so that nothing of it changes afterwards. It may be closing already, elsewhere.
             old.session.close(Closing::Replaced);
+            old.detach(Closing::Replaced);
             old.parting()
         }
         None => None,
@@ -248,7 +256,7 @@ pub(crate) async fn claim(
     let parting = parting.or_else(|| shared.recent.find(&claimed.sid));
     let (kept, after) = match parting {
         Some(parting) => {
-            let after = parting.lift(after);
+            let after = parting.lift(after, roles);
             (Some(parting.saved), after)
         }
         None => {
@@ -277,7 +285,7 @@ pub(crate) async fn claim(
         shared.lose(&shared.stats.lost_history, reason);
         return Ok(Return::New);
     }
-    Ok(Return::Whole { claimed, saved, after })
+    Ok(Return::Whole { claimed, saved, after, turn })
 }
 
 /// From where on a client that comes back gets what happened in these rooms. What it asked for in a room that spans tenants it gets since it

@@ -71,6 +71,8 @@ struct State {
     /// It gets every logged event of its tenant, whatever the rooms.
     whole_log: bool,
     closed: bool,
+    /// Its transport is gone with it: nothing is said to it any more.
+    cut: bool,
     /// What was to be kept when it closed: it has left its rooms since.
     parting: Option<Box<Parting>>,
 }
@@ -192,6 +194,7 @@ impl Socket {
                 credential,
                 whole_log: session.form() == Form::Log,
                 closed: false,
+                cut: false,
                 parting: None,
             }),
             session,
@@ -374,8 +377,7 @@ impl Socket {
 
     /// Tells the operator who sees more than one tenant, and since when. Rooms that are open to everybody are of no interest.
     fn audit(&self, room: &str, what: &str) {
-        let rooms = &self.shared().catalog.rooms;
-        let declared = rooms.iter().find(|declared| declared.crosses_tenants && declared.template.matches(room));
+        let declared = self.shared().catalog.room(room);
         let Some(user) = self.user.as_deref().filter(|_| declared.is_some_and(|declared| declared.when.is_some()))
         else {
             return;
@@ -383,8 +385,8 @@ impl Socket {
         tracing::info!(target: "audit", tenant = %self.tenant.id, user, socket = %self.sid, room, "{what}");
     }
 
-    /// Counts this socket, perhaps `back` after a break, in where it matters who is there. Called with the socket's state locked, so that a room is entered before it
-    /// is left.
+    /// Counts this socket, perhaps `back` after a break, in where it matters who is there. Called with the socket's state locked, so that
+    /// a room is entered before it is left.
     fn enter(&self, name: Arc<str>, room: Allowed, back: bool) -> Joined {
         let Allowed { name: _, app, auto, presence, data, from } = room;
         if let (true, Some(user)) = (presence, &self.user) {
@@ -443,7 +445,13 @@ impl Socket {
 
     /// Answers a message that waits for it.
     pub(crate) fn ack(&self, id: u64, data: &str) {
+        // Locked, so that what was made too late for who takes its place is not acknowledged.
+        let state = self.state.lock();
+        if state.cut {
+            return;
+        }
         let pushed = self.session.push_frame(self.shared().options.parser.ack(self.namespace_name(), id, &[data]));
+        drop(state);
         self.session.close_if_full(pushed);
     }
 
@@ -509,7 +517,7 @@ impl Socket {
     fn part(&self, state: &State, saved: Saved) -> Option<Parting> {
         let (told, reached) = (state.told?, self.is_at(state));
         let saved = Saved { acked: saved.acked.and(state.dealt_with(reached.position)), ..saved };
-        Some(Parting { saved, told, reached })
+        Some(Parting { saved, told, reached, roles: state.principal.roles.clone() })
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -523,7 +531,7 @@ impl Socket {
             if state.closed {
                 return;
             }
-            state.closed = true;
+            (state.closed, state.cut) = (true, closing != Closing::Left);
             if !matches!(state.feed, Feed::Live) {
                 shared.stats.behind.down();
             }

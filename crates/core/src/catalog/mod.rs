@@ -76,11 +76,22 @@ impl Catalog {
         suggest(name, self.events.keys().map(|known| &**known))
     }
 
+    /// What declares the room called `name`: of several templates that make it the one that says most of the name itself, of equal ones
+    /// the first.
+    pub fn room(&self, name: &str) -> Option<&Room> {
+        let rooms = self.rooms.iter().rev().filter(|room| room.template.matches(name));
+        rooms.max_by_key(|room| room.template.fixed_bytes())
+    }
+
+    /// Whether the rooms that an event's template makes span tenants.
+    pub fn is_across(&self, template: &RoomTemplate) -> bool {
+        let same = self.rooms.iter().find(|room| room.template.same_shape(template));
+        same.or_else(|| self.room(template.source())).is_some_and(|room| room.crosses_tenants)
+    }
+
     /// Whether a room of this event type spans tenants.
     pub fn crosses_tenants(&self, event: &EventType) -> bool {
-        let mut shapes = event.rooms.iter().chain(event.views.iter().map(|view| &view.room));
-        let mut rooms = self.rooms.iter().filter(|room| room.crosses_tenants).map(|room| &room.template);
-        rooms.any(|room| shapes.any(|shape| room.same_shape(shape)))
+        event.rooms.iter().chain(event.views.iter().map(|view| &view.room)).any(|room| self.is_across(room))
     }
 
     /// The job type called `name`.

@@ -307,6 +307,13 @@ impl Run<'_> {
                 .render(|name| self.lookup(name, event, data))
                 .map_err(|missing| missing_param(&declared.name, &missing.name, template.source(), at))?
                 .into_boxed_str();
+            let known = self.expander.catalog.room(&room).map(|known| &known.template);
+            if let Some(known) = known.filter(|known| template.params().next().is_some() && !known.same_shape(template))
+            {
+                let (path, name) = (at.path(), &declared.name);
+                let detail = format!("{path}: {room:?} is a room of {known}, and {name:?} is for those of {template}");
+                return Err(Error::invalid("event.invalid_data", detail));
+            }
             if !rooms.contains(&room) {
                 rooms.push(room);
             }

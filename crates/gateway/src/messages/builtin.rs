@@ -235,8 +235,7 @@ pub(crate) fn unknown_type(catalog: &Catalog, field: &str, pattern: &Pattern) ->
 }
 
 fn is_public(socket: &Socket, room: &str) -> bool {
-    let declared = socket.shared().catalog.rooms.iter().find(|declared| declared.template.matches(room));
-    declared.is_some_and(|declared| declared.join == Join::Public)
+    socket.shared().catalog.room(room).is_some_and(|declared| declared.join == Join::Public)
 }
 
 /// Where the socket stands now.

@@ -113,6 +113,10 @@ impl Socket {
         let shared = self.shared();
         let place = Place::of(event);
         let Some(at) = state.fed.with(place) else { return Replayed::Skipped };
+        if state.closed {
+            // It has left its rooms.
+            return Replayed::Full;
+        }
         let Some((mut cast, target)) = state.judge(shared, &self.tenant.id, event) else {
             state.fed = at;
             return Replayed::Skipped;
@@ -206,6 +210,9 @@ impl Socket {
     pub(crate) fn emit(&self, name: &str, data: &str) {
         // The state stays locked until the frame is queued: an event queued in between would have the later offset.
         let mut state = self.state.lock();
+        if state.cut {
+            return;
+        }
         let at = self.is_at(&state);
         state.told = Some(at);
         let pushed = self.session.push_frame(self.packet(name, data, at));
