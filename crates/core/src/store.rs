@@ -107,6 +107,11 @@ pub trait Follower: Send + Sync {
     /// These events were committed; of each tenant they are in order and without gaps.
     fn committed(&self, events: &[Arc<Event>]);
 
+    /// The same before anybody is answered, so that who has an answer finds it known. To take note, and no more.
+    fn durable(&self, events: &[Arc<Event>]) {
+        let _ = events;
+    }
+
     /// These leases of this process were asked to stop: somebody cancelled their jobs. On the writer's own thread; must not block.
     fn cancelled(&self, leases: &[Box<str>]) {
         let _ = leases;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use tidewire_core::event::Position;
+use tidewire_core::event::{Event, Position};
 use tidewire_core::limit::{Rate, RateState};
 use tidewire_core::measure::Counter;
 use tidewire_core::store::Store;
@@ -48,6 +48,17 @@ impl Hub {
         self.tenants.read().contains_key(id) || *id == self.across.id
     }
 
+    /// These events were committed.
+    pub(crate) fn note(&self, events: &[Arc<Event>]) {
+        let tenants = self.tenants.read();
+        for event in events {
+            let across = || (event.tenant == self.across.id).then_some(&self.across);
+            if let Some(tenant) = tenants.get(&event.tenant).or_else(across) {
+                tenant.head.fetch_max(event.position.0, Ordering::SeqCst);
+            }
+        }
+    }
+
     /// Without that of the rooms that span tenants.
     pub(crate) fn all(&self) -> Vec<Arc<Tenant>> {
         self.tenants.read().values().cloned().collect()
@@ -71,6 +82,8 @@ impl Hub {
 /// One tenant's rooms and sockets, and how far its log has been relayed.
 pub(crate) struct Tenant {
     pub(crate) id: TenantId,
+    /// The last event that was committed.
+    head: AtomicU64,
     /// The last event whose fan-out has begun.
     begun: AtomicU64,
     /// The last event whose fan-out is complete.
@@ -97,6 +110,7 @@ impl Tenant {
     pub(crate) fn new(id: TenantId) -> Self {
         Self {
             id,
+            head: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             ready: AtomicBool::new(false),
@@ -144,8 +158,14 @@ impl Tenant {
 
     /// Moves the position without delivering anything: nobody is there yet.
     pub(crate) fn raise(&self, position: Position) {
+        self.head.fetch_max(position.0, Ordering::SeqCst);
         self.begun.fetch_max(position.0, Ordering::SeqCst);
         self.delivered.fetch_max(position.0, Ordering::SeqCst);
+    }
+
+    /// The last event that was committed, as far as anybody has been answered.
+    pub(crate) fn head(&self) -> Position {
+        Position(self.head.load(Ordering::SeqCst))
     }
 
     /// Copies of this tenant's events were queued.

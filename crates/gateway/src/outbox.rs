@@ -124,7 +124,11 @@ impl Outbox {
         let len = frame.bytes.len();
         // One frame of any size may wait, and does not keep answers out.
         let first = queue.frames.front().map_or(0, |first| first.bytes.len());
-        let limit = if frame.class == Class::Control { limit.saturating_mul(2).saturating_add(first) } else { limit };
+        let limit = if frame.class == Class::Control {
+            limit.saturating_mul(2).max(limit.saturating_add(first))
+        } else {
+            limit
+        };
         if queue.bytes > 0 && queue.bytes + len > limit {
             if frame.class == Class::Ephemeral {
                 stats.drop_copies("backlog", 1);

@@ -106,6 +106,12 @@ impl Feeder {
 pub(crate) struct Follow(pub(crate) Weak<Shared>);
 
 impl Follower for Follow {
+    fn durable(&self, events: &[Arc<Event>]) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.hub.note(events);
+        }
+    }
+
     fn committed(&self, events: &[Arc<Event>]) {
         let Some(shared) = self.0.upgrade() else { return };
         // A tenant without sockets costs no more than this look. Its position is asked of the log when its first socket comes,

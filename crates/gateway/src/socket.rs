@@ -50,6 +50,8 @@ struct State {
     left: Vec<Box<str>>,
     /// After the first `subscribe`: only these types.
     types: Option<Vec<Wanted>>,
+    /// Nothing up to here is for it by what it asked for last.
+    since: Since,
     /// The last fan-out that came by.
     ticket: u64,
     /// Events up to here are not to be queued again. In the log across tenants while it is in such a room.
@@ -99,6 +101,10 @@ impl Since {
 
     fn min(self, other: Self) -> Self {
         Self(self.0.min(other.0), self.1.min(other.1))
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0), self.1.max(other.1))
     }
 }
 
@@ -180,6 +186,7 @@ impl Socket {
                 rooms: Vec::new(),
                 left,
                 types,
+                since: Since::EVER,
                 ticket: 0,
                 fed: At::default(),
                 told: None,
@@ -253,9 +260,9 @@ impl Socket {
         self.state.lock().types_text()
     }
 
-    /// From where on what happens now is for it.
-    pub(crate) fn begun(&self) -> Since {
-        Since(self.tenant.begun(), self.shared().hub.across.begun())
+    /// Where the logs are now: what it asks for, it gets from here on.
+    pub(crate) fn now(&self) -> Since {
+        Since(self.tenant.head(), self.shared().hub.across.head())
     }
 
     /// Takes its first rooms, and from `fed` on every event of its tenant. `first` is queued before any of them when the socket is
@@ -292,6 +299,7 @@ impl Socket {
                 }
                 _ => table.join(&room.name, self),
             };
+            state.since = state.since.max(room.from);
             state.rooms.push(self.enter(name, room, fed.is_some()));
         }
         drop(state);
@@ -336,6 +344,7 @@ impl Socket {
         }
         state.left.retain(|left| **left != *name);
         let app = room.app;
+        state.since = state.since.max(room.from);
         state.rooms.push(self.enter(name.clone(), room, false));
         state.changed = true;
         drop(state);

@@ -27,9 +27,9 @@ async fn watch(server: &Server) -> Socket {
 /// waits. Answers the numbers in the order in which they come.
 async fn flood(server: &Server, watcher: &mut Socket) -> Vec<u64> {
     for n in 0..FLOOD {
-        server.publish("p2", "port:closed", json!({ "n": n })).await;
+        server.publish("p2", "lead:created", json!({ "agentId": "bob", "n": n })).await;
     }
-    server.publish("p3", "port:closed", json!({ "n": QUIET })).await;
+    server.publish("p3", "lead:created", json!({ "agentId": "ann", "n": QUIET })).await;
     let mut numbers = Vec::new();
     for _ in 0..=FLOOD {
         let packet = watcher.packet().await.expect("an event");

@@ -225,6 +225,9 @@ impl<R: Rows> Writer<R> {
         self.metering.turned(begun, calls, ending, &self.answers, self.events.len());
         self.metering.leases(self.leases.len());
 
+        if !self.events.is_empty() {
+            self.followers.iter().for_each(|follower| follower.durable(&self.events));
+        }
         let unwanted: Vec<_> = self.answers.drain(..).filter_map(Pending::send).flatten().collect();
         if !unwanted.is_empty() {
             // Closed means that the leases end with the process or by themselves.

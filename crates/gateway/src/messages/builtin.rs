@@ -63,7 +63,7 @@ pub(super) fn allowed(socket: &Socket, room: &str, data: &Value) -> Result<Allow
     let now = socket.shared().clock.now();
     let at = socket.user.as_ref().map_or(now, |user| socket.tenant.presence.time_of_word(room, user, now));
     let data = presence::word(catalog, room, data, at)?;
-    Ok(Allowed { data, from: socket.begun(), ..allowed })
+    Ok(Allowed { data, from: socket.now(), ..allowed })
 }
 
 /// `room` or `{room}`. Leaving a room one is not in is fine.

@@ -42,10 +42,10 @@ pub(super) async fn history(socket: &Arc<Socket>, args: &Value) -> Outcome {
     let after = position(socket, &args["after"])?;
     let types = patterns_of(args, "types")?;
     let realtime = &socket.shared().catalog.realtime;
-    let head = socket.tenant.delivered();
+    let (head, reached) = (socket.tenant.head(), socket.reached());
     let floor = Position(head.0.saturating_sub(u64::from(realtime.history_count)));
     let oldest = socket.shared().clock.now() - realtime.history_age;
-    let reader = Reader { socket, head, oldest, types };
+    let reader = Reader { socket, head, reached, oldest, types };
     let (events, read_to, reached) = match after {
         Some(after) => {
             let (events, read_to) = reader.forward(after.max(floor).min(head), limit).await?;
@@ -80,10 +80,10 @@ pub(super) async fn unread(socket: &Arc<Socket>, args: &Value) -> Outcome {
         ));
     }
     let after = cursor.map_or(Position(0), |cursor| cursor.position);
-    let head = socket.tenant.delivered();
+    let head = socket.tenant.head();
     let floor = Position(head.0.saturating_sub(u64::from(shared.catalog.realtime.history_count)));
     let oldest = shared.clock.now() - shared.catalog.realtime.history_age;
-    let reader = Reader { socket, head, oldest, types };
+    let reader = Reader { socket, head, reached: head, oldest, types };
     let (events, read_to) = reader.forward(after.max(floor).min(head), MOST_UNREAD).await?;
     let whole = read_to >= head && after >= floor && reader.has_all_after(after).await?;
     let counted = [("cursor", json!(name)), ("position", json!(after)), ("unread", json!(events.len()))];
@@ -93,6 +93,8 @@ pub(super) async fn unread(socket: &Arc<Socket>, args: &Value) -> Outcome {
 struct Reader<'a> {
     socket: &'a Arc<Socket>,
     head: Position,
+    /// What is beyond and on its way to the socket is not shown: it comes by itself.
+    reached: Position,
     oldest: Timestamp,
     types: Option<Vec<Pattern>>,
 }
@@ -144,7 +146,8 @@ impl Reader<'_> {
     fn is_shown(&self, event: &Arc<Event>) -> bool {
         let asked_for =
             self.types.as_ref().is_none_or(|types| types.iter().any(|pattern| pattern.matches(&event.kind)));
-        asked_for && event.time >= self.oldest && self.socket.sees(event).is_some()
+        let comes = event.position > self.reached && self.socket.awaits(event);
+        asked_for && event.time >= self.oldest && !comes && self.socket.sees(event).is_some()
     }
 
     /// Whether nothing after this position is too old to be shown.

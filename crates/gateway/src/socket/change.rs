@@ -65,7 +65,7 @@ impl Socket {
         let most = self.shared().options.max_subscriptions;
         let types = self.state.lock().types.clone();
         // The first ones are what is left of all.
-        let from = if types.is_some() { self.begun() } else { Since::EVER };
+        let from = if types.is_some() { self.now() } else { Since::EVER };
         let mut types = types.unwrap_or_default();
         for pattern in add {
             if !types.iter().any(|wanted| wanted.pattern == pattern) {
@@ -160,8 +160,9 @@ impl Changing<'_> {
             self.socket.leave(room);
         }
         let mut state = self.socket.state.lock();
-        if change.types.is_some() {
-            state.types = change.types;
+        if let Some(types) = change.types {
+            state.since = types.iter().map(|wanted| wanted.from).fold(state.since, Since::max);
+            state.types = Some(types);
         }
         state.acked = state.acked.max(change.acked);
         // It may have acknowledged more while this was written.

@@ -77,6 +77,11 @@ impl Socket {
             }
             (Feed::Parked { .. } | Feed::Holding { .. }, None) => return shared.stats.drop_copies("behind", 1),
         }
+        // It is on its way since before the last thing that this client asked for.
+        let is_late = !state.since.is_before(cast.place);
+        if is_late && cast.event.is_some_and(|event| state.judge(shared, &self.tenant.id, event).is_none()) {
+            return;
+        }
         let key = cast.key(self.namespace, target.view);
         let frame = cast.frame(self, target, at);
         let len = frame.len();
@@ -135,6 +140,11 @@ impl Socket {
     /// Whether this socket may see an event of the log in its rooms, and which copy. Types are not looked at.
     pub(crate) fn sees(&self, event: &Arc<Event>) -> Option<Target> {
         self.state.lock().sees(self.shared(), &self.tenant.id, event, false).map(|(_, target)| target)
+    }
+
+    /// Whether an event of the log is for this socket when its turn comes.
+    pub(crate) fn awaits(&self, event: &Arc<Event>) -> bool {
+        self.state.lock().judge(self.shared(), &self.tenant.id, event).is_some()
     }
 
     /// From now on the relay's events are held. Answers how far a parked socket has been fed; nothing if it is not parked, as somebody else

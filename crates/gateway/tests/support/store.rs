@@ -119,6 +119,7 @@ impl Commits for Fake {
         }
         // Told under the lock, so that the follower hears in the order of the log.
         if !self.mute.load(Ordering::SeqCst) {
+            self.followers.lock().iter().for_each(|follower| follower.durable(&told));
             self.followers.lock().iter().for_each(|follower| follower.committed(&told));
         }
         let appended = |event: &Arc<Event>| Appended {
