@@ -170,9 +170,11 @@ pub(crate) fn has_ended(principal: &Principal, now: Timestamp) -> bool {
     principal.expires.is_some_and(|expires| expires <= now)
 }
 
-/// The token of an `Authorization` header: its second word, whatever the scheme is called.
+/// The token of an `Authorization` header. Another scheme than `Bearer` is for somebody else, as for a proxy that has let it pass.
 fn bearer(header: &str) -> Option<&str> {
-    header.split_ascii_whitespace().nth(1)
+    let mut words = header.split_ascii_whitespace();
+    words.next().filter(|scheme| scheme.eq_ignore_ascii_case("bearer"))?;
+    words.next()
 }
 
 /// The value of a cookie, percent-encoding left as it is: the one who checks it knows how it was written.
@@ -198,7 +200,8 @@ mod tests {
         assert_eq!(cookie(&headers, "session"), Some("s%3Aabc"));
         assert_eq!(cookie(&headers, "sess"), None);
         assert_eq!(bearer("Bearer  x.y.z"), Some("x.y.z"));
-        assert_eq!(bearer("Bearer"), None);
+        assert_eq!(bearer("bearer x"), Some("x"));
+        assert_eq!((bearer("Bearer"), bearer("Basic dXNlcjpwYXNz")), (None, None));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::auth::{Refusal, has_ended};
 use crate::cast::At;
 use crate::cursors;
 use crate::echo;
+use crate::encode;
 use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
@@ -25,6 +26,9 @@ use crate::tenancy;
 
 /// How long a credential may take to be checked.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The most characters of an offset.
+const MAX_OFFSET: usize = 100;
 
 /// When somebody may have left whose place is wanted.
 const ANOTHER_TRY: Duration = Duration::from_secs(5);
@@ -88,6 +92,8 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         }
         Return::New => Return::New,
     };
+    // As it is told again: what is longer is no offset.
+    let offset = offset.map(|offset| offset.chars().take(MAX_OFFSET).collect::<String>());
     // What a session knows of itself is newer than what its user has told of all of them.
     let cursor = cursor.filter(|_| matches!(returned, Return::New));
     let acked = match cursor {
@@ -109,7 +115,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
         shared.stats.by.connects.up(crowded.code());
         let mut data = json!({ "code": crowded.code() });
         if let Crowded::Rate { until } = crowded {
-            data["retryAfter"] = json!(until.since(shared.clock.now()).as_millis() as u64);
+            data["retryAfter"] = json!(encode::millis(until.since(shared.clock.now())));
         }
         session.refuse(nsp, "Too many connections", Some(&data.to_string()));
         return Ok(());
@@ -201,7 +207,7 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
                 socket.emit_first("connected", &hello.to_string());
                 let lost = match acked {
                     Acked::Lost(lost) => Some(lost.to_string()),
-                    Acked::NotAsked | Acked::At(_) | Acked::New(_) => offset.map(str::to_owned),
+                    Acked::NotAsked | Acked::At(_) | Acked::New(_) => offset,
                 };
                 // Before any event that the client did not miss.
                 if lost.is_some() {
@@ -268,7 +274,7 @@ pub(crate) fn may_show(session: &Session) -> Result<(), Error> {
 
 /// The data of a refusal that ends by itself.
 fn limited(error: &Error) -> String {
-    let after = error.retry_after().map(|after| after.as_millis() as u64);
+    let after = error.retry_after().map(encode::millis);
     json!({ "code": error.code(), "detail": error.detail(), "retryAfter": after }).to_string()
 }
 
@@ -349,7 +355,8 @@ pub(crate) fn allowed_rooms(shared: &Shared, principal: &Principal, saved: Saved
             None => rooms.push(Allowed { from: *from, ..room }),
         }
     }
-    rooms.truncate(shared.options.max_rooms_per_socket);
+    let own = rooms.iter().filter(|room| room.auto).count();
+    rooms.truncate(shared.options.max_rooms_per_socket.saturating_add(own));
     for (name, word) in &saved.data {
         // By the catalog of today, which may have another shape for it.
         if let Some(room) = rooms.iter_mut().find(|room| *room.name == **name)

@@ -1,6 +1,7 @@
 //! From events to finished frames.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -11,6 +12,11 @@ use tidewire_core::{Id, Json, Timestamp};
 
 use crate::cast::Body;
 use crate::parser::Parser;
+
+/// How long to wait, in milliseconds and never too short.
+pub(crate) fn millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
 
 /// An event as the envelope profile and `history` show it.
 #[derive(Serialize)]

@@ -16,6 +16,7 @@ use tidewire_core::{Error, Kind, Result, Timestamp};
 use tidewire_wire::socket::Event;
 
 use crate::echo;
+use crate::encode;
 use crate::hub::Over;
 use crate::session::Closing;
 use crate::socket::Socket;
@@ -38,7 +39,7 @@ pub(crate) async fn receive(socket: &Arc<Socket>, event: &Event<'_>) -> Result<(
         let wait = until.since(socket.shared().clock.now());
         match socket.session.count_refused(over, rate) {
             Ok(true) => {
-                let wait = wait.as_millis() as u64;
+                let wait = encode::millis(wait);
                 let told = json!({ "limit": over.word(), "rate": rate.to_string(), "retryAfter": wait });
                 socket.emit("limit:exceeded", &told.to_string());
             }
@@ -120,7 +121,7 @@ fn answer(socket: &Socket, id: Option<u64>, outcome: Outcome) {
                 told["errors"] = json!(error.fields());
             }
             if let Some(after) = error.retry_after() {
-                told["retryAfter"] = json!(after.as_millis() as u64);
+                told["retryAfter"] = json!(encode::millis(after));
             }
             json!({ "ok": false, "error": told })
         }

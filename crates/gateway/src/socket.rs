@@ -333,7 +333,8 @@ impl Socket {
             presence::tell(self.shared(), &self.tenant);
             return Ok(false);
         }
-        if state.rooms.len() >= most {
+        // Those that it is in by itself are as many as the catalog has.
+        if state.rooms.len() >= most && !room.auto {
             let detail = format!("a socket may be in at most {most} rooms; leave one first");
             return Err(Error::new(Kind::Limited, "limit.rooms", detail));
         }

@@ -42,8 +42,9 @@ pub(crate) fn enter(catalog: &Catalog, principal: &Principal, tenant: &TenantId)
     let home = home(principal);
     let home_roles = principal.claims.get("homeRoles").cloned().unwrap_or_else(|| json!(&*principal.roles));
     let said = match principal.claims.get(claim(catalog)) {
-        // Roles may differ from tenant to tenant: where the credential tells them, those of one do not count in another.
-        Some(Value::Object(roles)) => roles.get(tenant.as_str()).cloned(),
+        // Roles may differ from tenant to tenant: where the credential tells them, those of one do not count in another. At home it tells
+        // them by the claim for them, whether one comes straight there or back.
+        Some(Value::Object(roles)) if *tenant != home => roles.get(tenant.as_str()).cloned(),
         Some(_) | None => None,
     };
     let roles: Vec<String> = match said.as_ref().unwrap_or(&home_roles) {
@@ -94,7 +95,7 @@ mod tests {
         assert_eq!((&in_b.claims["tenant"], &in_b.claims["orgId"]), (&json!("b"), &json!("b")));
         assert!(enter(&catalog, &flat, &tenant("d")).is_none());
         assert!(enter(&catalog, &user(&Value::Null), &tenant("b")).is_none());
-        let each = user(&json!({ "b": ["viewer"], "c": [] }));
+        let each = user(&json!({ "a": ["ghost"], "b": ["viewer"], "c": [] }));
         let in_b = enter(&catalog, &each, &tenant("b")).expect("listed");
         assert_eq!(&*in_b.roles, ["viewer"]);
         let in_c = enter(&catalog, &in_b, &tenant("c")).expect("from one to the next");

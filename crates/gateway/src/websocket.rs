@@ -16,7 +16,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -64,6 +65,9 @@ pub(crate) fn open<B>(
     }
     let accept = HeaderValue::from_str(&accept(key)).map_err(|_| TransportError::BadRequest)?;
     let extension = if shared.options.compression { extension(headers) } else { None };
+    // As the reference server: a client that offers some expects one, and none of them means anything here.
+    let offered = headers.get(SEC_WEBSOCKET_PROTOCOL).and_then(|offered| offered.to_str().ok()?.split(',').next());
+    let protocol = offered.and_then(|protocol| HeaderValue::from_str(protocol.trim()).ok());
     let upgrade = hyper::upgrade::on(&mut request);
     match session {
         None => {
@@ -91,6 +95,9 @@ pub(crate) fn open<B>(
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let out = answer.headers_mut();
+    if let Some(protocol) = protocol {
+        out.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
     out.insert(UPGRADE, HeaderValue::from_static("websocket"));
     out.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     out.insert(SEC_WEBSOCKET_ACCEPT, accept);

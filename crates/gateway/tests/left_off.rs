@@ -4,9 +4,10 @@ mod support;
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::Server;
 use support::client::{Polling, Socket, http};
+use tidewire_gateway::Options;
 
 #[tokio::test]
 async fn what_was_before_a_join_or_a_subscription_does_not_come_with_what_was_missed() {
@@ -153,4 +154,112 @@ async fn who_gave_up_coming_back_in_the_middle_has_missed_nothing_for_it() {
     assert_eq!(server.gateway.stats().sockets, 0);
     let (socket, connected) = Socket::open(server.address).await.join("/", again).await.expect("let in");
     assert_eq!((socket.missed(), &connected["recovered"]), (vec![1], &json!(true)));
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_when_a_room_is_asked_for_is_in_its_history_and_does_not_come() {
+    const FLOOD: u64 = 90;
+    let server = Server::with(Options { max_relay_events: 3, ..Options::default() }).await;
+    let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    let noted = async |n: u64| {
+        server.publish("p1", "berth:noted", json!({ "berthId": "b1", "text": "a", "n": n })).await;
+    };
+    for n in 0..FLOOD {
+        noted(n).await;
+    }
+    // The relay reads them from the log meanwhile.
+    assert_eq!(socket.ask("join", &[json!("berth:b1")]).await["ok"], true);
+    let history = socket.ask("history", &[json!({ "types": ["berth:noted"] })]).await;
+    let numbers = history["events"].as_array().expect("events").iter().map(|event| event["data"]["n"].as_u64());
+    assert_eq!(numbers.collect::<Vec<_>>(), (0..FLOOD).map(Some).collect::<Vec<_>>());
+    noted(FLOOD).await;
+    assert_eq!(socket.expect("berth:noted").await["n"], FLOOD);
+    let (socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!((socket.missed(), &connected["recovered"]), (vec![], &json!(true)));
+}
+
+#[tokio::test]
+async fn an_event_larger_than_all_that_may_wait_comes_with_what_was_missed() {
+    let server = Server::with(Options { max_backlog: 20_000, ..Options::default() }).await;
+    let (socket, _) = Socket::connect(server.address, "p1/ann/").await;
+    let text = "x".repeat(60_000);
+    for n in 0..3 {
+        server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n, "text": text })).await;
+    }
+    let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
+    assert_eq!(connected["recovered"], true);
+    let mut missed = socket.missed();
+    // It is told where it is, as not all of it fits before.
+    assert_eq!(connected["position"], missed.len());
+    while missed.len() < 3 {
+        missed.extend(socket.expect("lead:created").await["n"].as_u64());
+    }
+    assert_eq!(missed, [0, 1, 2]);
+}
+
+/// A connection that says whose session it wants, and what came of it: its events by name and number, until its end or `connected`.
+async fn come_back(mut socket: Socket, auth: &str) -> (Socket, Vec<(String, Option<u64>)>) {
+    socket.send(&format!("40{auth}")).await;
+    let mut events = Vec::new();
+    while let Some(packet) = socket.packet().await {
+        if let Some(body) = packet.strip_prefix("42") {
+            let event: Value = serde_json::from_str(body).expect("json");
+            let name = event[0].as_str().expect("a name").to_owned();
+            events.push((name, event[1]["n"].as_u64()));
+            if event[0] == "connected" {
+                assert_eq!(event[1]["recovered"], true);
+                break;
+            }
+        }
+    }
+    (socket, events)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_connections_that_come_back_at_once_each_gets_what_was_missed_or_nothing() {
+    let server = Server::start().await;
+    for n in 0..300 {
+        // One user connects no more often than it may.
+        let token = format!("p1/user{n}/");
+        let (socket, _) = Socket::connect(server.address, &token).await;
+        server.publish("p1", "port:closed", json!({ "n": n })).await;
+        let auth = json!({ "token": token, "pid": socket.pid, "offset": socket.offset }).to_string();
+        let (one, two) = (Socket::open(server.address).await, Socket::open(server.address).await);
+        let (one, two) = tokio::join!(come_back(one, &auth), come_back(two, &auth));
+        for (_, events) in [&one, &two] {
+            let is_told = events.iter().any(|(name, _)| name == "connected");
+            assert!(!is_told || events[0] == ("port:closed".to_owned(), Some(n)), "round {n}: {events:?}");
+        }
+        let (socket, _) = socket.reconnect(server.address, &token).await;
+        assert_eq!(socket.missed(), [n]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_holds_when_somebody_takes_over_at_that_moment() {
+    let server = Server::start().await;
+    let (mut acknowledged, mut refused) = (0, 0);
+    for n in 0..300 {
+        let token = format!("p1/user{n}/");
+        let (mut socket, _) = Socket::connect(server.address, &token).await;
+        let (pid, offset) = (socket.pid.clone(), socket.offset.clone());
+        let auth = json!({ "token": token, "pid": pid, "offset": offset }).to_string();
+        let taker = Socket::open(server.address).await;
+        socket.send(r#"420["join","berth:b1"]"#).await;
+        for _ in 0..n / 4 {
+            tokio::task::yield_now().await;
+        }
+        let (mut taker, _) = come_back(taker, &auth).await;
+        let mut is_acknowledged = false;
+        while let Some(packet) = socket.packet().await {
+            is_acknowledged |= packet.starts_with("430") && packet.contains("\"ok\":true");
+        }
+        *(if is_acknowledged { &mut acknowledged } else { &mut refused }) += 1;
+        (taker.pid, taker.offset) = (pid, offset);
+        let (_, connected) = taker.reconnect(server.address, &token).await;
+        assert_eq!(connected["recovered"], true);
+        let is_in = connected["rooms"].as_array().expect("rooms").contains(&json!("berth:b1"));
+        assert!(is_in || !is_acknowledged, "round {n}");
+    }
+    assert!(acknowledged > 0 && refused > 0, "{acknowledged} and {refused}: not at that moment");
 }

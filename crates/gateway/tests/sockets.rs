@@ -109,6 +109,68 @@ async fn two_tenants_with_equal_names_everywhere_hear_nothing_of_each_other() {
 }
 
 #[tokio::test]
+async fn of_several_templates_that_make_a_room_the_one_that_says_most_of_it_decides() {
+    let server = Server::start().await;
+    let (mut ann, _) = Socket::connect(server.address, "p1/ann/").await;
+    let (mut boss, _) = Socket::connect(server.address, "p1/boss/admin").await;
+    // It looks like a berth, and begins like a room that one is in by itself.
+    for (room, may_ann) in
+        [("berth:b1:crew", false), ("berth:b1", true), ("port:p1:desk:7", true), ("port:p2:desk:7", false)]
+    {
+        for (socket, may) in [(&mut ann, may_ann), (&mut boss, !room.contains("p2"))] {
+            let answer = socket.ask("join", &[json!(room)]).await;
+            assert_eq!(answer["ok"], may, "{room}: {answer}");
+        }
+    }
+    assert_eq!(ann.ask("watch", &[json!("b1:crew")]).await["error"]["code"], "room.forbidden");
+    // `{userId}` is the user.
+    assert_eq!(ann.ask("join", &[json!("inbox:boss")]).await["error"]["code"], "room.forbidden");
+    assert_eq!(ann.ask("join", &[json!("inbox:ann")]).await["ok"], true);
+}
+
+#[tokio::test]
+async fn rooms_that_one_is_in_by_itself_do_not_count_as_asked_for() {
+    let server = Server::with(Options { max_rooms_per_socket: 3, ..Options::default() }).await;
+    let (mut ann, _) = Socket::connect(server.address, "p1/ann/").await;
+    assert_eq!(ann.ask("join", &[json!("berth:b1")]).await["ok"], true);
+    assert_eq!(ann.ask("join", &[json!("berth:b2")]).await["error"]["code"], "limit.rooms");
+    let token = "p1/ann/admin/cross";
+    let renewed = ann.ask("auth", &[json!({ "token": token })]).await;
+    let all = json!(["port:p1", "user:ann", "berth:b1", "global"]);
+    assert_eq!((&renewed["ok"], &renewed["rooms"]), (&json!(true), &all));
+    assert_eq!(ann.expect("continuity:kept").await["position"], 0, "its place in the log of that room");
+    let (_, connected) = ann.reconnect(server.address, token).await;
+    assert_eq!((&connected["recovered"], connected["rooms"].as_array().map(Vec::len)), (&json!(true), Some(4)));
+}
+
+#[tokio::test]
+async fn an_answer_of_history_has_no_more_bytes_than_may_wait() {
+    let server = Server::start().await;
+    let (mut ann, _) = Socket::connect(server.address, "p1/ann/").await;
+    let text = "x".repeat(100_000);
+    for n in 0..12 {
+        server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n, "text": text })).await;
+    }
+    let numbers = |answer: &Value| -> Vec<u64> {
+        let events = answer["events"].as_array().expect("events").iter();
+        events.map(|event| event["data"]["n"].as_u64().expect("a number")).collect()
+    };
+    let latest = ann.ask("history", &[json!({})]).await;
+    assert_eq!((numbers(&latest), &latest["complete"]), ((7..12).collect(), &json!(false)));
+    let (mut found, mut after) = (Vec::new(), json!(0));
+    loop {
+        let page = ann.ask("history", &[json!({ "after": after })]).await;
+        assert!(numbers(&page).len() <= 6);
+        found.extend(numbers(&page));
+        after = page["position"].clone();
+        if page["complete"] == true {
+            break;
+        }
+    }
+    assert_eq!(found, (0..12).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn an_event_for_two_rooms_of_a_socket_arrives_once() {
     let server = Server::start().await;
     let (mut socket, _) = Socket::connect(server.address, "p1/ann/").await;

@@ -23,6 +23,22 @@ use crate::template::Template;
 const RESERVED_EVENTS: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
+/// Events that the server sends of its own.
+const OWN_EVENTS: [&str; 12] = [
+    "connected",
+    "continuity:kept",
+    "continuity:lost",
+    "auth:expiring",
+    "auth:revoked",
+    "roles:changed",
+    "tenant:switched",
+    "limit:exceeded",
+    "presence:join",
+    "presence:leave",
+    "presence:update",
+    "presence:reset",
+];
+
 /// Messages that every app understands.
 const BUILT_IN_MESSAGES: [&str; 10] =
     ["subscribe", "unsubscribe", "join", "leave", "history", "auth", "switch", "ack", "presence", "unread"];
@@ -277,6 +293,9 @@ pub(super) fn events(top: &Table<'_>, auth: &Auth, rooms: &[Room]) -> Events {
     for (name, table) in named_entries(top, "events") {
         if RESERVED_EVENTS.contains(&name) {
             report_name(&table, "this name belongs to Socket.IO itself");
+        }
+        if OWN_EVENTS.contains(&name) {
+            report_name(&table, "the server itself sends events of this name");
         }
         let listed = table.texts("rooms").unwrap_or_default();
         let template = |(place, text)| room_template(&table, "rooms", place, text, rooms);

@@ -20,6 +20,8 @@ use crate::socket::Socket;
 const MOST: usize = 200;
 /// What a call returns that does not say.
 const USUAL: usize = 100;
+/// So many bytes of data fill an answer, so that it is no more than what else may wait for a client.
+const MOST_BYTES: usize = 512 * 1024;
 /// How many events of the log are looked at in one call; a filter that matches less gets the rest with the next one.
 const MOST_READ: u64 = 5_000;
 /// The most events that are counted as unread.
@@ -102,7 +104,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Up to `limit` visible events after `after`, and how far the log has been read for them.
     async fn forward(&self, after: Position, limit: usize) -> Result<(Vec<Arc<Event>>, Position)> {
-        let (mut found, mut at) = (Vec::new(), after);
+        let (mut found, mut at, mut bytes) = (Vec::new(), after, 0);
         while at < self.head && at.0 - after.0 < MOST_READ {
             let page = self.page(at).await?;
             if page.is_empty() {
@@ -111,9 +113,10 @@ impl Reader<'_> {
             for event in page {
                 at = event.position;
                 if self.is_shown(&event) {
+                    bytes += event.data.get().len();
                     found.push(event);
                 }
-                if found.len() >= limit {
+                if found.len() >= limit || bytes >= self.most_bytes() {
                     return Ok((found, at));
                 }
             }
@@ -123,19 +126,24 @@ impl Reader<'_> {
 
     /// The last `limit` visible events after `after`, and whether these are all.
     async fn latest(&self, after: Position, limit: usize) -> Result<(Vec<Arc<Event>>, bool)> {
-        let (mut found, mut at, mut all) = (VecDeque::new(), after, true);
+        let (mut found, mut at, mut all, mut bytes) = (VecDeque::<Arc<Event>>::new(), after, true, 0);
         while at < self.head {
             let page = self.page(at).await?;
             at = page.last().map_or(self.head, |event| event.position);
             for event in page.into_iter().filter(|event| self.is_shown(event)) {
+                bytes += event.data.get().len();
                 found.push_back(event);
-                if found.len() > limit {
-                    found.pop_front();
+                while found.len() > limit || (found.len() > 1 && bytes > self.most_bytes()) {
+                    bytes -= found.pop_front().map_or(0, |event| event.data.get().len());
                     all = false;
                 }
             }
         }
         Ok((found.into(), all))
+    }
+
+    fn most_bytes(&self) -> usize {
+        MOST_BYTES.min(self.socket.shared().options.max_backlog / 2)
     }
 
     async fn page(&self, after: Position) -> Result<Vec<Arc<Event>>> {

@@ -200,7 +200,8 @@ impl State {
             }
             joined.push(room);
         }
-        if self.rooms.len() + joined.len() > most.max(self.rooms.len()) {
+        let asked = joined.iter().filter(|room| !room.auto).count();
+        if self.rooms.len() + asked > most.max(self.rooms.len()) {
             let detail = format!("a socket may be in at most {most} rooms; leave one first");
             return Err(Error::new(Kind::Limited, "limit.rooms", detail));
         }

@@ -14,7 +14,7 @@ mod schedules;
 mod stats;
 mod tokens;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -137,10 +137,16 @@ fn client_address(peer: IpAddr, trusted: &[IpAddr], headers: &HeaderMap) -> IpAd
         if !trusted.contains(&address) {
             break;
         }
-        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        let Some(hop) = hop_address(hop.trim()) else { break };
         address = hop.to_canonical();
     }
     address
+}
+
+/// An address, as some proxies write it with its port or in brackets.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    bare.parse().ok().or_else(|| hop.parse().ok().map(|hop: SocketAddr| hop.ip()))
 }
 
 /// The stock browser client, version 4.8.4 as published on npm, so that a page needs no bundler.
@@ -168,6 +174,9 @@ mod tests {
         let trusted = [address("10.0.0.1"), address("10.0.0.2")];
         for (peer, lines, expected) in [
             ("9.9.9.9", vec!["1.1.1.1"], "9.9.9.9"),
+            ("10.0.0.1", vec!["1.1.1.1:4711, 10.0.0.2:80"], "1.1.1.1"),
+            ("10.0.0.1", vec!["[2001:db8::1]:4711"], "2001:db8::1"),
+            ("10.0.0.1", vec!["[2001:db8::1]"], "2001:db8::1"),
             ("10.0.0.1", vec![], "10.0.0.1"),
             ("10.0.0.1", vec!["6.6.6.6, 1.1.1.1"], "1.1.1.1"),
             ("10.0.0.1", vec!["6.6.6.6", "1.1.1.1, 10.0.0.2"], "1.1.1.1"),

@@ -10,8 +10,8 @@ use tidewire_core::{Result, TenantId, Timestamp};
 use super::Failure;
 use crate::auth::text;
 
-/// Numbers from here on are milliseconds, below it seconds: as seconds it is in the year 5138, as milliseconds in 1973.
-const FIRST_MILLIS: f64 = 1e11;
+/// Numbers from here on are milliseconds, below it seconds: as seconds it is beyond the year 9999, as milliseconds in 1978.
+const FIRST_MILLIS: f64 = 2.54e11;
 
 /// What the catalog calls the fields of an answer.
 pub(super) struct Names {
@@ -152,6 +152,8 @@ fn roles(field: Option<&Value>) -> Option<Vec<String>> {
 /// A moment as JavaScript writes one (`toISOString`), or as a Unix time in seconds or milliseconds.
 fn time(value: &Value) -> Option<Timestamp> {
     match value {
+        // The last days of 9999, which are beyond what the time zone library counts, are written for never.
+        Value::String(text) if text.starts_with("9999-12-3") => Some(Timestamp::from_micros(i64::MAX)),
         Value::String(text) => text.parse().ok(),
         Value::Number(number) => {
             let number = Number::as_f64(number)?;

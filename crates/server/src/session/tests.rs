@@ -398,6 +398,11 @@ fn the_earliest_end_counts_however_it_is_written() {
         answer["user"] = json!({ "id": "ann", "orgId": "o" });
         assert_eq!(read(&answer).expect("principal").expires, end, "{fields}");
     }
+    for never in [json!("9999-12-31T23:59:59.999Z"), json!(253_402_300_799_u64)] {
+        let answer = json!({ "id": "ann", "orgId": "o", "expiresAt": never });
+        let end = read(&answer).expect("principal").expires.expect("an end");
+        assert!(end.to_string().starts_with("9999-12-3"), "{end}");
+    }
     for value in [json!("tomorrow"), json!(true), json!(1_769_846_400), json!("2026-01-31T08:00:00Z"), json!(-1e300)] {
         let answer = json!({ "id": "ann", "orgId": "o", "expiresAt": value });
         assert_eq!(read(&answer).expect_err("ended or unreadable").refusal, invalid(), "{value}");
