@@ -221,7 +221,7 @@ async fn come_back(mut socket: Socket, auth: &str) -> (Socket, Vec<(String, Opti
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_connections_that_come_back_at_once_each_gets_what_was_missed_or_nothing() {
     let server = Server::start().await;
-    for n in 0..300 {
+    for n in 0..1_000 {
         // One user connects no more often than it may.
         let token = format!("p1/user{n}/");
         let (socket, _) = Socket::connect(server.address, &token).await;
@@ -229,7 +229,7 @@ async fn of_two_connections_that_come_back_at_once_each_gets_what_was_missed_or_
         let auth = json!({ "token": token, "pid": socket.pid, "offset": socket.offset }).to_string();
         let (one, two) = (Socket::open(server.address).await, Socket::open(server.address).await);
         let later = async {
-            for _ in 0..n / 4 {
+            for _ in 0..n % 60 {
                 tokio::task::yield_now().await;
             }
             come_back(two, &auth).await
