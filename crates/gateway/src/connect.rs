@@ -18,7 +18,7 @@ use crate::gateway::Shared;
 use crate::hub::{Crowded, Tenant};
 use crate::policy::{self, Allowed};
 use crate::presence;
-use crate::recovery::{self, Claimed, Owner, Return, Saved};
+use crate::recovery::{self, Back, Claimed, Owner, Saved};
 use crate::registry;
 use crate::session::{Closing, Session, random_id};
 use crate::socket::{Beginning, Change, Socket, Wanted};
@@ -76,26 +76,22 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     };
     let offset = auth["offset"].as_str();
     let owner = Owner::new(nsp, &principal, &*shared.store);
-    let returned = match auth["pid"].as_str().filter(|_| shared.options.recovery) {
+    let mut back = match auth["pid"].as_str().filter(|_| shared.options.recovery) {
         Some(pid) => recovery::claim(shared, &tenant, &owner, &principal.roles, pid, offset).await?,
-        None => Return::New,
+        None => None,
     };
-    let returned = match returned {
-        Return::Whole { claimed, saved, after, turn } => {
-            let (rooms, _) = allowed_rooms(shared, &principal, saved.clone());
-            let after = recovery::since(&rooms, after);
-            let is_lost = recovery::is_lost_across(shared, &rooms, after, offset.is_some()).await;
-            match is_lost.map_err(|error| recovery::unavailable(&error))? {
-                true => Return::New,
-                false => Return::Whole { claimed, saved, after, turn },
-            }
+    if let Some(found) = &mut back {
+        let (rooms, _) = allowed_rooms(shared, &principal, found.saved.clone());
+        found.after = recovery::since(&rooms, found.after);
+        let is_lost = recovery::is_lost_across(shared, &rooms, found.after, offset.is_some()).await;
+        if is_lost.map_err(|error| recovery::unavailable(&error))? {
+            back = None;
         }
-        Return::New => Return::New,
-    };
+    }
     // As it is told again: what is longer is no offset.
     let offset = offset.map(|offset| offset.chars().take(MAX_OFFSET).collect::<String>());
     // What a session knows of itself is newer than what its user has told of all of them.
-    let cursor = cursor.filter(|_| matches!(returned, Return::New));
+    let cursor = cursor.filter(|_| back.is_none());
     let acked = match cursor {
         None => Acked::NotAsked,
         Some((name, user)) => match reach(shared, &tenant, user, name).await {
@@ -122,9 +118,9 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     }
     shared.stats.sockets.up();
     let namespace = u8::try_from(namespace).unwrap_or(u8::MAX);
-    let (claimed, saved, back, turn) = match returned {
-        Return::Whole { claimed, saved, after, turn } => (claimed, saved, Some(after), Some(turn)),
-        Return::New => {
+    let (claimed, saved, back, turn) = match back {
+        Some(Back { claimed, saved, after, turn }) => (claimed, saved, Some(after), Some(turn)),
+        None => {
             let began = shared.clock.now();
             (Claimed { sid: random_id(), joined_at: At::default(), began }, Saved::default(), None, None)
         }

@@ -207,15 +207,16 @@ impl Signer {
     }
 }
 
-/// What a client that comes back gets.
-pub(crate) enum Return {
-    /// Everything: the same session, and every event after `after`.
-    Whole { claimed: Claimed, saved: Saved, after: At, turn: Turn },
-    /// A new session.
-    New,
+/// What a client comes back to: the same session, and every event after `after`.
+pub(crate) struct Back {
+    pub(crate) claimed: Claimed,
+    pub(crate) saved: Saved,
+    pub(crate) after: At,
+    pub(crate) turn: Turn,
 }
 
-/// Decides whether everything that the client missed can be given to it. The old half of its connection, if it is still there, is closed.
+/// Decides whether everything that the client missed can be given to it; `None` is a new session. The old half of its connection, if it is
+/// still there, is closed.
 pub(crate) async fn claim(
     shared: &Arc<Shared>,
     tenant: &Arc<Tenant>,
@@ -223,7 +224,7 @@ pub(crate) async fn claim(
     roles: &Arc<[String]>,
     pid: &str,
     offset: Option<&str>,
-) -> Result<Return, Closing> {
+) -> Result<Option<Back>, Closing> {
     let Some(claimed) = shared.signer.check(pid, owner) else {
         // A token of another incarnation cannot be told from a forged one; the offset says which it is.
         let other = offset.and_then(|offset| offset.parse::<Offset>().ok());
@@ -231,14 +232,14 @@ pub(crate) async fn claim(
             true => shared.lose(&shared.stats.lost_epoch, "epoch"),
             false => shared.lose(&shared.stats.lost_identity, "foreign"),
         }
-        return Ok(Return::New);
+        return Ok(None);
     };
     let after = match offset.map(str::parse::<Offset>) {
         None => claimed.joined_at,
         Some(Ok(Offset { epoch, position, across })) if epoch == *shared.store.epoch() => At { position, across },
         Some(_) => {
             shared.lose(&shared.stats.lost_epoch, "epoch");
-            return Ok(Return::New);
+            return Ok(None);
         }
     };
     // Of two at once the second one tries again: it cannot know yet what becomes of the first.
@@ -269,13 +270,13 @@ pub(crate) async fn claim(
         Some(saved) => saved,
         None if may_be_forgotten(shared, tenant, claimed.began, after.position).await? => {
             shared.lose(&shared.stats.lost_history, "expired");
-            return Ok(Return::New);
+            return Ok(None);
         }
         None => Saved::default(),
     };
     if saved.ended {
         shared.lose(&shared.stats.lost_identity, "ended");
-        return Ok(Return::New);
+        return Ok(None);
     }
     // With acknowledgements, what was received but not dealt with comes again.
     let position = after.position;
@@ -283,9 +284,9 @@ pub(crate) async fn claim(
     let after = At { position, ..after };
     if let Some(reason) = beyond_history(shared, tenant, position).await.map_err(|error| unavailable(&error))? {
         shared.lose(&shared.stats.lost_history, reason);
-        return Ok(Return::New);
+        return Ok(None);
     }
-    Ok(Return::Whole { claimed, saved, after, turn })
+    Ok(Some(Back { claimed, saved, after, turn }))
 }
 
 /// From where on a client that comes back gets what happened in these rooms. What it asked for in a room that spans tenants it gets since it

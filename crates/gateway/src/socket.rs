@@ -1,5 +1,6 @@
 //! A socket: one transport in one namespace, and how far it has been fed from its tenant's log.
 
+mod asked;
 mod change;
 mod feed;
 
@@ -7,17 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidewire_core::catalog::Pattern;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, Timestamp};
 
+use self::asked::Joined;
+pub(crate) use self::asked::{Since, Wanted};
 pub(crate) use self::change::Change;
 use self::feed::Feed;
 pub(crate) use self::feed::{Joining, Replayed};
-use crate::cast::{At, Form, Place};
+use crate::cast::{At, Form};
 use crate::connect;
 use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
@@ -77,80 +78,6 @@ struct State {
     cut: bool,
     /// What was to be kept when it closed: it has left its rooms since.
     parting: Option<Box<Parting>>,
-}
-
-/// From where on events are for a socket: those up to here are not, however late they are read. In the log of its tenant, and in that
-/// across tenants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Since(Position, Position);
-
-impl Since {
-    pub(crate) const EVER: Self = Self(Position(0), Position(0));
-
-    pub(crate) fn across(self) -> Position {
-        self.1
-    }
-
-    fn is_before(self, place: Place) -> bool {
-        match place {
-            Place::Own(position) => self.0 < position,
-            Place::Across(position) => self.1 < position,
-            Place::Nowhere => true,
-        }
-    }
-
-    fn min(self, other: Self) -> Self {
-        Self(self.0.min(other.0), self.1.min(other.1))
-    }
-
-    fn max(self, other: Self) -> Self {
-        Self(self.0.max(other.0), self.1.max(other.1))
-    }
-}
-
-/// Event types that a socket is subscribed to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    pattern: Pattern,
-    from: Since,
-}
-
-impl Wanted {
-    /// Since ever.
-    pub(crate) fn ever(pattern: Pattern) -> Self {
-        Self { pattern, from: Since::EVER }
-    }
-
-    fn saved(&self) -> (String, Since) {
-        let text = match &self.pattern {
-            Pattern::Exact(name) => (**name).to_owned(),
-            Pattern::Prefix(prefix) => format!("{prefix}*"),
-        };
-        (text, self.from)
-    }
-
-    /// What was kept.
-    pub(crate) fn restored((text, from): &(String, Since)) -> Option<Self> {
-        Some(Self { pattern: Pattern::parse(text)?, from: *from })
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Joined {
-    name: Arc<str>,
-    from: Since,
-    app: bool,
-    auto: bool,
-    presence: bool,
-    /// What the user tells of itself there.
-    data: Option<Word>,
-}
-
-impl Joined {
-    /// It is in there by itself, and since ever.
-    fn is_given(&self) -> bool {
-        self.auto && self.from == Since::EVER
-    }
 }
 
 /// What a socket begins with.

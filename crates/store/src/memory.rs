@@ -2,6 +2,7 @@
 
 mod bonds;
 mod finished;
+mod log;
 mod operate;
 mod schedules;
 
@@ -423,35 +424,7 @@ impl Reader for MemoryReader {
     }
 
     fn log(&self, tenant: &TenantId, query: LogQuery) -> Answer<'_, Vec<Arc<Event>>> {
-        let tables = self.tables.read();
-        let up_to = query.up_to.unwrap_or(Position(u64::MAX));
-        if query.after >= up_to {
-            return ready(Ok(Vec::new()));
-        }
-        let wanted = |event: &&Arc<Event>| {
-            query.kind.as_ref().is_none_or(|kind| **kind == *event.kind)
-                && query.stream.as_ref().is_none_or(|stream| event.stream.as_deref() == Some(stream))
-                && query.user.as_ref().is_none_or(|user| event.user_id.as_deref() == Some(user))
-                && query.from.is_none_or(|from| event.time >= from)
-                && query.to.is_none_or(|to| event.time < to)
-        };
-        let limit = query.limit.clamp(1, LogQuery::MAX) as usize;
-        let mut bytes = 0;
-        let fits = |event: &&Arc<Event>| {
-            let before = bytes;
-            bytes += event.data.get().len();
-            before < LogQuery::MAX_BYTES
-        };
-        let page = if *tenant == TenantId::across() {
-            let from = tables.across.partition_point(|event| event.position <= query.after);
-            let until = tables.across.partition_point(|event| event.position <= up_to);
-            tables.across[from..until].iter().filter(wanted).take(limit).take_while(fits).cloned().collect()
-        } else {
-            let Some(tenant) = tables.tenant(tenant) else { return ready(Ok(Vec::new())) };
-            let range = tables.events.range((tenant, query.after.next())..=(tenant, up_to)).map(|(_, event)| event);
-            range.filter(wanted).take(limit).take_while(fits).cloned().collect()
-        };
-        ready(Ok(page))
+        ready(Ok(log::page(&self.tables.read(), tenant, &query)))
     }
 
     fn event(&self, tenant: &TenantId, id: &Id) -> Answer<'_, Option<Arc<Event>>> {

@@ -109,19 +109,14 @@ impl Client {
         }
         let mut line = Line::open(world, way).await;
         line.send(&format!("40{auth}")).await;
-        let answer = loop {
-            let packet = line.packet().await.expect("an answer to CONNECT");
-            match packet.get(..2) {
-                Some("40") => break packet,
-                Some("44") => {
-                    assert!(stale, "refused: {packet}");
-                    self.told.refused += 1;
-                    line.close().await;
-                    return;
-                }
-                _ => panic!("unexpected {packet}"),
-            }
-        };
+        let answer = line.packet().await.expect("an answer to CONNECT");
+        if answer.starts_with("44") {
+            assert!(stale, "refused: {answer}");
+            self.told.refused += 1;
+            line.close().await;
+            return;
+        }
+        assert!(answer.starts_with("40"), "unexpected {answer}");
         assert!(!stale, "a revoked credential was let in");
         if let Way::Upgrade { amid } = way {
             line = line.upgrade(world, amid).await;
