@@ -77,13 +77,12 @@ pub(crate) async fn connect(session: &Arc<Session>, nsp: &str, auth: Option<&str
     let offset = auth["offset"].as_str();
     let owner = Owner::new(nsp, &principal, &*shared.store);
     let mut back = match auth["pid"].as_str().filter(|_| shared.options.recovery) {
-        Some(pid) => recovery::claim(shared, &tenant, &owner, &principal.roles, pid, offset).await?,
+        Some(pid) => recovery::claim(shared, &tenant, &owner, &principal, pid, offset).await?,
         None => None,
     };
     if let Some(found) = &mut back {
         let (rooms, _) = allowed_rooms(shared, &principal, found.saved.clone());
-        found.after = recovery::since(&rooms, found.after);
-        let is_lost = recovery::is_lost_across(shared, &rooms, found.after, offset.is_some()).await;
+        let is_lost = recovery::is_lost_across(shared, &rooms, found.after).await;
         if is_lost.map_err(|error| recovery::unavailable(&error))? {
             back = None;
         }

@@ -5,6 +5,7 @@
 //! rooms is kept in the store.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,16 +72,16 @@ pub(crate) struct Parting {
     pub(crate) saved: Saved,
     /// The last offset that was sent to the client.
     pub(crate) told: At,
-    /// How far the logs had been read for the client: beyond `told` nothing was for it up to here, with the roles that it had.
+    /// How far the logs had been read for the client: beyond `told` nothing was for it up to here, with the [`rights`] that it had.
     pub(crate) reached: At,
-    pub(crate) roles: Arc<[String]>,
+    pub(crate) rights: u64,
 }
 
 impl Parting {
     /// From where on a client has missed something that shows this offset: who has all that it was sent has missed nothing up to where
     /// the log had been read for it.
-    fn lift(&self, shown: At, roles: &Arc<[String]>) -> At {
-        if self.roles != *roles {
+    fn lift(&self, shown: At, rights: u64) -> At {
+        if self.rights != rights {
             return shown;
         }
         let lift = |shown, told, reached| if shown < told { shown } else { reached };
@@ -215,13 +216,20 @@ pub(crate) struct Back {
     pub(crate) turn: Turn,
 }
 
+/// What a credential lets its user see, as a number for this process: all that it says but when it was made and ends.
+pub(crate) fn rights(shared: &Shared, principal: &Principal) -> u64 {
+    let of_time = |name: &str| matches!(name, "exp" | "iat" | "nbf" | "jti");
+    let claims = principal.claims.as_object().into_iter().flatten().filter(|(name, _)| !of_time(name));
+    shared.hasher.hash_one(claims.map(|(name, value)| (name.as_str(), value.to_string())).collect::<Vec<_>>())
+}
+
 /// Decides whether everything that the client missed can be given to it; `None` is a new session. The old half of its connection, if it is
 /// still there, is closed.
 pub(crate) async fn claim(
     shared: &Arc<Shared>,
     tenant: &Arc<Tenant>,
     owner: &Owner<'_>,
-    roles: &Arc<[String]>,
+    principal: &Principal,
     pid: &str,
     offset: Option<&str>,
 ) -> Result<Option<Back>, Closing> {
@@ -257,7 +265,7 @@ pub(crate) async fn claim(
     let parting = parting.or_else(|| shared.recent.find(&claimed.sid));
     let (kept, after) = match parting {
         Some(parting) => {
-            let after = parting.lift(after, roles);
+            let after = parting.lift(after, rights(shared, principal));
             (Some(parting.saved), after)
         }
         None => {
@@ -289,23 +297,10 @@ pub(crate) async fn claim(
     Ok(Some(Back { claimed, saved, after, turn }))
 }
 
-/// From where on a client that comes back gets what happened in these rooms. What it asked for in a room that spans tenants it gets since it
-/// asked, if it was told of no later place.
-pub(crate) fn since(rooms: &[Allowed], after: At) -> At {
-    let asked = rooms.iter().filter(|room| room.app && room.from != Since::EVER);
-    At { across: after.across.or_else(|| asked.map(|room| room.from.across()).min()), ..after }
-}
-
-/// Whether something of rooms that span tenants cannot be given to a client that goes on from here. Who `shows` a place without one in
-/// their log was in no such room then, and has missed nothing there.
-pub(crate) async fn is_lost_across(shared: &Shared, rooms: &[Allowed], after: At, shows: bool) -> Result<bool> {
-    if !rooms.iter().any(|room| room.app) {
-        return Ok(false);
-    }
-    let lost = match after.across {
-        Some(across) => beyond_history(shared, &shared.hub.across, across).await?,
-        None => (!shows).then_some("trimmed"),
-    };
+/// Whether something of rooms that span tenants cannot be given to a client that goes on from here.
+pub(crate) async fn is_lost_across(shared: &Shared, rooms: &[Allowed], after: At) -> Result<bool> {
+    let Some(across) = after.across.filter(|_| rooms.iter().any(|room| room.app)) else { return Ok(false) };
+    let lost = beyond_history(shared, &shared.hub.across, across).await?;
     if let Some(reason) = lost {
         shared.lose(&shared.stats.lost_history, reason);
     }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
-use serde_json::json;
 use tidewire_core::event::Position;
 use tidewire_core::principal::Principal;
 use tidewire_core::{Error, Kind, Result, Timestamp};
@@ -24,7 +23,7 @@ use crate::gateway::Shared;
 use crate::hub::{Rooms, Tenant};
 use crate::policy::Allowed;
 use crate::presence::{self, Word};
-use crate::recovery::{Parting, Saved};
+use crate::recovery::{self, Parting, Saved};
 use crate::session::{Closing, Session};
 
 /// A client in a namespace, with a user, a tenant and rooms.
@@ -55,7 +54,7 @@ struct State {
     since: Since,
     /// The last fan-out that came by.
     ticket: u64,
-    /// Events up to here are not to be queued again. In the log across tenants while it is in such a room.
+    /// Events up to here are not to be queued again. In the log across tenants where the app has such rooms.
     fed: At,
     /// The last offset that was queued for it; not before it is attached.
     told: Option<At>,
@@ -205,11 +204,12 @@ impl Socket {
             return;
         }
         // Nothing is being fanned out while the table is locked, so the position is exact.
-        let now = At { position: self.tenant.delivered(), across: crosses.then(|| across.delivered()) };
+        let has_across = self.shared().catalog.rooms.iter().any(|room| room.crosses_tenants);
+        let now = At { position: self.tenant.delivered(), across: has_across.then(|| across.delivered()) };
         match fed {
             None => state.fed = now,
-            // Who was in no such room has missed nothing there.
-            Some(fed) => self.park(&mut state, At { across: now.across.map(|now| fed.across.unwrap_or(now)), ..fed }),
+            // Who is in no such room misses nothing there.
+            Some(fed) => self.park(&mut state, At { across: fed.across.filter(|_| crosses).or(now.across), ..fed }),
         }
         state.told = Some(state.fed);
         if state.whole_log {
@@ -266,10 +266,6 @@ impl Socket {
             return Err(Error::new(Kind::Limited, "limit.rooms", detail));
         }
         let name = table.join(&room.name, self);
-        if room.app {
-            // Nothing is being fanned out to these rooms while their table is locked.
-            state.fed.across.get_or_insert_with(|| self.shared().hub.across.delivered());
-        }
         state.left.retain(|left| **left != *name);
         let app = room.app;
         state.since = state.since.max(room.from);
@@ -296,9 +292,6 @@ impl Socket {
         let left = state.rooms.swap_remove(at);
         if left.auto {
             state.left.push(room.into());
-        }
-        if !state.rooms.iter().any(|joined| joined.app) {
-            state.fed.across = None;
         }
         state.changed = true;
         table.leave(room, self);
@@ -360,10 +353,7 @@ impl Socket {
             state.checking = false;
             state.rooms.iter().map(|room| room.name.clone()).filter(|room| !keep(room)).collect()
         };
-        let (left, was_across) = {
-            let state = self.state.lock();
-            (state.left.clone(), state.fed.across.is_some())
-        };
+        let left = self.state.lock().left.clone();
         for room in &gone {
             self.leave(room);
         }
@@ -371,11 +361,6 @@ impl Socket {
         self.state.lock().left.clone_from(&left);
         for room in auto.into_iter().filter(|room| !left.iter().any(|left| **left == *room.name)) {
             self.join(room)?;
-        }
-        let at = self.at();
-        if at.across.is_some() && !was_across {
-            // It comes back to no earlier place than this, once it has been told that it is there.
-            self.emit("continuity:kept", &json!({ "position": at.position }).to_string());
         }
         Ok(())
     }
@@ -454,7 +439,7 @@ impl Socket {
     fn part(&self, state: &State, saved: Saved) -> Option<Parting> {
         let (told, reached) = (state.told?, self.is_at(state));
         let saved = Saved { acked: saved.acked.and(state.dealt_with(reached.position)), ..saved };
-        Some(Parting { saved, told, reached, roles: state.principal.roles.clone() })
+        Some(Parting { saved, told, reached, rights: recovery::rights(self.shared(), &state.principal) })
     }
 
     /// Takes the socket out of everything. Whether it can come back depends on how it ended.
@@ -516,6 +501,11 @@ const WARNING: Duration = Duration::from_secs(60);
 const MAX_MEMBER_DATA: usize = 32 * 1024;
 
 impl State {
+    /// Whether it is in a room that spans tenants.
+    fn is_across(&self) -> bool {
+        self.rooms.iter().any(|joined| joined.app)
+    }
+
     fn is_in(&self, room: &str) -> bool {
         self.rooms.iter().any(|joined| &*joined.name == room)
     }

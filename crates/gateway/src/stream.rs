@@ -466,7 +466,7 @@ async fn resume(
         shared.lose(&shared.stats.lost_history, reason);
         return Ok(None);
     }
-    Ok((!recovery::is_lost_across(shared, rooms, after, true).await?).then_some(after))
+    Ok((!recovery::is_lost_across(shared, rooms, after).await?).then_some(after))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ async fn a_polling_client_connects_and_gets_events() {
     let waiting = tokio::spawn(async move { (poll.get().await, poll) });
     server.publish("p1", "lead:created", json!({ "agentId": "ann" })).await;
     let (answer, poll) = waiting.await.expect("answered");
-    assert_eq!(answer.body, r#"42["lead:created",{"agentId":"ann"},"e1.1"]"#);
+    assert_eq!(answer.body, r#"42["lead:created",{"agentId":"ann"},"e1.1+0"]"#);
     assert!(answer.head.contains("content-type: text/plain; charset=utf-8"), "{}", answer.head);
     poll.post("421[\"join\",\"berth:b1\"]\u{1e}422[\"leave\",\"berth:b1\"]").await;
     let packets = poll.until("432[").await;

@@ -81,7 +81,7 @@ async fn a_token_is_of_no_use_to_anybody_else() {
     server.lead(1).await;
     socket.expect("lead:created").await;
     for thief in ["p1/bob/", "p2/ann/"] {
-        let auth = json!({ "token": thief, "pid": socket.pid, "offset": "e1.0" });
+        let auth = json!({ "token": thief, "pid": socket.pid, "offset": "e1.0+0" });
         let (mut other, connected) = Socket::open(server.address).await.join("/", auth).await.expect("in");
         assert_eq!((&connected["recovered"], other.early.len()), (&json!(false), 0));
         assert_ne!(other.sid, socket.sid);
@@ -100,13 +100,13 @@ async fn who_cannot_get_everything_is_told() {
     }
     let (mut socket, connected) = socket.reconnect(server.address, "p1/ann/").await;
     assert_eq!((&connected["recovered"], socket.missed()), (&json!(false), vec![]));
-    assert_eq!(socket.expect("continuity:lost").await, json!({ "position": 101, "offset": "e1.0" }));
+    assert_eq!(socket.expect("continuity:lost").await, json!({ "position": 101, "offset": "e1.0+0" }));
     // Another incarnation of the log: a position of the old one means nothing.
     let other = Server::over(Arc::new(server.store.restored("e2")), Options::default()).await;
     let (mut socket, connected) = socket.reconnect(other.address, "p1/ann/").await;
     assert_eq!(connected["recovered"], false);
     socket.expect("continuity:lost").await;
-    assert_eq!(socket.offset.as_deref(), Some("e2.101"));
+    assert_eq!(socket.offset.as_deref(), Some("e2.101+0"));
     assert_eq!(other.gateway.stats().lost_epoch, 1);
     // An offset from the future was never given out.
     socket.offset = Some("e2.500".to_owned());
@@ -312,7 +312,7 @@ async fn what_the_store_refuses_is_refused_and_changes_nothing() {
     assert_eq!(socket.expect("berth:noted").await["text"], "for ann");
     server.lead(1).await;
     socket.expect("lead:created").await;
-    assert_eq!(socket.offset.as_deref(), Some("e1.3"), "nothing was published; it began at {told:?}");
+    assert_eq!(socket.offset.as_deref(), Some("e1.3+0"), "nothing was published; it began at {told:?}");
     server.store.is_full.store(false, Ordering::SeqCst);
     let answer = socket.ask("subscribe", &[json!({ "eventTypes": ["lead:*"] })]).await;
     assert_eq!(answer["rooms"], json!(["port:p1", "user:ann", "berth:b1"]));
@@ -471,7 +471,7 @@ async fn history_reaches_back_as_far_as_the_catalog_says() {
     assert_eq!((numbers(&all), &all["complete"]), ((21..=120).collect(), &json!(true)));
     let too_far = socket.ask("history", &[json!({ "after": 5 })]).await;
     assert_eq!((numbers(&too_far).first(), &too_far["complete"]), (Some(&21), &json!(false)));
-    let page = socket.ask("history", &[json!({ "after": "e1.30", "limit": 60 })]).await;
+    let page = socket.ask("history", &[json!({ "after": "e1.30+0", "limit": 60 })]).await;
     assert_eq!(
         (numbers(&page), &page["complete"], &page["position"]),
         ((31..=90).collect(), &json!(false), &json!(90))

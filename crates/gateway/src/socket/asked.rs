@@ -17,10 +17,6 @@ pub(crate) struct Since(pub(super) Position, pub(super) Position);
 impl Since {
     pub(crate) const EVER: Self = Self(Position(0), Position(0));
 
-    pub(crate) fn across(self) -> Position {
-        self.1
-    }
-
     pub(super) fn is_before(self, place: Place) -> bool {
         match place {
             Place::Own(position) => self.0 < position,

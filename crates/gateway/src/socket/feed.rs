@@ -147,15 +147,15 @@ impl Socket {
         self.state.lock().judge(self.shared(), &self.tenant.id, event).is_some()
     }
 
-    /// From now on the relay's events are held. Answers how far a parked socket has been fed; nothing if it is not parked, as somebody else
-    /// reads it up to date.
+    /// From now on the relay's events are held. Answers how far a parked socket has been fed, across tenants only where that matters to it;
+    /// nothing if it is not parked, as somebody else reads it up to date.
     pub(crate) fn hold(&self) -> Option<At> {
         let mut state = self.state.lock();
         if !matches!(state.feed, Feed::Parked { .. }) {
             return None;
         }
         state.feed = Feed::Holding { since: Instant::now(), events: Vec::new(), bytes: 0 };
-        Some(state.fed)
+        Some(At { across: state.fed.across.filter(|_| state.is_across()), ..state.fed })
     }
 
     /// Everything up to `up_to` was read from the logs: queues what was held and goes live, unless there is more in a log by now or
@@ -232,14 +232,10 @@ impl Socket {
 
     /// How far a client is that has everything that is queued for it.
     pub(crate) fn reached(&self) -> Position {
-        self.at().position
+        self.is_at(&self.state.lock()).position
     }
 
     /// The same of both logs.
-    pub(super) fn at(&self) -> At {
-        self.is_at(&self.state.lock())
-    }
-
     pub(super) fn is_at(&self, state: &State) -> At {
         let At { position, across } = state.fed;
         match state.feed {
@@ -280,7 +276,8 @@ impl Socket {
     pub(crate) fn tell_position(&self, least: u64, frames: &mut Encoded) {
         let mut state = self.state.lock();
         let at = self.is_at(&state);
-        let is_behind = state.told.is_some_and(|told| at.beyond(told) >= least);
+        let across = at.across.filter(|_| state.is_across());
+        let is_behind = state.told.is_some_and(|told| At { across, ..at }.beyond(told) >= least);
         let is_asked = self.shared().options.recovery && self.session.streaming.is_none();
         if state.closed || !is_behind || !is_asked || !matches!(state.feed, Feed::Live) {
             return;

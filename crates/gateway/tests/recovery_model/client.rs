@@ -207,10 +207,6 @@ impl Client {
             false => (had.joined, had.joined_across),
         };
         let is_across = standing.with_roles(&self.roles).rooms.contains("global");
-        if is_across && !offset && after_across.is_none() {
-            // It did not show whether it was there later.
-            return;
-        }
         let after_across = after_across.filter(|_| is_across);
         let log = self.log(world);
         let within =
