@@ -356,7 +356,8 @@ impl<'a> Cast<'a> {
             // What lacks a part of its key is a value of nothing.
             template.render(value).ok()
         });
-        let hash = shared.hasher.hash_one((&*declared.name, state.as_ref()?, namespace, view));
+        // In rooms that span tenants, each has states of its own.
+        let hash = shared.hasher.hash_one((tenant, &*declared.name, state.as_ref()?, namespace, view));
         Some(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
     }
 

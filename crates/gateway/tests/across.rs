@@ -192,3 +192,18 @@ async fn an_event_for_a_room_of_ones_own_and_one_that_spans_tenants_arrives_once
     let (own, _) = own.reconnect(server.address, TOKEN).await;
     assert!(own.missed().is_empty());
 }
+
+#[tokio::test]
+async fn each_tenant_has_states_of_its_own_there() {
+    let server = Server::start().await;
+    let (watcher, _) = Socket::connect(server.address, TOKEN).await;
+    for (tenant, n) in [("p2", 1), ("p3", 2), ("p1", 3), ("p2", 4)] {
+        server.publish(tenant, "system:level", json!({ "key": "k", "n": n })).await;
+    }
+    let (watcher, connected) = watcher.reconnect(server.address, TOKEN).await;
+    let missed = watcher.missed();
+    assert_eq!(connected["recovered"], true);
+    // Of one tenant only the last that waits matters.
+    let of = |wanted: &[u64]| missed.iter().copied().filter(|n| wanted.contains(n)).collect::<Vec<_>>();
+    assert_eq!((of(&[2, 3]), of(&[1, 4]).last()), (vec![3, 2], Some(&4)), "{missed:?}");
+}
