@@ -23,7 +23,15 @@ pub(super) enum Feed {
     /// The log, when there is room: everything after `fed` is still to come.
     Parked { since: Instant },
     /// The log up to some position; what the relay brings meanwhile is held.
-    Holding { since: Instant, events: Vec<Arc<Event>>, bytes: usize },
+    Holding { since: Instant, held: Vec<Held>, bytes: usize },
+}
+
+/// An event that came while the log was being read.
+pub(super) enum Held {
+    /// Made with all others who hold it.
+    Frame(Place, Frame),
+    /// For a socket in a room that spans tenants: what its offset says of the other log is not known yet.
+    Event(Arc<Event>),
 }
 
 /// Packets of the gateway's own, by what they depend on: the namespace, whether it is for a stream, and the offset.
@@ -64,17 +72,8 @@ impl Socket {
         let before = self.is_at(&state);
         let Some(at) = before.with(cast.place) else { return };
         match (&mut state.feed, cast.event) {
-            (Feed::Live, _) => {}
+            (Feed::Live, _) | (Feed::Holding { .. }, Some(_)) => {}
             (Feed::Parked { .. }, Some(_)) => return,
-            (Feed::Holding { since, events, bytes }, Some(event)) => {
-                *bytes += event.data.get().len();
-                if *bytes > shared.options.max_backlog {
-                    state.feed = Feed::Parked { since: *since };
-                } else {
-                    events.push(event.clone());
-                }
-                return;
-            }
             (Feed::Parked { .. } | Feed::Holding { .. }, None) => return shared.stats.drop_copies("behind", 1),
         }
         // It is on its way since before the last thing that this client asked for.
@@ -86,6 +85,18 @@ impl Socket {
         let frame = cast.frame(self, target, at);
         let len = frame.len();
         let frame = Frame { bytes: frame, class: cast.class(), key, since: cast.since };
+        let is_across = state.is_across();
+        if let (Feed::Holding { since, held, bytes }, Some(event)) = (&mut state.feed, cast.event) {
+            *bytes += len;
+            if *bytes > shared.options.max_backlog {
+                state.feed = Feed::Parked { since: *since };
+            } else if is_across || matches!(held.last(), Some(Held::Event(_))) {
+                held.push(Held::Event(event.clone()));
+            } else {
+                held.push(Held::Frame(cast.place, Frame { since: Stamp::NONE, ..frame }));
+            }
+            return;
+        }
         match self.session.outbox.push(frame, shared.options.max_backlog, &shared.stats) {
             pushed @ (Pushed::Queued | Pushed::Due) => {
                 if pushed == Pushed::Due {
@@ -137,6 +148,17 @@ impl Socket {
         Replayed::Sent
     }
 
+    fn feed_frame(&self, state: &mut State, place: Place, frame: Frame) -> Replayed {
+        let Some(at) = state.fed.with(place) else { return Replayed::Skipped };
+        let len = frame.bytes.len() as u64;
+        if state.closed || self.push(frame) == Pushed::Full {
+            return Replayed::Full;
+        }
+        state.send(at, place);
+        self.tenant.count_deliveries(self.shared(), 1, len);
+        Replayed::Sent
+    }
+
     /// Whether this socket may see an event of the log in its rooms, and which copy. Types are not looked at.
     pub(crate) fn sees(&self, event: &Arc<Event>) -> Option<Target> {
         self.state.lock().sees(self.shared(), &self.tenant.id, event, false).map(|(_, target)| target)
@@ -154,7 +176,7 @@ impl Socket {
         if !matches!(state.feed, Feed::Parked { .. }) {
             return None;
         }
-        state.feed = Feed::Holding { since: Instant::now(), events: Vec::new(), bytes: 0 };
+        state.feed = Feed::Holding { since: Instant::now(), held: Vec::new(), bytes: 0 };
         Some(At { across: state.fed.across.filter(|_| state.is_across()), ..state.fed })
     }
 
@@ -163,13 +185,17 @@ impl Socket {
     pub(crate) fn go_live(&self, up_to: At) -> Joining {
         let shared = self.shared();
         let mut state = self.state.lock();
-        let Feed::Holding { events, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() })
+        let Feed::Holding { held, .. } = std::mem::replace(&mut state.feed, Feed::Parked { since: Instant::now() })
         else {
             return Joining::Overflowed;
         };
         state.fed = state.fed.max(up_to);
-        for event in &events {
-            if self.feed(&mut state, event) == Replayed::Full {
+        for held in held {
+            let fed = match held {
+                Held::Event(event) => self.feed(&mut state, &event),
+                Held::Frame(place, frame) => self.feed_frame(&mut state, place, frame),
+            };
+            if fed == Replayed::Full {
                 self.session.set_behind();
                 return Joining::Full;
             }
